@@ -7,11 +7,21 @@ import pytest
 
 REPO = Path(__file__).resolve().parent.parent
 
-# Shapes in annotations are checked while testing. VAP_TYPECHECK=0 switches it off, to see whether it hides or causes something.
+# Types and tensor shapes in annotations are checked while testing; VAP_TYPECHECK=0 switches that off.
 if os.environ.get("VAP_TYPECHECK", "1") != "0":
+    from typing import Protocol, runtime_checkable
+
     from jaxtyping import install_import_hook
 
-    install_import_hook("vap_gym", "typeguard.typechecked")
+    # Not the interfaces: their bodies are empty. All others, named one by one.
+    modules = [path.stem for path in (REPO / "vap_gym").iterdir() if path.stem not in ("interfaces", "__main__")]
+    install_import_hook([f"vap_gym.{name}" for name in modules], "beartype.beartype")
+
+    import vap_gym.interfaces
+
+    for interface in vars(vap_gym.interfaces).values():
+        if isinstance(interface, type) and Protocol in interface.__bases__:
+            runtime_checkable(interface)  # or beartype refuses functions that take one
 
 
 @pytest.fixture(scope="session")

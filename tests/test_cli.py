@@ -1,0 +1,107 @@
+"""The command line finds commands by name, hands on their arguments, and tells mistakes in one line."""
+
+import ast
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from vap_gym import cli
+from vap_gym.errors import VapError
+
+
+@pytest.mark.parametrize("words", [[], ["-h"], ["--help"]])
+def test_help_lists_every_command(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(words) == 0
+    shown = capsys.readouterr().out
+    assert all(name in shown and command.summary in shown for name, command in cli.COMMANDS.items())
+
+
+def test_help_of_a_group_lists_its_commands_only(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["train"]) == 0
+    shown = capsys.readouterr().out
+    assert "train codec" in shown
+    assert "doctor" not in shown
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_command_names_a_function_that_is_there(name: str) -> None:
+    command = cli.COMMANDS[name]
+    # Read, not imported: importing every command's module would take many seconds.
+    path = cli.__file__.replace("cli.py", command.module.removeprefix("vap_gym.").replace(".", "/") + ".py")
+    tree = ast.parse(Path(path).read_text())
+    assert command.function in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["dmeo"], "No command named 'dmeo'. Did you mean 'demo'?"),
+        (["train", "wrold"], "No command named 'train wrold'. Did you mean 'train world'?"),
+        (["data", "--root", "x"], "No command named 'data --root'."),
+    ],
+)
+def test_unknown_command_is_told_in_one_line(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(words) == 2
+    told = capsys.readouterr().err
+    assert told.startswith(f"vap-gym: {message}")
+    assert told.count("\n") == 1
+
+
+def greet(name: str, *, times: int = 1) -> None:
+    """Greet somebody, or refuse to."""
+    if times < 1:
+        raise VapError(f"times must be 1 or more, got {times}. Try --times 1.")
+    print(f"hello {name} " * times)
+
+
+@pytest.fixture
+def greeting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command `greet`, whose function is the one above."""
+    monkeypatch.setitem(sys.modules, "vap_greeting", sys.modules[__name__])
+    monkeypatch.setitem(cli.COMMANDS, "greet", cli.Command(module="vap_greeting", function="greet", summary="greet"))
+
+
+@pytest.mark.usefixtures("greeting")
+def test_required_arguments_go_by_position_and_others_by_name(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["greet", "you", "--times", "2"]) == 0
+    assert capsys.readouterr().out.strip() == "hello you hello you"
+
+
+@pytest.mark.usefixtures("greeting")
+def test_mistake_of_the_user_is_one_line_and_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["greet", "you", "--times", "0"]) == 2
+    assert capsys.readouterr().err == "vap-gym: times must be 1 or more, got 0. Try --times 1.\n"
+
+
+@pytest.mark.usefixtures("greeting")
+def test_wrong_option_exits_with_2_and_names_the_options(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["greet", "you", "--tmies", "2"])
+    assert stop.value.code == 2
+    assert "--times" in capsys.readouterr().err
+
+
+def test_robots_and_envs_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["robots"]) == 0
+    assert "panda_robotiq" in capsys.readouterr().out
+    assert cli.main(["envs"]) == 0
+    assert "VAP-DROID-v0" in capsys.readouterr().out
+
+
+def test_doctor_finds_this_installation_well() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "vap_gym", "doctor"], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    subjects = {line.split()[1] for line in done.stdout.splitlines()[:-1]}
+    assert {"python", "torch", "cpu", "torchvision", "libraries", "pybullet"} <= subjects
+
+
+def test_torchvision_is_absent() -> None:
+    """It swaps torch for another build, or breaks diffusers on import; nothing that is installed may pull it."""
+    assert find_spec("torchvision") is None

@@ -1,0 +1,83 @@
+"""The command line: a table of commands, each a plain function in a module that is imported when it is called."""
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+from vap_gym.errors import VapError, unknown_name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """One command: where its function is, and what `--help` says of it before that module is imported."""
+
+    module: str
+    function: str = "main"
+    summary: str
+
+
+# The options of a command are its function's arguments, read by tyro: required ones by position, the others by --name.
+COMMANDS: dict[str, Command] = {
+    "demo": Command(module="vap_gym.demo", summary="imagine a robot from actions; write out/demo.mp4"),
+    "data generate": Command(module="vap_gym.sim.generate", summary="record episodes in the simulator"),
+    "data describe": Command(module="vap_gym.commands.describe", summary="say what a folder of episodes holds"),
+    "train codec": Command(module="vap_gym.train.codec", summary="train the autoencoder of a world model"),
+    "train world": Command(module="vap_gym.train.world", summary="train the dynamics of a world model"),
+    "bench fidelity": Command(module="vap_gym.evaluate.fidelity", summary="how true the imagined frames are"),
+    "bench speed": Command(module="vap_gym.evaluate.speed", summary="how fast steps, roll-outs and prompts are"),
+    "robots": Command(module="vap_gym.commands.listing", function="robots", summary="list the robots"),
+    "envs": Command(module="vap_gym.commands.listing", function="envs", summary="list the environments"),
+    "doctor": Command(module="vap_gym.commands.doctor", summary="check this machine and installation for known traps"),
+}
+
+
+def usage(group: str = "") -> str:
+    """Return the list of commands, of one group (`train`) if given."""
+    names = [name for name in COMMANDS if not group or name.split()[0] == group]
+    width = max(map(len, names))
+    lines = [f"usage: vap-gym {group or '[-h]'} COMMAND ...".replace("  ", " "), "", "commands:"]
+    lines += [f"  {name:<{width}}  {COMMANDS[name].summary}" for name in names]
+    return "\n".join([*lines, "", "vap-gym COMMAND --help shows a command's options."])
+
+
+def find(words: Sequence[str]) -> tuple[str, list[str]]:
+    """Split words into a command's name and its own arguments.
+
+    Raises:
+        UnknownNameError: where no command has that name.
+    """
+    for length in (2, 1):
+        name = " ".join(words[:length])
+        if name in COMMANDS:
+            return name, list(words[length:])
+    group = [name for name in COMMANDS if name.split()[0] == words[0] and " " in name]
+    raise unknown_name("command", " ".join(words[: 2 if group else 1]), group or COMMANDS)
+
+
+def run(name: str, arguments: Sequence[str]) -> None:
+    """Import the function of a command and call it with what tyro reads from the arguments."""
+    import tyro
+
+    command = COMMANDS[name]
+    function: Callable[..., Any] = getattr(import_module(command.module), command.function)
+    tyro.cli(function, prog=f"vap-gym {name}", args=arguments, config=(tyro.conf.PositionalRequiredArgs,))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run `vap-gym` and return its exit code: 0, or 2 for a mistake of the user's, told in one line on stderr."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    groups = {name.split()[0] for name in COMMANDS if " " in name}
+    if not words or words[0] in ("-h", "--help"):
+        print(usage())
+        return 0
+    if words[0] in groups and words[1:] in ([], ["-h"], ["--help"]):
+        print(usage(words[0]))
+        return 0
+    try:
+        run(*find(words))
+    except VapError as error:
+        print(f"vap-gym: {error}", file=sys.stderr)
+        return 2
+    return 0

@@ -1,0 +1,1 @@
+"""Commands that are small enough to need no module of their own elsewhere."""

@@ -1,0 +1,116 @@
+"""`vap-gym doctor`: check this machine and installation for the traps that others fell into, and name the way out."""
+
+import os
+import platform
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """What one check saw: fine, worth knowing, or broken; then the way out."""
+
+    level: Literal["ok", "note", "fail"]
+    subject: str
+    text: str
+
+
+def check_python() -> Iterator[Finding]:
+    """Python is recent enough, and has wheels of the simulator."""
+    text = f"{platform.python_version()} on {platform.system()} {platform.machine()}, {os.cpu_count()} cores"
+    yield Finding(level="ok", subject="python", text=text)
+
+
+def check_torch() -> Iterator[Finding]:
+    """Torch can be imported; which device and which precision it is fast in."""
+    import torch
+
+    build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU build"
+    text = f"{torch.__version__} ({build}), {torch.get_num_threads()} threads"
+    yield Finding(level="ok", subject="torch", text=text)
+    if torch.cuda.is_available():
+        bf16 = "bfloat16" if torch.cuda.is_bf16_supported() else "no bfloat16"
+        yield Finding(level="ok", subject="device", text=f"cuda: {torch.cuda.get_device_name()}, {bf16}")
+    elif torch.version.cuda:
+        text = "torch is a CUDA build but sees no GPU; the CPU build is smaller: make demo TORCH_INDEX=…/whl/cpu"
+        yield Finding(level="note", subject="device", text=text)
+    if torch.cpu._is_avx512_bf16_supported():
+        yield Finding(level="ok", subject="cpu", text="has fast bfloat16")
+    else:
+        yield Finding(level="note", subject="cpu", text="no fast bfloat16: models run in float32 on it")
+
+
+def check_torchvision() -> Iterator[Finding]:
+    """Torchvision is absent, or fits the installed torch.
+
+    One that does not fit fails on import and takes transformers, peft and diffusers down with it.
+    """
+    if find_spec("torchvision") is None:
+        yield Finding(level="ok", subject="torchvision", text="absent, as it should be")
+        return
+    try:
+        import_module("torchvision")
+    except (ImportError, RuntimeError, AttributeError) as error:
+        text = f"does not fit torch ({error}) and breaks diffusers: pip uninstall torchvision"
+        yield Finding(level="fail", subject="torchvision", text=text)
+    else:
+        text = f"{version('torchvision')} is installed and fits torch; vap-gym does not use it"
+        yield Finding(level="note", subject="torchvision", text=text)
+
+
+def check_libraries() -> Iterator[Finding]:
+    """The libraries that are imported late can be imported at all."""
+    for name in ("gymnasium", "diffusers", "peft", "tensordict", "kornia", "av", "pyarrow", "yourdfpy", "cv2"):
+        try:
+            import_module(name)
+        except (ImportError, RuntimeError) as error:
+            text = f"cannot be imported: {error}; pip install --force-reinstall vap-gym"
+            yield Finding(level="fail", subject=name, text=text)
+    versions = []
+    for name in ("gymnasium", "diffusers", "transformers", "peft", "tensordict", "numpy"):
+        try:
+            versions.append(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            versions.append(f"{name} absent")
+    yield Finding(level="ok", subject="libraries", text=", ".join(versions))
+
+
+def check_simulator() -> Iterator[Finding]:
+    """PyBullet is there: the oracle, the twin and data generation need it; imagining does not."""
+    if find_spec("pybullet") is not None:
+        yield Finding(level="ok", subject="pybullet", text=version("pybullet"))
+        return
+    text = "absent: imagining works, the oracle, the twin and data generation do not. "
+    if sys.version_info >= (3, 12):
+        text += "It has wheels for Python 3.11 only: use that, or build it with pip install pybullet"
+    else:
+        text += "pip install pybullet"
+    yield Finding(level="note", subject="pybullet", text=text)
+
+
+CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
+    check_python,
+    check_torch,
+    check_torchvision,
+    check_libraries,
+    check_simulator,
+)
+
+
+def main() -> None:
+    """Check python, torch, precision, libraries, simulator and weights.
+
+    The exit code is 1 where something is broken.
+    """
+    broken = 0
+    for check in CHECKS:
+        for finding in check():
+            broken += finding.level == "fail"
+            print(f"{finding.level:<5} {finding.subject:<12} {finding.text}", flush=True)
+    print("all is well" if not broken else f"{broken} broken")
+    raise SystemExit(1 if broken else 0)
