@@ -1,0 +1,19 @@
+"""Data: videos and episodes on disk, in LeRobot's v3 layout."""
+
+from vap_gym.data.episodes import Episode, EpisodeSet, EpisodeWriter
+from vap_gym.data.gather import describe, finalise
+from vap_gym.data.layout import Column, DataError, Features
+from vap_gym.data.video import read_video, write_video
+
+__all__ = [
+    "Column",
+    "DataError",
+    "Episode",
+    "EpisodeSet",
+    "EpisodeWriter",
+    "Features",
+    "describe",
+    "finalise",
+    "read_video",
+    "write_video",
+]

@@ -1,0 +1,174 @@
+"""Parquet tables of a data set: frames, labels and per-episode rows, with LeRobot's statistics; the same bytes each time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from vap_gym.data import layout
+from vap_gym.data.layout import Column, DataError, Features
+
+INFO_COLUMN = "vap_gym/info"
+Stats = Mapping[str, Mapping[str, NDArray[Any]]]
+
+
+def pending_folder(root: Path, index: int) -> Path:
+    """Folder of an episode that is written but not gathered."""
+    return root / layout.PENDING / f"episode-{index:06d}"
+
+
+def pending_episodes(root: Path) -> dict[int, Path]:
+    """Folders of the episodes that are written but not gathered, by index."""
+    folder = root / layout.PENDING
+    if not folder.is_dir():
+        return {}
+    found = {int(path.name.removeprefix("episode-")): path for path in folder.glob("episode-*")}
+    return dict(sorted(found.items()))
+
+
+def write_table(path: Path, tables: pa.Table | Sequence[pa.Table]) -> None:
+    """Write one row group per table. No dictionaries: Arrow's would merge NaNs of different bits."""
+    groups = [tables] if isinstance(tables, pa.Table) else list(tables)
+    with (
+        layout.replacing(path) as temporary,
+        pq.ParquetWriter(temporary, groups[0].schema, compression="zstd", use_dictionary=False) as writer,
+    ):
+        for group in groups:
+            writer.write_table(group)
+
+
+def frame_table(columns: Mapping[str, NDArray[Any]], features: Features, index: int, fps: int) -> pa.Table:
+    """Rows of one episode; `index` and `task_index` of the whole set are filled in when it is gathered."""
+    schema = layout.frame_schema(features)
+    length = len(next(iter(columns.values()))) if columns else 0
+    steps = np.arange(length, dtype=np.int64)
+    zeros = np.zeros(length, np.int64)
+    arrays = [_arrow(columns[name], column) for name, column in features.columns.items()]
+    arrays += [
+        pa.array((steps / fps).astype(np.float32)),
+        pa.array(steps),
+        pa.array(np.full(length, index, np.int64)),
+        pa.array(zeros),
+        pa.array(zeros),
+    ]
+    return pa.Table.from_arrays(arrays, schema=schema)
+
+
+def _arrow(values: NDArray[Any], column: Column) -> pa.Array:
+    flat = pa.array(np.ascontiguousarray(values).reshape(-1))
+    return flat if column.width == 1 else pa.FixedSizeListArray.from_arrays(flat, column.width)
+
+
+def read_columns(path: Path, first_row: int, length: int, columns: Mapping[str, Column]) -> dict[str, NDArray[Any]]:
+    """Read `length` rows from `first_row` on, decoding only the row groups that hold them, with shapes restored."""
+    try:
+        with pq.ParquetFile(path) as file:
+            begin, groups, skipped = 0, [], 0
+            for group in range(file.num_row_groups):
+                end = begin + file.metadata.row_group(group).num_rows
+                if begin < first_row + length and end > first_row:
+                    skipped = begin if not groups else skipped
+                    groups.append(group)
+                begin = end
+            table = file.read_row_groups(groups, columns=list(columns)).slice(first_row - skipped, length)
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{path} cannot be read: {error}. It is missing or damaged: write it again.") from error
+    found = {}
+    for name, column in columns.items():
+        array = table.column(name).combine_chunks()
+        if not pa.types.is_primitive(array.type):
+            array = array.flatten()
+        values = array.to_numpy(zero_copy_only=False).astype(column.dtype, copy=False)
+        found[name] = np.array(values).reshape(length, *column.shape)
+    return found
+
+
+def write_labels(path: Path, index: int, labels: NDArray[np.uint8]) -> None:
+    """Write label maps (T,H,W): one row, whose compression by zstd beats a lossless video in size and time."""
+    write_table(path, label_table(index, labels))
+
+
+def label_table(index: int, labels: NDArray[np.uint8]) -> pa.Table:
+    """The one row that holds the label maps (T,H,W) of an episode."""
+    count, height, width = labels.shape
+    columns = {"episode_index": [index], "frames": [count], "height": [height], "width": [width]}
+    raw = pa.array([np.ascontiguousarray(labels).tobytes()], type=pa.large_binary())
+    return pa.table({**columns, "labels": raw})
+
+
+def read_labels(path: Path, index: int) -> NDArray[np.uint8]:
+    """Read the label maps (T,H,W) of an episode."""
+    try:
+        with pq.ParquetFile(path) as file:
+            for group in range(file.num_row_groups):
+                statistics = file.metadata.row_group(group).column(0).statistics
+                if statistics.min <= index <= statistics.max:
+                    row = file.read_row_group(group).to_pylist()[0]
+                    shape = (row["frames"], row["height"], row["width"])
+                    return np.frombuffer(row["labels"], np.uint8).reshape(shape).copy()
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{path} cannot be read: {error}. It is missing or damaged: write it again.") from error
+    raise DataError(f"{path} must hold labels of episode {index}, got none. Write the episode again.")
+
+
+def picture_stats(frames: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
+    """LeRobot's statistics of pictures (T,H,W,3): per channel, in [0, 1], shape (3,1,1)."""
+    count = np.array([len(frames)])
+    histograms = np.stack([np.bincount(frames[..., c].ravel(), minlength=256) for c in range(3)])
+    levels = np.arange(256) / 255.0
+    total = histograms.sum(axis=1)
+    mean = histograms @ levels / total
+    spread = np.sqrt(np.maximum(histograms @ levels**2 / total - mean**2, 0.0))
+    lowest = np.array([levels[np.flatnonzero(h)[0]] for h in histograms])
+    highest = np.array([levels[np.flatnonzero(h)[-1]] for h in histograms])
+    shaped = {k: v.reshape(3, 1, 1) for k, v in {"min": lowest, "max": highest, "mean": mean, "std": spread}.items()}
+    return {**shaped, "count": count}
+
+
+def column_stats(values: NDArray[Any]) -> dict[str, NDArray[Any]]:
+    """LeRobot's statistics of a column (T,…), flat; over finite numbers only, 0 where there is none."""
+    flat = values.reshape(len(values), -1).astype(np.float64)
+    finite = np.isfinite(flat)
+    number = np.maximum(finite.sum(axis=0), 1)
+    mean = np.where(finite, flat, 0.0).sum(axis=0) / number
+    spread = np.sqrt(np.where(finite, (flat - mean) ** 2, 0.0).sum(axis=0) / number)
+    some = finite.any(axis=0)
+    lowest = np.where(some, np.where(finite, flat, np.inf).min(axis=0), 0.0)
+    highest = np.where(some, np.where(finite, flat, -np.inf).max(axis=0), 0.0)
+    return {"min": lowest, "max": highest, "mean": mean, "std": spread, "count": np.array([len(values)])}
+
+
+def episode_row(index: int, task: str, info: str, length: int, stats: Stats) -> pa.Table:
+    """The row of meta/episodes of one episode; the places of its files are added when it is gathered."""
+    row: dict[str, Any] = {
+        "episode_index": pa.array([index], pa.int64()),
+        "tasks": pa.array([[task]], pa.list_(pa.string())),
+        "length": pa.array([length], pa.int64()),
+        INFO_COLUMN: pa.array([info], pa.string()),
+    }
+    for name, figures in stats.items():
+        for kind, figure in figures.items():
+            value: pa.DataType = pa.int64() if kind == "count" else pa.float64()
+            for _ in range(figure.ndim):
+                value = pa.list_(value)
+            row[f"stats/{name}/{kind}"] = pa.array([figure.tolist()], value)
+    return pa.table(row)
+
+
+def read_episode_rows(root: Path, columns: list[str] | None) -> list[dict[str, Any]]:
+    """Rows of meta/episodes of all gathered episodes, by index; all columns but the statistics where None."""
+    rows: list[dict[str, Any]] = []
+    for path in sorted((root / "meta/episodes").glob("*/*.parquet")):
+        try:
+            with pq.ParquetFile(path) as file:
+                names = columns or [n for n in file.schema_arrow.names if not n.startswith("stats/")]
+                rows += file.read(columns=names).to_pylist()
+        except (OSError, pa.ArrowException) as error:
+            raise DataError(f"{path} cannot be read: {error}. It is damaged: remove it and finalise again.") from error
+    return sorted(rows, key=lambda row: int(row["episode_index"]))
