@@ -6,9 +6,11 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from vap_gym import cli
+from vap_gym.data.episodes import Episode, EpisodeWriter
 from vap_gym.errors import VapError
 
 
@@ -105,3 +107,23 @@ def test_doctor_finds_this_installation_well() -> None:
 def test_torchvision_is_absent() -> None:
     """It swaps torch for another build, or breaks diffusers on import; nothing that is installed may pull it."""
     assert find_spec("torchvision") is None
+
+
+def test_episodes_are_described_with_their_outcomes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    writer = EpisodeWriter(tmp_path, fps=15)
+    for i in range(3):
+        frames = np.zeros((4 + i, 96, 144, 3), np.uint8)
+        columns = {"action": np.zeros((4 + i, 7), np.float32)}
+        episode = Episode(frames={"left": frames}, columns=columns, task="reach", info={"success": i > 0, "seed": i})
+        writer.append(episode)
+    assert cli.main(["data", "describe", str(tmp_path)]) == 0
+    told = capsys.readouterr().out
+    assert "3 episodes, 15 frames, 0.0 minutes at 15 fps" in told
+    assert "view left: 144x96 px" in told
+    assert "column action: float32 (7,)" in told
+    assert "success: True 2, False 1" in told
+
+
+def test_folder_without_episodes_is_told_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["data", "describe", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.startswith("vap-gym: ")

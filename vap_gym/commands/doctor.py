@@ -65,7 +65,7 @@ def check_torchvision() -> Iterator[Finding]:
 
 def check_libraries() -> Iterator[Finding]:
     """The libraries that are imported late can be imported at all."""
-    for name in ("gymnasium", "diffusers", "peft", "tensordict", "kornia", "av", "pyarrow", "yourdfpy", "cv2"):
+    for name in ("gymnasium", "diffusers", "peft", "tensordict", "kornia", "av", "pyarrow", "yourdfpy"):
         try:
             import_module(name)
         except (ImportError, RuntimeError) as error:
