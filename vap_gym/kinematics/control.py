@@ -1,0 +1,254 @@
+"""The controller model: action → nominal robot state, first-order tracking with a lag, as measured on DROID.
+
+On DROID an arm realises about a fifth of a commanded offset per 1/15 s step, one step late. Here the displacement of a step is
+`v' = λ v + (1 − λ) · gain · command` with λ = lag / (1 + lag), whose steady state is gain · command and whose mean delay is the
+lag. States are nominal: what was commanded, without contact.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from vap_gym.cards import RobotCard
+from vap_gym.errors import ActionError, VapError, unknown_name
+from vap_gym.kinematics.chain import Chain
+from vap_gym.kinematics.gripper import gripper_joint_values
+from vap_gym.kinematics.ik import damped_step
+from vap_gym.kinematics.urdf import load_chain
+from vap_gym.rotations import rotation_from_rotvec, rotation_from_xyz_euler, rotvec_from_rotation
+
+_DAMPING = 0.02  # against the tip's displacement in m and rad
+_SLACK = 1e-5  # rounding that does not count as clipping
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RobotState:
+    """The nominal state of a batch of robots. All tensors share dtype and leading shape."""
+
+    q: Float[Tensor, "*batch n"]  # arm joints, rad
+    joint_rate: Float[Tensor, "*batch n"]  # rad in the last step
+    twist: Float[Tensor, "*batch 6"]  # tip displacement of the last step in the base frame: m, rotation vector in rad
+    gripper: Float[Tensor, "*batch"]  # closedness, 0 open .. 1 closed
+    gripper_rate: Float[Tensor, "*batch"]  # closedness in the last step
+
+    def index(self, i: int | slice | Tensor) -> RobotState:
+        """Return the state(s) at index `i` of the leading batch dimension."""
+        return RobotState(**{f.name: getattr(self, f.name)[i] for f in fields(self)})
+
+    def where(self, mask: Bool[Tensor, " B"], other: RobotState) -> RobotState:
+        """Return this state, with `other`'s slots where `mask` is true: a partial reset."""
+        def pick(mine: Tensor, theirs: Tensor) -> Tensor:
+            return torch.where(mask.view(-1, *([1] * (mine.dim() - 1))), theirs, mine)
+
+        return RobotState(**{f.name: pick(getattr(self, f.name), getattr(other, f.name)) for f in fields(self)})
+
+    def to(self, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> RobotState:
+        """Return the state in another dtype or on another device."""
+        return RobotState(**{f.name: getattr(self, f.name).to(dtype=dtype, device=device) for f in fields(self)})
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Clipped:
+    """What a step could not grant: action entries beyond their range, joints at a limit, joints at full speed."""
+
+    action: Bool[Tensor, "*batch A"]
+    position: Bool[Tensor, "*batch n"]
+    speed: Bool[Tensor, "*batch n"]
+
+    @property
+    def any(self) -> Bool[Tensor, "*batch"]:
+        """True where anything was clipped."""
+        return self.action.any(-1) | self.position.any(-1) | self.speed.any(-1)
+
+
+class Controller:
+    """A robot's controller model in one action mode; holds settings only. Immutable; one dtype and device.
+
+    Modes (the last entry is the gripper): `cartesian_velocity` 6+1 in [−1, 1], DROID's own (linear and rotation norm-clipped, 1 asks for
+    the card's step); `cartesian_delta` 6+1, the same in m and rad per step (extrinsic-xyz Euler); `cartesian_pose` 6+1, target xyz + extrinsic-xyz Euler
+    in the base frame; `joint_velocity` n+1 in [−1, 1]; `joint_position` n+1, target in rad. In velocity and delta modes the
+    gripper entry is a velocity in [−1, 1], + closes; in pose and position modes it is the target closedness in [0, 1].
+    """
+
+    def __init__(
+        self,
+        robot: RobotCard,
+        mode: str = "cartesian_velocity",
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        if mode not in robot.action_modes:
+            raise unknown_name(f"action mode of '{robot.name}'", mode, robot.action_modes)
+        self.robot = robot
+        self.mode = mode
+        self.chain: Chain = load_chain(robot).to(dtype, device)
+        self.arm: Chain = self.chain.subchain([robot.tip_link])
+        card = robot.controller
+        self._keep = card.lag_steps / (1.0 + card.lag_steps)  # λ
+        self._max_rate = self.arm.velocity / card.control_hz
+        n = self.arm.size
+        low, high = self._ranges(n)
+        self.action_space_low = torch.tensor(low, dtype=dtype, device=device)
+        self.action_space_high = torch.tensor(high, dtype=dtype, device=device)
+        self._zero = torch.zeros((), dtype=dtype, device=device)
+
+    @property
+    def action_size(self) -> int:
+        """A, the width of an action, gripper included."""
+        return len(self.action_space_low)
+
+    def start(self, q: Float[Tensor, "*batch n"], gripper: Float[Tensor, "*batch"]) -> RobotState:
+        """Return a state at rest. Joints beyond their limits (logs may be, by rounding) are clipped to them."""
+        n = self.arm.size
+        q = torch.as_tensor(q).to(self._zero)
+        gripper = torch.as_tensor(gripper).to(self._zero)
+        if q.shape != (*gripper.shape, n):
+            raise VapError(f"q must have shape (*batch, {n}) and gripper (*batch), got {tuple(q.shape)} and {tuple(gripper.shape)}.")
+        if not bool(torch.isfinite(q).all() & torch.isfinite(gripper).all()):
+            raise VapError("q and gripper must be finite, got NaN or infinity.")
+        return RobotState(
+            q=q.clamp(self.arm.lower, self.arm.upper),
+            joint_rate=torch.zeros_like(q),
+            twist=q.new_zeros(*q.shape[:-1], 6),
+            gripper=gripper.clamp(0.0, 1.0),
+            gripper_rate=torch.zeros_like(gripper),
+        )
+
+    def step(self, state: RobotState, action: Float[Tensor, "*batch A"]) -> tuple[RobotState, Clipped]:
+        """Return the state one control step later, and what was clipped. Raises ActionError on a wrong or non-finite action."""
+        self._check(state, action)
+        action = action.to(self._zero)
+        command, gripper_command = action[..., :-1], action[..., -1]
+        if self.mode in ("joint_velocity", "joint_position"):
+            granted, q, twist, speed, position = self._step_joints(state, command)
+        else:
+            granted, q, twist, speed, position = self._step_cartesian(state, command)
+        gripper_granted, gripper = self._step_gripper(state, gripper_command)
+        return (
+            RobotState(
+                q=q, joint_rate=q - state.q, twist=twist, gripper=gripper, gripper_rate=gripper - state.gripper
+            ),
+            Clipped(
+                action=torch.cat([granted, gripper_granted.unsqueeze(-1)], -1),
+                position=position,
+                speed=speed,
+            ),
+        )
+
+    def tip_pose(self, state: RobotState) -> Float[Tensor, "*batch 4 4"]:
+        """Return T_base_tip."""
+        return self.arm.fk(state.q, self.robot.tip_link)
+
+    def full_q(self, state: RobotState) -> Float[Tensor, "*batch joints"]:
+        """Return arm and gripper joints in the order of `chain.joint_names`."""
+        return torch.cat([state.q, gripper_joint_values(self.robot.gripper, state.gripper)], -1)
+
+    def links(self, state: RobotState) -> Float[Tensor, "*batch L 4 4"]:
+        """Return T_base_link of every link, gripper included, in the order of `chain.link_names`."""
+        return self.chain.links(self.full_q(state))
+
+    def _step_cartesian(self, state: RobotState, command: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Filter the tip's displacement, then follow it with two damped least-squares steps from the current joints."""
+        card, tip = self.robot.controller, self.robot.tip_link
+        T_base_tip, jacobian = self.arm.fk_and_jacobian(state.q, tip)
+        offset, clipped = self._offset(command, T_base_tip)
+        twist = torch.lerp(card.gain * offset, state.twist, self._keep)
+        aim_position = T_base_tip[..., :3, 3] + twist[..., :3]
+        aim_rotation = rotation_from_rotvec(twist[..., 3:]) @ T_base_tip[..., :3, :3]
+        q, _, position = self._move(state.q, damped_step(jacobian, twist, _DAMPING))
+        T_base_tip, jacobian = self.arm.fk_and_jacobian(q, tip)
+        jacobian = jacobian * (~position).to(jacobian.dtype).unsqueeze(-2)  # joints at a limit cannot help
+        turn = aim_rotation @ T_base_tip[..., :3, :3].mT
+        rest = torch.cat([aim_position - T_base_tip[..., :3, 3], small_rotvec(turn)], -1)
+        q, speed, at_limit = self._move(state.q, q - state.q + damped_step(jacobian, rest, _DAMPING))
+        return clipped, q, twist, speed, position | at_limit
+
+    def _offset(self, command: Tensor, T_base_tip: Tensor) -> tuple[Tensor, Tensor]:
+        """The displacement that is asked for (m, rad; base frame), its two halves norm-clipped to the card's steps."""
+        card = self.robot.controller
+        linear, angular = command[..., :3], command[..., 3:]
+        if self.mode == "cartesian_pose":
+            turn = rotation_from_xyz_euler(angular) @ T_base_tip[..., :3, :3].mT
+            linear, angular = linear - T_base_tip[..., :3, 3], rotvec_from_rotation(turn)
+        elif self.mode == "cartesian_velocity":
+            linear, angular = linear * card.linear_step_m, angular * card.rotation_step_rad
+        linear, over_linear = norm_clipped(linear, card.linear_step_m)
+        angular, over_angular = norm_clipped(angular, card.rotation_step_rad)
+        return torch.cat([linear, angular], -1), torch.cat([over_linear.expand_as(linear), over_angular.expand_as(angular)], -1)
+
+    def _step_joints(self, state: RobotState, command: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        card = self.robot.controller
+        offset = command - state.q if self.mode == "joint_position" else command * card.joint_step_rad
+        granted = offset.clamp(-card.joint_step_rad, card.joint_step_rad)
+        step = torch.lerp(card.gain * granted, state.joint_rate, self._keep)
+        q, speed, position = self._move(state.q, step)
+        jacobian = self.arm.jacobian(state.q, self.robot.tip_link)
+        twist = (jacobian @ (q - state.q).unsqueeze(-1)).squeeze(-1)
+        return (offset - granted).abs() > _SLACK * card.joint_step_rad, q, twist, speed, position
+
+    def _move(self, q: Tensor, step: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Go by `step`, scaled down as a whole to the joints' speed limits, then clipped to their ranges."""
+        ratio = step.abs() / self._max_rate
+        worst = ratio.amax(-1, keepdim=True).clamp(min=1.0)
+        wanted = q + step / worst
+        moved = wanted.clamp(self.arm.lower, self.arm.upper)
+        return moved, ratio > 1.0, moved != wanted
+
+    def _step_gripper(self, state: RobotState, command: Tensor) -> tuple[Tensor, Tensor]:
+        card = self.robot.controller
+        if self.mode in ("cartesian_pose", "joint_position"):
+            granted = command.clamp(0.0, 1.0)
+            offset = (granted - state.gripper).clamp(-card.gripper_step, card.gripper_step)
+            rate = (1.0 - self._keep) * card.gripper_gain * offset  # no momentum: at this gain it would overshoot
+        else:
+            granted = command.clamp(-1.0, 1.0)
+            rate = torch.lerp(card.gripper_gain * card.gripper_step * granted, state.gripper_rate, self._keep)
+        return (command - granted).abs() > _SLACK, (state.gripper + rate).clamp(0.0, 1.0)
+
+    def _ranges(self, n: int) -> tuple[list[float], list[float]]:
+        card = self.robot.controller
+        if self.mode == "cartesian_pose":
+            reach = float(self.arm.coefficients[0, :, :3, 3].norm(dim=-1).sum() + self.arm.link_offset[0, :3, 3].norm())
+            high = [reach] * 3 + [math.pi] * 3
+            return [*(-h for h in high), 0.0], [*high, 1.0]
+        if self.mode == "joint_position":
+            lower, upper = self.arm.lower.clamp(min=-2 * math.pi), self.arm.upper.clamp(max=2 * math.pi)
+            return [*lower.tolist(), 0.0], [*upper.tolist(), 1.0]
+        if self.mode == "cartesian_delta":
+            high = [card.linear_step_m] * 3 + [card.rotation_step_rad] * 3 + [1.0]
+        else:
+            high = [1.0] * (n + 1 if self.mode == "joint_velocity" else 7)
+        return [-h for h in high], high
+
+    def _check(self, state: RobotState, action: Tensor) -> None:
+        batch = tuple(state.gripper.shape)
+        expected = (*batch, self.action_size)
+        if not isinstance(action, Tensor) or not action.is_floating_point():
+            got = action.dtype if isinstance(action, Tensor) else type(action).__name__
+            raise ActionError(f"action must be a floating-point torch tensor of shape {expected}, got {got}.")
+        if tuple(action.shape) != expected:
+            raise ActionError(
+                f"action must have shape {expected} (batch of the state, then {self.mode} with gripper), got {tuple(action.shape)}."
+            )
+        if not bool(torch.isfinite(action).all()):
+            where = (~torch.isfinite(action)).nonzero()[0].tolist()
+            raise ActionError(f"action must be finite, got {float(action[tuple(where)])} at index {where}; send zeros for no motion.")
+
+
+def norm_clipped(v: Float[Tensor, "*batch 3"], limit: float) -> tuple[Float[Tensor, "*batch 3"], Bool[Tensor, "*batch 1"]]:
+    """Return `v` scaled to a length of at most `limit`, and whether it was longer."""
+    squared = (v * v).sum(-1, keepdim=True)
+    over = squared > (limit * (1.0 + _SLACK)) ** 2
+    return torch.where(over, v * (limit * torch.where(over, squared, 1.0).rsqrt()), v), over
+
+
+def small_rotvec(rotation: Float[Tensor, "*batch 3 3"]) -> Float[Tensor, "*batch 3"]:
+    """Return sin(angle)·axis, the rotation vector of a small rotation to third order."""
+    twice = rotation - rotation.mT
+    return 0.5 * torch.stack([twice[..., 2, 1], twice[..., 0, 2], twice[..., 1, 0]], -1)
