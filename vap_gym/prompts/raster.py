@@ -1,0 +1,212 @@
+"""Skeleton prompts as pictures, drawn twice alike: `draw` (numpy, fast on a CPU), `draw_torch` (any device, gradients).
+
+Both draw the same capsules with the same anti-aliasing: a pixel whose centre lies d from a bone's middle line is
+covered by clip(radius + 1/2 − d, 0, 1). `draw` evaluates this only at pixels along a bone, `draw_torch` at every pixel.
+"""
+
+import itertools
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vap_gym.errors import VapError
+from vap_gym.geometry import Camera
+from vap_gym.prompts.segments import Segments, check_keypoints, project_segments
+from vap_gym.prompts.skeleton import Skeleton
+
+HEIGHT_PER_THICKNESS = 40.0
+"""A bone is as thick as a fortieth of the picture is high: 2.4 px at 96."""
+
+CHUNK = 64
+"""Pictures drawn at once: few enough for the caches, many enough to hide the cost of a call."""
+
+_SQRT2 = np.float32(1.4142137)
+
+
+def draw(
+    keypoints_world: Float[Tensor, "*batch P 3"],
+    camera: Camera,
+    skeleton: Skeleton,
+    *,
+    frame_size_px: tuple[int, int] | None = None,
+    thickness_px: float | None = None,
+    threads: int = 1,
+) -> UInt8[np.ndarray, "*batch H W 3"]:
+    """Draw skeletons as uint8 RGB pictures on black, on the CPU.
+
+    Args:
+        keypoints_world: metres, from `skeleton.keypoints(...)`.
+        camera: its batch dimensions must broadcast to those of the key-points.
+        frame_size_px: (width, height) of the pictures; the camera is resized to it. Default: the camera's own.
+        thickness_px: width of a bone. Default: height / 40.
+        threads: how many threads share a batch (numpy releases the interpreter lock).
+
+    Raises:
+        VapError: key-points of another shape or type, NaN or infinity among them, or a camera that does not broadcast.
+    """
+    batch = keypoints_world.shape[:-2]
+    with torch.no_grad():
+        segments, (width, height) = _segments(keypoints_world, camera, skeleton, frame_size_px, thickness_px)
+    arrays = [
+        x.float().cpu().numpy() for x in (segments.start_px, segments.end_px, segments.radius_px, segments.colour)
+    ]
+    pictures = np.zeros((len(arrays[0]), height, width, 3), np.uint8)
+    pieces = [slice(i, i + CHUNK) for i in range(0, len(pictures), CHUNK)]
+    if threads > 1 and len(pieces) > 1:
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(lambda piece: _draw_sparse(pictures[piece], *(x[piece] for x in arrays)), pieces))
+    else:
+        for piece in pieces:
+            _draw_sparse(pictures[piece], *(x[piece] for x in arrays))
+    return pictures.reshape(*batch, height, width, 3)
+
+
+def draw_torch(
+    keypoints_world: Float[Tensor, "*batch P 3"],
+    camera: Camera,
+    skeleton: Skeleton,
+    *,
+    frame_size_px: tuple[int, int] | None = None,
+    thickness_px: float | None = None,
+    edge_px: float = 1.0,
+) -> Float[Tensor, "*batch 3 H W"]:
+    """Draw skeletons as float pictures in [0, 1] on the key-points' device, differentiable in key-points and camera.
+
+    As `draw`; `edge_px` is the width of the ramp at a bone's edge. One pixel equals `draw`; wider ramps let gradients
+    reach further.
+    """
+    batch = keypoints_world.shape[:-2]
+    segments, (width, height) = _segments(keypoints_world, camera, skeleton, frame_size_px, thickness_px)
+    start, radius = segments.start_px[:, :, None, None], segments.radius_px[:, :, None, None]
+    along = segments.end_px[:, :, None, None] - start
+    to: dict[str, Any] = {"dtype": start.dtype, "device": start.device}
+    y, x = torch.meshgrid(torch.arange(height, **to) + 0.5, torch.arange(width, **to) + 0.5, indexing="ij")
+    offset = torch.stack([x, y], dim=-1) - start
+    length2 = (along * along).sum(-1).clamp(min=1e-12)
+    t = ((offset * along).sum(-1) / length2).clamp(0, 1)
+    gap = offset - t[..., None] * along
+    distance = (gap * gap).sum(-1).clamp(min=1e-12).sqrt()
+    cover = ((radius - distance) / edge_px + 0.5).clamp(0, 1) * (radius > 0)
+    pictures = start.new_zeros(len(start), 3, height, width)
+    for s in range(start.shape[1]):
+        a = cover[:, s, None]
+        pictures = pictures + a * (segments.colour[:, s, :, None, None] - pictures)
+    return pictures.reshape(*batch, 3, height, width)
+
+
+def overlay(
+    frame: UInt8[np.ndarray, "*batch H W 3"], prompt: UInt8[np.ndarray, "*batch H W 3"], alpha: float = 1.0
+) -> UInt8[np.ndarray, "*batch H W 3"]:
+    """Lay a prompt over frames: where it is lit, it replaces the frame by `alpha`; black lets the frame through."""
+    if frame.shape != prompt.shape or frame.dtype != np.uint8 or prompt.dtype != np.uint8:
+        raise VapError(
+            "frame and prompt must be uint8 pictures of one shape (*batch, H, W, 3), "
+            f"got {frame.dtype} {frame.shape} and {prompt.dtype} {prompt.shape}. "
+            "Draw the prompt with frame_size_px=(W, H) of the frame."
+        )
+    lit = prompt.max(axis=-1, keepdims=True) * np.float32(alpha / 255)
+    mixed: UInt8[np.ndarray, "*batch H W 3"] = np.rint(frame * (1 - lit) + prompt * np.float32(alpha)).astype(np.uint8)
+    return mixed
+
+
+def _segments(
+    keypoints_world: Tensor,
+    camera: Camera,
+    skeleton: Skeleton,
+    frame_size_px: tuple[int, int] | None,
+    thickness_px: float | None,
+) -> tuple[Segments, tuple[int, int]]:
+    """Check the input, flatten its batch, and project it; also return (width, height)."""
+    check_keypoints(keypoints_world, skeleton)
+    if frame_size_px is not None and tuple(frame_size_px) != tuple(camera.frame_size_px):
+        camera = camera.resized(frame_size_px)
+    width, height = camera.frame_size_px
+    thickness = height / HEIGHT_PER_THICKNESS if thickness_px is None else thickness_px
+    if not 0 < thickness < height:
+        raise VapError(f"thickness_px must be between 0 and the picture's height {height}, got {thickness}. Try 2.4.")
+    batch = keypoints_world.shape[:-2]
+    camera = _flat_camera(camera, batch)
+    flat = keypoints_world.reshape(-1, *keypoints_world.shape[-2:])
+    return project_segments(flat, camera, skeleton, thickness_px=thickness), (width, height)
+
+
+def _flat_camera(camera: Camera, batch: torch.Size) -> Camera:
+    """Broadcast the camera to the key-points' batch and flatten it; one camera for all stays as it is."""
+    if camera.K.ndim == 2 and camera.T_world_camera.ndim == 2:
+        return camera
+    try:
+        K = camera.K.expand(*batch, 3, 3).reshape(-1, 3, 3)
+        T_world_camera = camera.T_world_camera.expand(*batch, 4, 4).reshape(-1, 4, 4)
+    except RuntimeError as error:
+        raise VapError(
+            f"the camera's batch {tuple(camera.K.shape[:-2])} (K), {tuple(camera.T_world_camera.shape[:-2])} "
+            f"(T_world_camera) does not fit the key-points' batch {tuple(batch)}. "
+            "Give one camera, or one per picture."
+        ) from error
+    return replace(camera, K=K, T_world_camera=T_world_camera)
+
+
+def _draw_sparse(
+    pictures: NDArray[np.uint8],
+    start_px: NDArray[np.float32],
+    end_px: NDArray[np.float32],
+    radius_px: NDArray[np.float32],
+    colour: NDArray[np.float32],
+) -> None:
+    """Draw B × S capsules into B pictures, one layer s after the other, evaluating only pixels near them.
+
+    Each capsule is walked along its major axis (the picture axis it runs along most); at every step a short run of
+    pixels across it is evaluated. The runs of all capsules are laid end to end, so that numpy handles them in one go.
+    """
+    count, layers = radius_px.shape
+    height, width = pictures.shape[1:3]
+    a = start_px.swapaxes(0, 1).reshape(-1, 2)
+    d = end_px.swapaxes(0, 1).reshape(-1, 2) - a
+    reach = radius_px.T.reshape(-1) + np.float32(0.5)
+    steep = np.abs(d[:, 1]) > np.abs(d[:, 0])
+    a_major, a_minor = np.where(steep, a[:, 1], a[:, 0]), np.where(steep, a[:, 0], a[:, 1])
+    d_major, d_minor = np.where(steep, d[:, 1], d[:, 0]), np.where(steep, d[:, 0], d[:, 1])
+    size_major, size_minor = np.where(steep, height, width), np.where(steep, width, height)
+
+    first = np.clip(np.floor(np.minimum(a_major, a_major + d_major) - reach), 0, size_major).astype(np.int64)
+    last = np.clip(np.ceil(np.maximum(a_major, a_major + d_major) + reach), 0, size_major).astype(np.int64)
+    steps = np.where(reach > 0, np.maximum(last - first, 0), 0)
+    capsule = np.repeat(np.arange(len(a)), steps)
+    if len(capsule) == 0:
+        return
+    major = first[capsule] + np.arange(len(capsule)) - np.repeat(np.cumsum(steps) - steps, steps)
+    length2 = np.maximum(d_major * d_major + d_minor * d_minor, np.float32(1e-12))
+    slope = d_minor / np.where(d_major == 0, np.float32(1), d_major)
+
+    # Offsets from the capsule's start, along the major axis (N) and across it (N, run).
+    u = major.astype(np.float32) + np.float32(0.5) - a_major[capsule]
+    run = int(np.ceil(2 * _SQRT2 * reach.max())) + 1
+    lowest = np.floor(slope[capsule] * u + (a_minor - _SQRT2 * reach)[capsule])
+    minor = lowest[:, None] + np.arange(run, dtype=np.float32)
+    v = minor + (np.float32(0.5) - a_minor[capsule])[:, None]
+    t = (u * (d_major / length2)[capsule])[:, None] + v * (d_minor / length2)[capsule][:, None]
+    np.clip(t, 0, 1, out=t)
+    gap_u = u[:, None] - t * d_major[capsule][:, None]
+    gap_v = v - t * d_minor[capsule][:, None]
+    cover = reach[capsule][:, None] - np.sqrt(gap_u * gap_u + gap_v * gap_v)
+
+    near: tuple[NDArray[np.int64], ...] = np.nonzero(
+        (cover > 0) & (minor >= 0) & (minor < size_minor[capsule][:, None])
+    )
+    row, column = near
+    cover = np.minimum(cover[row, column], 1)[:, None]
+    across, along, capsule = minor[row, column].astype(np.int64), major[row], capsule[row]
+    layer, picture = np.divmod(capsule, count)
+    pixel = np.where(steep[capsule], along * width + across, across * width + along) + picture * (height * width)
+    paint = cover * (colour[picture, layer] * np.float32(255))
+    canvas = pictures.reshape(-1, 3)
+    bounds = np.searchsorted(layer, np.arange(layers + 1))
+    for begin, end in itertools.pairwise(bounds):
+        at = pixel[begin:end]  # no pixel twice: within a layer, each picture has one capsule
+        canvas[at] = canvas[at] * (1 - cover[begin:end]) + paint[begin:end] + np.float32(0.5)
