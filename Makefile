@@ -52,7 +52,8 @@ $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
 	@touch $(VENV)/.installed $@
 
 $(BIN)/python:
-	@python=$$($(FIND_PYTHON)) && echo "Making $(VENV) with $$($$python -V)" && $$python -m venv $(VENV)
+	@python=$$($(FIND_PYTHON)) && echo "Making $(VENV) with $$($$python -V)" && \
+	{ $$python -m venv $(VENV) || { rm -rf $(VENV); exit 1; }; }  # half an environment would pass for a whole one
 
 clean:
 	rm -rf $(VENV) out build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
