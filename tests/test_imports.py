@@ -25,7 +25,7 @@ LAYERS = (
     ("judge",),
     ("data",),
     ("sim",),
-    ("imagine", "env", "vector", "twin"),
+    ("photo", "starts", "imagine", "env", "vector", "twin"),
     ("train",),
     ("plan",),
     ("policies",),
