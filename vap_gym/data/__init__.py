@@ -1,9 +1,10 @@
 """Data: videos and episodes on disk, in LeRobot's v3 layout."""
 
-from vap_gym.data.episodes import Episode, EpisodeSet, EpisodeWriter
-from vap_gym.data.gather import describe, finalise
+from vap_gym.data.episodes import Episode, EpisodeSet, describe
+from vap_gym.data.gather import finalise
 from vap_gym.data.layout import Column, DataError, Features
 from vap_gym.data.video import read_video, write_video
+from vap_gym.data.writer import EpisodeWriter
 
 __all__ = [
     "Column",

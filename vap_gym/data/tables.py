@@ -1,8 +1,9 @@
-"""Parquet tables of a data set: frames, labels and per-episode rows, with LeRobot's statistics; the same bytes each time."""
+"""Parquet tables of a data set: frames, labels, per-episode rows and LeRobot's statistics; the same bytes each time."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +44,28 @@ def write_table(path: Path, tables: pa.Table | Sequence[pa.Table]) -> None:
             writer.write_table(group)
 
 
-def frame_table(columns: Mapping[str, NDArray[Any]], features: Features, index: int, fps: int) -> pa.Table:
+@contextmanager
+def opened(path: Path) -> Iterator[pq.ParquetFile]:
+    """Open one parquet file; whatever Arrow says about it becomes a DataError."""
+    try:
+        with pq.ParquetFile(path) as file:
+            yield file
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(
+            f"{path} must be a parquet file, got {error}. It is missing or damaged: write its episodes again."
+        ) from error
+
+
+def read_table(path: Path, *, row_groups: list[int] | None = None) -> pa.Table:
+    """Read a whole file, or some of its row groups, and nothing that its folders' names might add."""
+    with opened(path) as file:
+        return file.read() if row_groups is None else file.read_row_groups(row_groups)
+
+
+def frame_table(
+    columns: Mapping[str, NDArray[Any]], features: Features, *, index: int, length: int, fps: int
+) -> pa.Table:
     """Rows of one episode; `index` and `task_index` of the whole set are filled in when it is gathered."""
-    schema = layout.frame_schema(features)
-    length = len(next(iter(columns.values()))) if columns else 0
     steps = np.arange(length, dtype=np.int64)
     zeros = np.zeros(length, np.int64)
     arrays = [_arrow(columns[name], column) for name, column in features.columns.items()]
@@ -57,7 +76,7 @@ def frame_table(columns: Mapping[str, NDArray[Any]], features: Features, index: 
         pa.array(zeros),
         pa.array(zeros),
     ]
-    return pa.Table.from_arrays(arrays, schema=schema)
+    return pa.Table.from_arrays(arrays, schema=layout.frame_schema(features))
 
 
 def _arrow(values: NDArray[Any], column: Column) -> pa.Array:
@@ -67,18 +86,18 @@ def _arrow(values: NDArray[Any], column: Column) -> pa.Array:
 
 def read_columns(path: Path, first_row: int, length: int, columns: Mapping[str, Column]) -> dict[str, NDArray[Any]]:
     """Read `length` rows from `first_row` on, decoding only the row groups that hold them, with shapes restored."""
-    try:
-        with pq.ParquetFile(path) as file:
-            begin, groups, skipped = 0, [], 0
-            for group in range(file.num_row_groups):
-                end = begin + file.metadata.row_group(group).num_rows
-                if begin < first_row + length and end > first_row:
-                    skipped = begin if not groups else skipped
-                    groups.append(group)
-                begin = end
-            table = file.read_row_groups(groups, columns=list(columns)).slice(first_row - skipped, length)
-    except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{path} cannot be read: {error}. It is missing or damaged: write it again.") from error
+    with opened(path) as file:
+        begin, skipped = 0, 0
+        groups: list[int] = []
+        for group in range(file.num_row_groups):
+            end = begin + file.metadata.row_group(group).num_rows
+            if begin < first_row + length and end > first_row:
+                skipped = begin if not groups else skipped
+                groups.append(group)
+            begin = end
+        table = file.read_row_groups(groups, columns=list(columns)).slice(first_row - skipped, length)
+    if table.num_rows != length:
+        raise DataError(f"{path} must hold {length} rows from {first_row}, got {table.num_rows}. Write it again.")
     found = {}
     for name, column in columns.items():
         array = table.column(name).combine_chunks()
@@ -89,13 +108,8 @@ def read_columns(path: Path, first_row: int, length: int, columns: Mapping[str, 
     return found
 
 
-def write_labels(path: Path, index: int, labels: NDArray[np.uint8]) -> None:
-    """Write label maps (T,H,W): one row, whose compression by zstd beats a lossless video in size and time."""
-    write_table(path, label_table(index, labels))
-
-
 def label_table(index: int, labels: NDArray[np.uint8]) -> pa.Table:
-    """The one row that holds the label maps (T,H,W) of an episode."""
+    """Label maps (T,H,W) as one row: zstd makes them as small as a lossless video, ten times faster."""
     count, height, width = labels.shape
     columns = {"episode_index": [index], "frames": [count], "height": [height], "width": [width]}
     raw = pa.array([np.ascontiguousarray(labels).tobytes()], type=pa.large_binary())
@@ -104,23 +118,21 @@ def label_table(index: int, labels: NDArray[np.uint8]) -> pa.Table:
 
 def read_labels(path: Path, index: int) -> NDArray[np.uint8]:
     """Read the label maps (T,H,W) of an episode."""
-    try:
-        with pq.ParquetFile(path) as file:
-            for group in range(file.num_row_groups):
-                statistics = file.metadata.row_group(group).column(0).statistics
-                if statistics.min <= index <= statistics.max:
-                    row = file.read_row_group(group).to_pylist()[0]
-                    shape = (row["frames"], row["height"], row["width"])
-                    return np.frombuffer(row["labels"], np.uint8).reshape(shape).copy()
-    except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{path} cannot be read: {error}. It is missing or damaged: write it again.") from error
+    with opened(path) as file:
+        for group in range(file.num_row_groups):
+            statistics = file.metadata.row_group(group).column(0).statistics
+            if statistics.min <= index <= statistics.max:
+                row = file.read_row_group(group).to_pylist()[0]
+                shape = (row["frames"], row["height"], row["width"])
+                return np.frombuffer(row["labels"], np.uint8).reshape(shape).copy()
     raise DataError(f"{path} must hold labels of episode {index}, got none. Write the episode again.")
 
 
 def picture_stats(frames: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
-    """LeRobot's statistics of pictures (T,H,W,3): per channel, in [0, 1], shape (3,1,1)."""
-    count = np.array([len(frames)])
-    histograms = np.stack([np.bincount(frames[..., c].ravel(), minlength=256) for c in range(3)])
+    """LeRobot's statistics of pictures (T,H,W,3) over about 16 of them: per channel, in [0, 1], shape (3,1,1)."""
+    sample = frames[:: max(1, len(frames) // 16)]
+    count = np.array([len(sample)])
+    histograms = np.stack([np.bincount(sample[..., c].ravel(), minlength=256) for c in range(3)])
     levels = np.arange(256) / 255.0
     total = histograms.sum(axis=1)
     mean = histograms @ levels / total
@@ -161,14 +173,17 @@ def episode_row(index: int, task: str, info: str, length: int, stats: Stats) -> 
     return pa.table(row)
 
 
-def read_episode_rows(root: Path, columns: list[str] | None) -> list[dict[str, Any]]:
-    """Rows of meta/episodes of all gathered episodes, by index; all columns but the statistics where None."""
+def read_episode_rows(paths: Iterable[Path]) -> list[dict[str, Any]]:
+    """Rows of files of meta/episodes, without the statistics."""
     rows: list[dict[str, Any]] = []
-    for path in sorted((root / "meta/episodes").glob("*/*.parquet")):
-        try:
-            with pq.ParquetFile(path) as file:
-                names = columns or [n for n in file.schema_arrow.names if not n.startswith("stats/")]
-                rows += file.read(columns=names).to_pylist()
-        except (OSError, pa.ArrowException) as error:
-            raise DataError(f"{path} cannot be read: {error}. It is damaged: remove it and finalise again.") from error
+    for path in paths:
+        with opened(path) as file:
+            names = [name for name in file.schema_arrow.names if not name.startswith("stats/")]
+            rows += file.read(columns=names).to_pylist()
+    return rows
+
+
+def gathered_rows(root: Path) -> list[dict[str, Any]]:
+    """Rows of meta/episodes of all gathered episodes, by index."""
+    rows = read_episode_rows(sorted((root / "meta/episodes").glob("*/*.parquet")))
     return sorted(rows, key=lambda row: int(row["episode_index"]))

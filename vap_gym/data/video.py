@@ -36,7 +36,7 @@ CODECS: Mapping[str, Codec] = {
 
 def write_video(
     path: str | Path,
-    frames: NDArray[np.uint8],
+    frames: NDArray[Any],
     fps: int,
     *,
     codec: str = "h264",
@@ -103,7 +103,7 @@ def read_video(path: str | Path, *, start: int = 0, stop: int | None = None) -> 
     Raises DataError where the file is missing, cannot be decoded, or has fewer frames.
     """
     if start < 0 or (stop is not None and stop <= start):
-        raise DataError(f"read_video needs 0 <= start < stop, got start={start}, stop={stop}. Omit both for all frames.")
+        raise DataError(f"read_video needs 0 <= start < stop, got start={start}, stop={stop}. Omit both for all.")
     frames: list[NDArray[np.uint8]] = []
     with _opened(Path(path)) as (container, stream):
         if stream.width * stream.height <= 320 * 240:
@@ -120,7 +120,7 @@ def read_video(path: str | Path, *, start: int = 0, stop: int | None = None) -> 
             if stop is not None and index >= stop:
                 break
             if index >= start:
-                frames.append(reformatter.reformat(frame, format="rgb24").to_ndarray())
+                frames.append(np.asarray(reformatter.reformat(frame, format="rgb24").to_ndarray(), np.uint8))
     if not frames or (stop is not None and len(frames) != stop - start):
         wanted = f"frames {start} to {'the end' if stop is None else stop}"
         raise DataError(f"{path} must hold {wanted}, got {len(frames)} of them. It was cut short: write it again.")
