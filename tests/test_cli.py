@@ -1,6 +1,7 @@
 """The command line finds commands by name, hands on their arguments, and tells mistakes in one line."""
 
 import ast
+import hashlib
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -8,8 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from vap_gym import cli
+from vap_gym.commands.doctor import check_weights
 from vap_gym.data import Episode, EpisodeWriter
 from vap_gym.errors import VapError
 
@@ -101,7 +104,19 @@ def test_doctor_finds_this_installation_well() -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     subjects = {line.split()[1] for line in done.stdout.splitlines()[:-1]}
-    assert {"python", "torch", "cpu", "torchvision", "libraries", "pybullet"} <= subjects
+    assert {"python", "torch", "cpu", "torchvision", "libraries", "pybullet", "weights"} <= subjects
+
+
+@pytest.mark.parametrize(("harm", "level"), [("none", "ok"), ("truncated", "fail"), ("another", "fail")])
+def test_doctor_tells_whole_weights_from_truncated_and_altered_ones(harm: str, level: str, tmp_path: Path) -> None:
+    weights = tmp_path / "tiny.safetensors"
+    save_file({"w": np.ones(8, np.float32)}, weights)
+    (tmp_path / "README.md").write_text(f"sha256: {hashlib.sha256(weights.read_bytes()).hexdigest()}")
+    if harm == "truncated":
+        weights.write_bytes(weights.read_bytes()[:-4])
+    elif harm == "another":
+        save_file({"w": np.zeros(8, np.float32)}, weights)
+    assert [finding.level for finding in check_weights(tmp_path)] == [level]
 
 
 def test_torchvision_is_absent() -> None:

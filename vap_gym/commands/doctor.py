@@ -1,5 +1,6 @@
 """`vap-gym doctor`: check this machine and installation for the traps that others fell into, and name the way out."""
 
+import hashlib
 import os
 import platform
 import sys
@@ -8,7 +9,10 @@ from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Literal
+
+from vap_gym.assets import weights_dir
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,12 +97,41 @@ def check_simulator() -> Iterator[Finding]:
     yield Finding(level="note", subject="pybullet", text=text)
 
 
+def check_weights(folder: Path | None = None) -> Iterator[Finding]:
+    """Every shipped file of weights is whole, and its sha256 is named by a text beside it (model card, JSON)."""
+    from safetensors import SafetensorError, safe_open
+
+    folder = folder or weights_dir()
+    texts = [path for path in folder.rglob("*") if path.suffix in (".md", ".json") or path.name == "SHA256SUMS"]
+    named = "\n".join(path.read_text() for path in texts)
+    files = sorted(folder.rglob("*.safetensors"))
+    if not files:
+        yield Finding(level="fail", subject="weights", text=f"none in {folder}; pip install --force-reinstall vap-gym")
+    for path in files:
+        name = path.relative_to(folder)
+        try:
+            with safe_open(path, framework="numpy") as tensors:
+                count = len(tensors.keys())
+        except (SafetensorError, OSError) as error:
+            text = f"{name} is broken ({error}); pip install --force-reinstall vap-gym"
+            yield Finding(level="fail", subject="weights", text=text)
+            continue
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if digest in named:
+            yield Finding(level="ok", subject="weights", text=f"{name}: {count} tensors, sha256 {digest[:12]}…")
+        else:
+            text = f"{name} has sha256 {digest}, which no model card names; pip install --force-reinstall vap-gym"
+            yield Finding(level="fail", subject="weights", text=text)
+
+
 CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
     check_python,
     check_torch,
     check_torchvision,
     check_libraries,
     check_simulator,
+    check_weights,
 )
 
 
