@@ -25,7 +25,7 @@ LAYERS = (
     ("judge",),
     ("data",),
     ("sim",),
-    ("photo", "starts", "imagine", "env", "vector", "twin"),
+    ("photo", "starts", "stage", "imagine", "env", "vector", "twin"),
     ("train",),
     ("plan",),
     ("policies",),
