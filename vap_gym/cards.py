@@ -54,7 +54,7 @@ class GripperCard:
 
 @dataclass(frozen=True, kw_only=True)
 class KeypointCard:
-    """A named point of the skeleton: `link`, plus `offset_m + closedness * offset_per_closing_m` in the link's frame."""
+    """A named point of the skeleton: at `offset_m + closedness * offset_per_closing_m` in the frame of `link`."""
 
     name: str
     link: str
@@ -161,9 +161,7 @@ def load_env(id_or_path: str | Path) -> EnvCard:
     return card
 
 
-def _card_path(
-    given: str | Path, kind: str, known: tuple[str, ...], shipped: typing.Callable[[str], Path]
-) -> Path:
+def _card_path(given: str | Path, kind: str, known: tuple[str, ...], shipped: typing.Callable[[str], Path]) -> Path:
     text = str(given)
     if isinstance(given, str) and text in known:
         return shipped(text)
@@ -194,7 +192,7 @@ def _check_robot(card: RobotCard, path: Path) -> None:
         raise CardError(f"{path}: skeleton: each key-point needs a name of its own, got {', '.join(names)}.")
     if len(card.home_q_rad) != len(card.arm_joints):
         raise CardError(
-            f"{path}: home_q_rad must give one angle per arm joint ({len(card.arm_joints)}), got {len(card.home_q_rad)}."
+            f"{path}: home_q_rad must have an angle per arm joint ({len(card.arm_joints)}), got {len(card.home_q_rad)}."
         )
     controller = card.controller
     if not (0 < controller.gain <= 1 and 0 < controller.gripper_gain <= 1 and controller.lag_steps >= 0):
@@ -245,4 +243,6 @@ def _convert_tuple(arguments: tuple[Any, ...], value: Any, where: str) -> tuple[
         arguments = (arguments[0],) * len(value)
     if len(arguments) != len(value):
         raise CardError(f"{where} must have {len(arguments)} entries, got {len(value)}: {value!r}.")
-    return tuple(_convert(hint, entry, f"{where}[{i}]") for i, (hint, entry) in enumerate(zip(arguments, value, strict=True)))
+    return tuple(
+        _convert(hint, entry, f"{where}[{i}]") for i, (hint, entry) in enumerate(zip(arguments, value, strict=True))
+    )

@@ -52,7 +52,8 @@ def unknown_name(kind: str, given: str, known: Iterable[str]) -> UnknownNameErro
 def require(module: str, extra_or_pip: str, purpose: str) -> ModuleType:
     """Import an optional module, or raise MissingDependencyError with the pip line.
 
-    `extra_or_pip` is an extra of ours in brackets ("[rl]") or what pip installs ("pybullet"); `purpose` says what needs it.
+    `extra_or_pip` is an extra of ours in brackets ("[rl]") or what pip installs ("pybullet"); `purpose` says what
+    needs it.
     """
     try:
         return importlib.import_module(module)

@@ -1,6 +1,7 @@
-"""Poses and pinhole cameras: `p_world = T_world_camera @ p_camera`, OpenCV axes, pixels with (0, 0) at the top-left edge.
+"""Poses and pinhole cameras: `p_world = T_world_camera @ p_camera`, OpenCV axes, batched and differentiable.
 
-Lengths in metres, angles in radians. Everything is batched over leading dimensions, differentiable, and keeps its dtype.
+Lengths in metres, angles in radians; pixel (0, 0) is the picture's top-left corner, not the middle of its first pixel,
+so that resizing scales coordinates. Dtypes are kept.
 """
 
 from __future__ import annotations
@@ -64,7 +65,10 @@ def xyz_euler_from_pose(T: Float[Tensor, "*batch 4 4"]) -> Float[Tensor, "*batch
 
 
 def centre_crop_32(width_px: int, height_px: int) -> tuple[int, int, int, int]:
-    """Return (left, top, width, height) in px of the largest centred 3:2 rectangle: the one rule for pictures of other shapes."""
+    """Return (left, top, width, height) in px of the largest centred 3:2 rectangle.
+
+    The one rule for pictures of other shapes: centre crop, then resize.
+    """
     if width_px < 3 or height_px < 2:
         raise VapError(f"A picture must be at least 3 x 2 px, got {width_px} x {height_px}.")
     if 2 * width_px >= 3 * height_px:
@@ -88,12 +92,12 @@ class Camera:
     @property
     def batch_shape(self) -> torch.Size:
         """The leading shape of the camera; () is a single camera."""
-        return torch.broadcast_shapes(self.K.shape[:-2], self.T_world_camera.shape[:-2])
+        return torch.Size(torch.broadcast_shapes(self.K.shape[:-2], self.T_world_camera.shape[:-2]))
 
     def project(
         self, points_world: Float[Tensor, "*batch points 3"]
     ) -> tuple[Float[Tensor, "*batch points 2"], Float[Tensor, "*batch points"]]:
-        """Return pixels (u right, v down) and depth [m] along the optical axis. Nothing is clipped: depth ≤ 0 is behind."""
+        """Return pixels (u right, v down) and depth [m] along the optical axis. Nothing is clipped: behind is ≤ 0."""
         in_camera = self.points_in_camera(points_world)
         depth = in_camera[..., 2]
         safe = torch.where(depth.abs() < 1e-9, torch.full_like(depth, 1e-9), depth)
@@ -122,7 +126,7 @@ class Camera:
     def unproject_to_plane(
         self, uv_px: Float[Tensor, "*batch points 2"], z_world_m: float | Tensor
     ) -> Float[Tensor, "*batch points 3"]:
-        """Return where each pixel's ray meets the plane z = `z_world_m`; NaN where it never does in front of the camera."""
+        """Return where each pixel's ray meets the plane z = `z_world_m`; NaN where that is not in front."""
         origin, direction = self.ray(uv_px)
         fall = direction[..., 2]
         distance = (z_world_m - origin[..., 2]) / torch.where(fall == 0, torch.full_like(fall, math.nan), fall)
@@ -183,7 +187,7 @@ class Camera:
         focal = (0.5 * height / (0.5 * fov).tan()).expand(rotation.shape[:-2])
         zero, one = torch.zeros_like(focal), torch.ones_like(focal)
         entries = [focal, zero, one * width / 2, zero, focal, one * height / 2, zero, zero, one]
-        K = torch.stack(entries, -1).unflatten(-1, (3, 3))
+        K = torch.stack(entries, -1).reshape(*focal.shape, 3, 3)
         return cls(K=K, T_world_camera=pose(rotation, eye), frame_size_px=frame_size_px).checked()
 
     def checked(self) -> Camera:
@@ -211,8 +215,8 @@ class Camera:
         is_affine = bool((self.T_world_camera[..., 3, :] - last).abs().amax() < 1e-6)
         if float(off) > 1e-3 or bool((torch.linalg.det(R) < 0).any()) or not is_affine:
             raise VapError(
-                f"Camera T_world_camera is not rigid: got {self.T_world_camera.tolist()}. It must be [R t; 0 0 0 1] with "
-                "R a right-handed rotation (camera axes in the world as columns: x right, y down, z forward)."
+                f"Camera T_world_camera is not rigid: {self.T_world_camera.tolist()}. It must be "
+                "[R t; 0 0 0 1] with R a right-handed rotation (camera axes in the world as columns: x right, y down, z forward)."
             )
         return self
 

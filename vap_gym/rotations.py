@@ -13,7 +13,7 @@ def skew(v: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch 3 3"]:
     """Return the matrix [v]× with [v]× w = v × w."""
     x, y, z = v.unbind(-1)
     o = torch.zeros_like(x)
-    return torch.stack([o, -z, y, z, o, -x, -y, x, o], -1).unflatten(-1, (3, 3))
+    return torch.stack([o, -z, y, z, o, -x, -y, x, o], -1).reshape(*v.shape, 3)
 
 
 def rotation_from_rotvec(rotvec_rad: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch 3 3"]:
@@ -32,7 +32,7 @@ def rotation_from_rotvec(rotvec_rad: Float[Tensor, "*batch 3"]) -> Float[Tensor,
 def quaternion_xyzw_from_rotation(rotation: Float[Tensor, "*batch 3 3"]) -> Float[Tensor, "*batch 4"]:
     """Return the unit quaternion (x, y, z, w) with w ≥ 0 of a rotation matrix.
 
-    Of the four rows of 4·q·qᵀ, each a multiple of q, the one with the largest pivot is used, so no angle is badly conditioned.
+    Each row of 4·q·qᵀ is a multiple of q; that with the largest pivot is used, so that no angle is badly conditioned.
     """
     m00, m01, m02, m10, m11, m12, m20, m21, m22 = rotation.flatten(-2).unbind(-1)
     pivots = torch.stack([1 + m00 - m11 - m22, 1 - m00 + m11 - m22, 1 - m00 - m11 + m22, 1 + m00 + m11 + m22], -1)
@@ -59,7 +59,7 @@ def rotation_from_quaternion_xyzw(quaternion: Float[Tensor, "*batch 4"]) -> Floa
         2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w),
         2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y),
     ]  # fmt: skip
-    return torch.stack(entries, -1).unflatten(-1, (3, 3))
+    return torch.stack(entries, -1).reshape(*quaternion.shape[:-1], 3, 3)
 
 
 def rotvec_from_rotation(rotation: Float[Tensor, "*batch 3 3"]) -> Float[Tensor, "*batch 3"]:
@@ -81,11 +81,11 @@ def rotation_from_xyz_euler(euler_rad: Float[Tensor, "*batch 3"]) -> Float[Tenso
         sc * cb, sc * sb * sa + cc * ca, sc * sb * ca - cc * sa,
         -sb, cb * sa, cb * ca,
     ]  # fmt: skip
-    return torch.stack(entries, -1).unflatten(-1, (3, 3))
+    return torch.stack(entries, -1).reshape(*euler_rad.shape, 3)
 
 
 def xyz_euler_from_rotation(rotation: Float[Tensor, "*batch 3 3"]) -> Float[Tensor, "*batch 3"]:
-    """Return extrinsic-xyz Euler angles: a, c in [−π, π], b in [−π/2, π/2]; at b = ±π/2 the free angle c is set to 0."""
+    """Return extrinsic-xyz Euler angles: a, c in [−π, π], b in [−π/2, π/2]; c is 0 where b = ±π/2."""
     r00, r10, r20 = rotation[..., 0, 0], rotation[..., 1, 0], rotation[..., 2, 0]
     r11, r12 = rotation[..., 1, 1], rotation[..., 1, 2]
     cb_squared = r00 * r00 + r10 * r10

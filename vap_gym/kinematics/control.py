@@ -1,8 +1,8 @@
 """The controller model: action → nominal robot state, first-order tracking with a lag, as measured on DROID.
 
-On DROID an arm realises about a fifth of a commanded offset per 1/15 s step, one step late. Here the displacement of a step is
-`v' = λ v + (1 − λ) · gain · command` with λ = lag / (1 + lag), whose steady state is gain · command and whose mean delay is the
-lag. States are nominal: what was commanded, without contact.
+On DROID an arm realises about a fifth of a commanded offset per 1/15 s step, one step late. Here the displacement of a
+step is `v' = λ v + (1 − λ) · gain · command` with λ = lag / (1 + lag), whose steady state is gain · command and whose
+mean delay is the lag. States are nominal: what was commanded, without contact.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ class RobotState:
 
     def where(self, mask: Bool[Tensor, " B"], other: RobotState) -> RobotState:
         """Return this state, with `other`'s slots where `mask` is true: a partial reset."""
+
         def pick(mine: Tensor, theirs: Tensor) -> Tensor:
             return torch.where(mask.view(-1, *([1] * (mine.dim() - 1))), theirs, mine)
 
@@ -67,12 +68,17 @@ class Clipped:
 
 
 class Controller:
-    """A robot's controller model in one action mode; holds settings only. Immutable; one dtype and device.
+    """A robot's controller model in one action mode. Holds settings only; one dtype and device.
 
-    Modes (the last entry is the gripper): `cartesian_velocity` 6+1 in [−1, 1], DROID's own (linear and rotation norm-clipped, 1 asks for
-    the card's step); `cartesian_delta` 6+1, the same in m and rad per step (extrinsic-xyz Euler); `cartesian_pose` 6+1, target xyz + extrinsic-xyz Euler
-    in the base frame; `joint_velocity` n+1 in [−1, 1]; `joint_position` n+1, target in rad. In velocity and delta modes the
-    gripper entry is a velocity in [−1, 1], + closes; in pose and position modes it is the target closedness in [0, 1].
+    Modes; the last entry is always the gripper:
+    - `cartesian_velocity` 6+1 in [−1, 1], DROID's own: xyz and rotation vector in the base frame, each norm-clipped;
+      a norm of 1 asks for the card's `linear_step_m`, `rotation_step_rad`;
+    - `cartesian_delta` 6+1, the same in m and rad;
+    - `cartesian_pose` 6+1, the target: xyz and extrinsic-xyz Euler angles of the tip in the base frame;
+    - `joint_velocity` n+1 in [−1, 1], 1 asks for `joint_step_rad`; `joint_position` n+1, the target in rad.
+    All are tracked alike, so a `cartesian_delta` too is realised to the share `gain` in each step that it is asked for.
+    In velocity and delta modes the gripper entry is a velocity in [−1, 1], + closes; in pose and position modes it is
+    the target closedness in [0, 1].
     """
 
     def __init__(
@@ -96,6 +102,8 @@ class Controller:
         low, high = self._ranges(n)
         self.action_space_low = torch.tensor(low, dtype=dtype, device=device)
         self.action_space_high = torch.tensor(high, dtype=dtype, device=device)
+        steps = [[card.linear_step_m], [card.rotation_step_rad]]
+        self._reach_of_step = torch.tensor(steps, dtype=dtype, device=device)
         self._zero = torch.zeros((), dtype=dtype, device=device)
 
     @property
@@ -103,13 +111,15 @@ class Controller:
         """A, the width of an action, gripper included."""
         return len(self.action_space_low)
 
-    def start(self, q: Float[Tensor, "*batch n"], gripper: Float[Tensor, "*batch"]) -> RobotState:
-        """Return a state at rest. Joints beyond their limits (logs may be, by rounding) are clipped to them."""
+    def start(self, q: Tensor, gripper: Tensor) -> RobotState:
+        """Return a state at rest from q (*batch, n) rad and closedness (*batch), both clipped to their ranges."""
         n = self.arm.size
-        q = torch.as_tensor(q).to(self._zero)
-        gripper = torch.as_tensor(gripper).to(self._zero)
+        q, gripper = q.to(self._zero), gripper.to(self._zero)
         if q.shape != (*gripper.shape, n):
-            raise VapError(f"q must have shape (*batch, {n}) and gripper (*batch), got {tuple(q.shape)} and {tuple(gripper.shape)}.")
+            raise VapError(
+                f"q must have shape (*batch, {n}) and gripper (*batch), got {tuple(q.shape)} and "
+                f"{tuple(gripper.shape)}."
+            )
         if not bool(torch.isfinite(q).all() & torch.isfinite(gripper).all()):
             raise VapError("q and gripper must be finite, got NaN or infinity.")
         return RobotState(
@@ -120,8 +130,11 @@ class Controller:
             gripper_rate=torch.zeros_like(gripper),
         )
 
-    def step(self, state: RobotState, action: Float[Tensor, "*batch A"]) -> tuple[RobotState, Clipped]:
-        """Return the state one control step later, and what was clipped. Raises ActionError on a wrong or non-finite action."""
+    def step(self, state: RobotState, action: Tensor) -> tuple[RobotState, Clipped]:
+        """Return the state one control step later, and what was clipped.
+
+        `action` is (*batch, A), with the state's batch; a wrong shape, dtype or a non-finite entry is an ActionError.
+        """
         self._check(state, action)
         action = action.to(self._zero)
         command, gripper_command = action[..., :-1], action[..., -1]
@@ -131,9 +144,7 @@ class Controller:
             granted, q, twist, speed, position = self._step_cartesian(state, command)
         gripper_granted, gripper = self._step_gripper(state, gripper_command)
         return (
-            RobotState(
-                q=q, joint_rate=q - state.q, twist=twist, gripper=gripper, gripper_rate=gripper - state.gripper
-            ),
+            RobotState(q=q, joint_rate=q - state.q, twist=twist, gripper=gripper, gripper_rate=gripper - state.gripper),
             Clipped(
                 action=torch.cat([granted, gripper_granted.unsqueeze(-1)], -1),
                 position=position,
@@ -171,16 +182,17 @@ class Controller:
 
     def _offset(self, command: Tensor, T_base_tip: Tensor) -> tuple[Tensor, Tensor]:
         """The displacement that is asked for (m, rad; base frame), its two halves norm-clipped to the card's steps."""
-        card = self.robot.controller
-        linear, angular = command[..., :3], command[..., 3:]
         if self.mode == "cartesian_pose":
-            turn = rotation_from_xyz_euler(angular) @ T_base_tip[..., :3, :3].mT
-            linear, angular = linear - T_base_tip[..., :3, 3], rotvec_from_rotation(turn)
-        elif self.mode == "cartesian_velocity":
-            linear, angular = linear * card.linear_step_m, angular * card.rotation_step_rad
-        linear, over_linear = norm_clipped(linear, card.linear_step_m)
-        angular, over_angular = norm_clipped(angular, card.rotation_step_rad)
-        return torch.cat([linear, angular], -1), torch.cat([over_linear.expand_as(linear), over_angular.expand_as(angular)], -1)
+            turn = rotation_from_xyz_euler(command[..., 3:]) @ T_base_tip[..., :3, :3].mT
+            command = torch.cat([command[..., :3] - T_base_tip[..., :3, 3], rotvec_from_rotation(turn)], -1)
+        offset = command.reshape(*command.shape[:-1], 2, 3)
+        if self.mode == "cartesian_velocity":
+            offset = offset * self._reach_of_step
+        squared = (offset * offset).sum(-1, keepdim=True)
+        limit = self._reach_of_step * self._reach_of_step
+        over = squared > limit * (1.0 + 2.0 * _SLACK)
+        offset = offset * (limit / squared.maximum(limit)).sqrt()
+        return offset.flatten(-2), over.expand_as(offset).flatten(-2)
 
     def _step_joints(self, state: RobotState, command: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         card = self.robot.controller
@@ -229,23 +241,18 @@ class Controller:
     def _check(self, state: RobotState, action: Tensor) -> None:
         batch = tuple(state.gripper.shape)
         expected = (*batch, self.action_size)
-        if not isinstance(action, Tensor) or not action.is_floating_point():
-            got = action.dtype if isinstance(action, Tensor) else type(action).__name__
-            raise ActionError(f"action must be a floating-point torch tensor of shape {expected}, got {got}.")
+        if not action.is_floating_point():
+            raise ActionError(f"action must be a floating-point tensor of shape {expected}, got {action.dtype}.")
         if tuple(action.shape) != expected:
             raise ActionError(
-                f"action must have shape {expected} (batch of the state, then {self.mode} with gripper), got {tuple(action.shape)}."
+                f"action must have shape {expected} (the state's batch, then {self.mode} with gripper), "
+                f"got {tuple(action.shape)}."
             )
         if not bool(torch.isfinite(action).all()):
             where = (~torch.isfinite(action)).nonzero()[0].tolist()
-            raise ActionError(f"action must be finite, got {float(action[tuple(where)])} at index {where}; send zeros for no motion.")
-
-
-def norm_clipped(v: Float[Tensor, "*batch 3"], limit: float) -> tuple[Float[Tensor, "*batch 3"], Bool[Tensor, "*batch 1"]]:
-    """Return `v` scaled to a length of at most `limit`, and whether it was longer."""
-    squared = (v * v).sum(-1, keepdim=True)
-    over = squared > (limit * (1.0 + _SLACK)) ** 2
-    return torch.where(over, v * (limit * torch.where(over, squared, 1.0).rsqrt()), v), over
+            raise ActionError(
+                f"action must be finite, got {float(action[tuple(where)])} at index {where}; send zeros for no motion."
+            )
 
 
 def small_rotvec(rotation: Float[Tensor, "*batch 3 3"]) -> Float[Tensor, "*batch 3"]:

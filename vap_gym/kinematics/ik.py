@@ -36,7 +36,7 @@ def damped_step(
 ) -> Float[Tensor, "*batch n"]:
     """Return the joint displacement that minimises |J dq − e|² + damping² |dq|²."""
     gram = jacobian @ jacobian.mT
-    gram = gram + damping * damping * torch.eye(6, dtype=gram.dtype, device=gram.device)
+    gram.diagonal(0, -2, -1).add_(damping * damping)
     factor, _ = torch.linalg.cholesky_ex(gram)  # positive definite thanks to the damping
     return (jacobian.mT @ torch.cholesky_solve(error.unsqueeze(-1), factor)).squeeze(-1)
 
@@ -56,14 +56,15 @@ def solve_ik(
 ) -> IkResult:
     """Return the joint positions near `q0` that bring `link` to the target.
 
-    Every iteration moves no joint by more than `max_step_rad` (the whole step is scaled). With `limits`, q stays within the
-    joint limits: a joint that is pressed against one is left out of the next iteration, so that the others do its work.
+    Every iteration moves no joint by more than `max_step_rad` (the whole step is scaled). With `limits`, q stays within
+    the joint limits: a joint pressed against one is left out of the next iteration, so that the others do its work.
     """
     if T_base_target.shape[-2:] != (4, 4):
         raise VapError(f"T_base_target must have shape (*batch, 4, 4), got {tuple(T_base_target.shape)}.")
     if iterations < 1 or damping <= 0:
         raise VapError(f"solve_ik needs iterations ≥ 1 and damping > 0, got {iterations} and {damping}.")
-    q = q0.expand(*torch.broadcast_shapes(q0.shape[:-1], T_base_target.shape[:-2]), q0.shape[-1])
+    batch = torch.Size(torch.broadcast_shapes(q0.shape[:-1], T_base_target.shape[:-2]))
+    q = q0.expand(*batch, q0.shape[-1])
     free = torch.ones_like(q)
     for _ in range(iterations):
         T_base_link, jacobian = chain.fk_and_jacobian(q, link)

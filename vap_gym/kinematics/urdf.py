@@ -11,7 +11,7 @@ import torch
 
 from vap_gym.cards import RobotCard
 from vap_gym.errors import UrdfError, unknown_name_message
-from vap_gym.kinematics.chain import Chain, levels_of, source_index_of
+from vap_gym.kinematics.chain import Chain, MovingJoint, RigidLink, build_chain
 from vap_gym.rotations import skew
 
 _MOVING = ("revolute", "continuous", "prismatic")
@@ -40,7 +40,9 @@ def load_chain(robot: RobotCard) -> Chain:
     for link in (robot.base_link, robot.tip_link, robot.gripper.base_link, robot.gripper.tool_link, *sorted(points)):
         chain.link_index(link)
     if robot.base_link != chain.base_link:
-        raise UrdfError(f"{robot.urdf_path}: base_link is '{robot.base_link}', but the tree's root is '{chain.base_link}'.")
+        raise UrdfError(
+            f"{robot.urdf_path}: base_link is '{robot.base_link}', but the tree's root is '{chain.base_link}'."
+        )
     expected = (*robot.arm_joints, *(joint.name for joint in robot.gripper.joints))
     for joint in expected:
         chain.joint_index(joint)
@@ -53,28 +55,30 @@ def load_chain(robot: RobotCard) -> Chain:
 
 
 def read_urdf(path: str | Path) -> Chain:
-    """Read a URDF: any tree of revolute, continuous, prismatic, fixed and mimic joints. Float64, driven joints in file order.
+    """Read a URDF: any tree of revolute, continuous, prismatic, fixed and mimic joints.
 
-    Raises UrdfError where the file is missing, malformed, no tree (a loop, two parents, two roots), has a planar or floating
-    joint, or a mimic of a joint that is not there or that follows itself.
+    The chain is in float64, its driven joints in the file's order. Raises UrdfError where the file is missing,
+    malformed, no tree (a loop, two parents, two roots), has a planar or floating joint, or a mimic of a joint that is
+    not there or that follows itself.
     """
     path = Path(path)
     links, joints = _parse(path)
     root = _root(path, links, joints)
     ordered = _ordered(root, joints)
-    sources = {joint.name: _follow_mimic(path, joint, {j.name: j for j in joints}) for joint in joints if joint.kind in _MOVING}
+    sources = {
+        joint.name: _follow_mimic(path, joint, {j.name: j for j in joints}) for joint in joints if joint.kind in _MOVING
+    }
     return _assemble(path, root, links, [j for j in joints if j.kind in _MOVING and j.mimic is None], ordered, sources)
 
 
 def _parse(path: Path) -> tuple[list[str], list[_Joint]]:
-    import lxml.etree
-    import yourdfpy
+    import yourdfpy  # here: it reads meshes too, and imports what that takes
 
     if not path.is_file():
         raise UrdfError(f"No URDF at '{path}'. Give the path of a file that exists.")
     try:
         robot = yourdfpy.URDF.load(str(path), build_scene_graph=False, load_meshes=False).robot
-    except (yourdfpy.URDFError, lxml.etree.XMLSyntaxError, ValueError, AttributeError, TypeError, KeyError) as error:
+    except (yourdfpy.URDFError, SyntaxError, ValueError, AttributeError, TypeError, KeyError) as error:
         raise UrdfError(f"{path} is no well-formed URDF: {error or type(error).__name__}.") from error
     links = [link.name for link in robot.links]
     if len(set(links)) != len(links) or not links:
@@ -93,7 +97,9 @@ def _joint(path: Path, joint: Any, links: list[str]) -> _Joint:
             raise UrdfError(f"{path}: joint '{joint.name}': {unknown_name_message('link', str(link), links)}")
     bounded = joint.type in ("revolute", "prismatic")
     if bounded and joint.limit is None:
-        raise UrdfError(f"{path}: joint '{joint.name}' is {joint.type} but has no <limit>; add one, or make it continuous.")
+        raise UrdfError(
+            f"{path}: joint '{joint.name}' is {joint.type} but has no <limit>; add one, or make it continuous."
+        )
     lower, upper, velocity = -math.inf, math.inf, math.inf
     if joint.limit is not None:
         velocity = joint.limit.velocity or math.inf
@@ -106,7 +112,9 @@ def _joint(path: Path, joint: Any, links: list[str]) -> _Joint:
         if float(axis.norm()) < 1e-9:
             raise UrdfError(f"{path}: joint '{joint.name}' has the axis {axis.tolist()}, which gives no direction.")
         axis = axis / axis.norm()
-    origin = torch.eye(4, dtype=torch.float64) if joint.origin is None else torch.from_numpy(joint.origin).to(torch.float64)
+    origin = (
+        torch.eye(4, dtype=torch.float64) if joint.origin is None else torch.from_numpy(joint.origin).to(torch.float64)
+    )
     mimic = None
     if joint.mimic is not None:
         multiplier = 1.0 if joint.mimic.multiplier is None else joint.mimic.multiplier
@@ -122,8 +130,8 @@ def _root(path: Path, links: list[str], joints: list[_Joint]) -> str:
     for joint in joints:
         if joint.child in above:
             raise UrdfError(
-                f"{path}: link '{joint.child}' has two parents, joints '{above[joint.child].name}' and '{joint.name}': a loop. "
-                "A URDF must be a tree; cut the loop and let a mimic joint follow instead."
+                f"{path}: link '{joint.child}' has two parents, joints '{above[joint.child].name}' and '{joint.name}': "
+                "a loop. A URDF must be a tree; cut the loop and let a mimic joint follow instead."
             )
         above[joint.child] = joint
     roots = [link for link in links if link not in above]
@@ -161,7 +169,9 @@ def _follow_mimic(path: Path, joint: _Joint, joints: dict[str, _Joint]) -> tuple
             raise UrdfError(f"{path}: joint '{seen[0]}' mimics itself, by way of {' → '.join([*seen, leader])}.")
         moving = [name for name, other in joints.items() if other.kind in _MOVING]
         if leader not in moving:
-            raise UrdfError(f"{path}: joint '{joint.name}' mimics: {unknown_name_message('moving joint', leader, moving)}")
+            raise UrdfError(
+                f"{path}: joint '{joint.name}' mimics: {unknown_name_message('moving joint', leader, moving)}"
+            )
         seen.append(leader)
         joint = joints[leader]
     return joint.name, multiplier, offset
@@ -176,66 +186,43 @@ def _assemble(
     sources: dict[str, tuple[str, float, float]],
 ) -> Chain:
     carried = {root: (-1, torch.eye(4, dtype=torch.float64))}  # link → moving joint that carries it, T_joint_link
-    level = {-1: -1}
-    found: list[tuple[int, int, _Joint, torch.Tensor]] = []  # level, parent, joint, T_parent_joint
-    for joint in ordered:
-        mover, T_mover_parent = carried[joint.parent]
-        T_mover_joint = T_mover_parent @ joint.origin
-        if joint.kind == "fixed":
-            carried[joint.child] = (mover, T_mover_joint)
-            continue
-        level[len(found)] = level[mover] + 1
-        carried[joint.child] = (len(found), torch.eye(4, dtype=torch.float64))
-        found.append((level[mover] + 1, mover, joint, T_mover_joint))
-    order = sorted(range(len(found)), key=lambda i: found[i][0])
-    place = {old: new for new, old in enumerate(order)} | {-1: -1}
-    moving = [found[i][2] for i in order]
-    parent = tuple(place[found[i][1]] for i in order)
     names = [joint.name for joint in driven]
-    source = tuple(names.index(sources[joint.name][0]) for joint in moving)
-    multiplier = torch.tensor([sources[joint.name][1] for joint in moving], dtype=torch.float64)
-    offset = torch.tensor([sources[joint.name][2] for joint in moving], dtype=torch.float64)
-    body = tuple(place[carried[link][0]] + 1 for link in links)
-    jacobian_map = torch.zeros(len(links), len(moving), len(driven), dtype=torch.float64)
-    for i, below in enumerate(body):
-        j = below - 1
-        while j >= 0:
-            jacobian_map[i, j, source[j]] = multiplier[j]
-            j = parent[j]
-    prismatic = torch.tensor([joint.kind == "prismatic" for joint in moving], dtype=torch.bool)
-    level_sizes, level_parents = levels_of(parent)
-    return Chain(
+    moving: list[MovingJoint] = []
+    found: list[tuple[_Joint, torch.Tensor]] = []  # with T_parent_joint
+    for joint in ordered:
+        carrier, T_carrier_parent = carried[joint.parent]
+        T_carrier_joint = T_carrier_parent @ joint.origin
+        if joint.kind == "fixed":
+            carried[joint.child] = (carrier, T_carrier_joint)
+            continue
+        carried[joint.child] = (len(moving), torch.eye(4, dtype=torch.float64))
+        found.append((joint, T_carrier_joint))
+        leader, multiplier, offset = sources[joint.name]
+        moving.append(
+            MovingJoint(
+                name=joint.name, parent=carrier, source=names.index(leader), multiplier=multiplier, offset=offset,
+                is_prismatic=joint.kind == "prismatic",
+            )
+        )  # fmt: skip
+    return build_chain(
         name=path.stem if path.stem != "robot" else path.parent.name,
         base_link=root,
         joint_names=tuple(names),
-        link_names=tuple(links),
         lower=torch.tensor([joint.lower for joint in driven], dtype=torch.float64),
         upper=torch.tensor([joint.upper for joint in driven], dtype=torch.float64),
         velocity=torch.tensor([joint.velocity for joint in driven], dtype=torch.float64),
-        moving_names=tuple(joint.name for joint in moving),
-        parent=parent,
-        source=source,
-        level_sizes=level_sizes,
-        level_parents=level_parents,
-        source_index=source_index_of(source, multiplier, offset, len(driven)),
-        multiplier=multiplier,
-        offset=offset,
-        coefficients=_coefficients([found[i][3] for i in order], moving),
-        is_prismatic=prismatic,
-        any_prismatic=bool(prismatic.any()),
-        any_revolute=bool((~prismatic).any()),
-        axis=torch.stack([joint.axis for joint in moving]) if moving else torch.zeros(0, 3, dtype=torch.float64),
-        body=body,
-        link_body=torch.tensor(body),
+        moving=tuple(moving),
+        coefficients=_coefficients(found),
+        axis=torch.stack([joint.axis for joint, _ in found]) if found else torch.zeros(0, 3, dtype=torch.float64),
+        rigid=tuple(RigidLink(name=link, carrier=carried[link][0]) for link in links),
         link_offset=torch.stack([carried[link][1] for link in links]),
-        jacobian_map=jacobian_map,
     )
 
 
-def _coefficients(T_parent_joint: list[torch.Tensor], moving: list[_Joint]) -> torch.Tensor:
-    """F·motion(q) = c0 + sin q c1 + cos q c2 + q c3. Revolute (Rodrigues): F(I + K²), FK, −FK². Prismatic: F and F·axis."""
-    c = torch.zeros(4, len(moving), 4, 4, dtype=torch.float64)
-    for i, (F, joint) in enumerate(zip(T_parent_joint, moving, strict=True)):
+def _coefficients(found: list[tuple[_Joint, torch.Tensor]]) -> torch.Tensor:
+    """F·motion(q) = c0 + sin q c1 + cos q c2 + q c3. Revolute: F(I + K²), FK, −FK²; prismatic: F, F·axis."""
+    c = torch.zeros(4, len(found), 4, 4, dtype=torch.float64)
+    for i, (joint, F) in enumerate(found):
         c[0, i] = F
         if joint.kind == "prismatic":
             c[3, i, :3, 3] = F[:3, :3] @ joint.axis
