@@ -71,6 +71,7 @@ def write_video(
         "crf": str(0 if lossless else crf),
         "bf": "0",
         "g": str(key_frame_every),
+        "mbtree": "0",  # on small frames its assembly reads memory that was never set: other bytes each time
     }
     with replacing(Path(path)) as temporary, av.open(str(temporary), "w", format="mp4") as container:
         stream: Any = container.add_stream(chosen.encoder, rate=fps, options=options)
