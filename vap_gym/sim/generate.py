@@ -1,0 +1,82 @@
+"""Make oracle data: episodes by seed, written by any number of processes, resumable, the same whoever writes them."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from pathlib import Path
+
+import numpy as np
+
+from vap_gym.cards import load_robot
+from vap_gym.data import EpisodeWriter, finalise
+from vap_gym.errors import VapError
+from vap_gym.sim.spec import draw_scene
+
+MIX = {"expert": 0.40, "failing": 0.20, "play": 0.27, "random": 0.08, "noop": 0.05}
+"""Share of each behaviour; about two fifths of experts end in success, all else mostly does not."""
+HELDOUT_FIRST_SEED = 1_000_000
+"""Seeds from here on belong to benchmarks: data for training stays below."""
+
+
+def main(
+    out: Path,
+    *,
+    episodes: int = 2400,
+    frames: int = 60,
+    first_seed: int = 0,
+    robot: str = "panda_robotiq",
+    workers: int = 0,
+) -> None:
+    """Write oracle episodes for training to a folder; call it again to go on after an interruption.
+
+    Args:
+        out: folder of the data set.
+        episodes: how many the set shall have.
+        frames: frames per episode, at 15 Hz.
+        first_seed: of the first episode; episode i has seed first_seed + i. Must stay below 1,000,000.
+        robot: card of the robot.
+        workers: processes; 0 for one per core.
+    """
+    if not 0 <= first_seed <= first_seed + episodes <= HELDOUT_FIRST_SEED:
+        raise VapError(
+            f"Seeds {first_seed} to {first_seed + episodes} must lie within 0 to {HELDOUT_FIRST_SEED}. "
+            "Seeds from there on are kept for benchmarks."
+        )
+    if frames < 2:
+        raise VapError(f"frames must be 2 or more, got {frames}.")
+    from tqdm import tqdm
+
+    writer = EpisodeWriter(out, fps=15, robot_type=robot)
+    missing = writer.missing(episodes)
+    count = workers or os.cpu_count() or 1
+    jobs = [(str(out), robot, i, first_seed + i, frames) for i in missing]
+    with multiprocessing.get_context("spawn").Pool(count) as pool:
+        for _ in tqdm(pool.imap_unordered(_one, jobs, chunksize=4), total=len(jobs), desc=f"{out}", unit="episode"):
+            pass
+    finalise(out)
+
+
+_KEPT: dict[str, tuple[object, object, EpisodeWriter]] = {}  # one scene per worker process: building PyBullet costs
+
+
+def _one(job: tuple[str, str, int, int, int]) -> int:
+    from vap_gym.sim.rollout import NominalRobot, record
+    from vap_gym.sim.scene import Scene
+
+    out, robot, index, seed, frames = job
+    if out not in _KEPT:
+        import torch
+
+        torch.set_num_threads(1)
+        card = load_robot(robot)
+        _KEPT[out] = (Scene(card), NominalRobot(card), EpisodeWriter(out, fps=15, robot_type=robot))
+    scene, nominal, writer = _KEPT[out]
+    assert isinstance(scene, Scene) and isinstance(nominal, NominalRobot)
+    writer.write(index, record(scene, nominal, draw_scene(seed), behaviour_of(seed), frames=frames))
+    return index
+
+
+def behaviour_of(seed: int) -> str:
+    """The behaviour that training data shows under a seed, drawn from MIX."""
+    return str(np.random.default_rng([seed, 411]).choice(list(MIX), p=list(MIX.values())))

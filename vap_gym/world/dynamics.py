@@ -1,0 +1,185 @@
+"""Dynamics of the `tiny` family: convolutions at latent size around a CogVideoX transformer at a quarter of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vap_gym.world.layers import ResBlock, zeroed
+from vap_gym.world.transformer import ControlledTransformer
+
+PROMPT_TAPS = 4  # prompt features joined for one frame: this frame's, the two before it, the anchor's
+
+
+class TrajectoryEncoder(nn.Module):
+    """Visual action prompts → action latents, causal in time: (T, H, W, 3) → (T, H/4, W/4, action_channels).
+
+    The paper's encoder (Sec. 3.3) compresses time by 4 as its VAE does; here a latent is one frame. A frame's action
+    latents see its own prompt, the two before it and the anchor's: a causal kernel of three plus the first frame.
+    """
+
+    def __init__(self, *, action_channels: int, features: int) -> None:
+        super().__init__()
+        self.per_frame = nn.Sequential(
+            nn.PixelUnshuffle(4), nn.Conv2d(48, 48, 3, padding=1), nn.SiLU(), nn.Conv2d(48, features, 3, padding=1)
+        )
+        self.join_frames = nn.Sequential(
+            nn.SiLU(),
+            nn.Conv2d(PROMPT_TAPS * features, 48, 3, padding=1),
+            ResBlock(48),
+            nn.SiLU(),
+            nn.Conv2d(48, action_channels, 3, padding=1),
+        )
+
+    def features(self, prompts: Float[Tensor, "N 3 H W"]) -> Float[Tensor, "N F h w"]:
+        """Features of single prompt pictures in [−1, 1]: computed once per frame and kept in the state."""
+        return self.per_frame(prompts)  # type: ignore[no-any-return]
+
+    def forward(self, taps: Float[Tensor, "N taps F h w"]) -> Float[Tensor, "N A h w"]:
+        """Action latents from the features of (this frame, one before, two before, anchor)."""
+        return self.join_frames(taps.flatten(1, 2))  # type: ignore[no-any-return]
+
+
+class FrameDynamics(ModelMixin, ConfigMixin):
+    """One frame a step: history and action latents → the next frame's latents.
+
+    The prediction is composed per latent cell from three sources, after Finn et al. 2016 (arXiv 1605.07157) and the
+    skip connections of Ebert et al. 2017 (arXiv 1710.05268): the last frame moved along a predicted flow, the anchor
+    frame, and newly made content. What does not move is carried over exactly, which is what keeps objects whole.
+
+    Args:
+        latent_channels: of the codec.
+        lags: which earlier frames are seen, 1 being the last.
+        widths: channels of the convolutions at latent size and at half of it.
+        blocks: residual blocks per level, on the way down and on the way up.
+        heads, layers: of the CogVideoX transformer at a quarter of the latent size (head width 64).
+        control_layers: of the ControlNet.
+        action_channels, prompt_features: of the trajectory encoder.
+        max_flow: largest movement per step, in latent cells.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        latent_channels: int = 8,
+        latent_size: tuple[int, int] = (24, 36),
+        lags: tuple[int, ...] = (1, 2, 4),
+        widths: tuple[int, int] = (64, 128),
+        blocks: tuple[int, int] = (1, 2),
+        heads: int = 3,
+        layers: int = 6,
+        control_layers: int = 2,
+        time_embed_dim: int = 128,
+        action_channels: int = 16,
+        prompt_features: int = 24,
+        max_flow: float = 3.0,
+        noise_scale: float = 0.5,
+    ) -> None:
+        super().__init__()
+        fine, coarse = widths
+        seen = latent_channels * (len(lags) + 2) + 2
+        self.trajectory = TrajectoryEncoder(action_channels=action_channels, features=prompt_features)
+        self.conv_in = nn.Conv2d(seen, fine, 3, padding=1)
+        self.action_fine = zeroed(nn.Conv2d(action_channels, fine, 3, padding=1))
+        self.down_fine = nn.Sequential(*[ResBlock(fine) for _ in range(blocks[0])])
+        self.to_coarse = nn.Conv2d(fine, coarse, 4, stride=2, padding=1)
+        self.action_coarse = nn.Conv2d(action_channels, coarse, 4, stride=2, padding=1)
+        zeroed(self.action_coarse)
+        self.down_coarse = nn.Sequential(*[ResBlock(coarse) for _ in range(blocks[1])])
+        self.action_to_tokens = nn.Conv2d(action_channels, 4 * action_channels, 4, stride=2, padding=1)
+        height, width = latent_size
+        self.transformer = ControlledTransformer(
+            base_config={
+                "num_attention_heads": heads,
+                "attention_head_dim": 64,
+                "in_channels": coarse,
+                "out_channels": coarse,
+                "time_embed_dim": time_embed_dim,
+                "text_embed_dim": 32,
+                "max_text_seq_length": 0,
+                "num_layers": layers,
+                "sample_width": width // 2,
+                "sample_height": height // 2,
+                "sample_frames": 1,
+                "patch_size": 2,
+                "spatial_interpolation_scale": 1.0,
+            },
+            action_channels=4 * action_channels,
+            control_layers=control_layers,
+        )
+        self.up_coarse = nn.Sequential(*[ResBlock(coarse) for _ in range(blocks[1])])
+        self.to_fine = nn.Sequential(nn.SiLU(), nn.Conv2d(coarse, 4 * fine, 3, padding=1), nn.PixelShuffle(2))
+        self.up_fine = nn.Sequential(*[ResBlock(fine) for _ in range(blocks[0] + 1)])
+        self.head = nn.Sequential(nn.SiLU(), nn.Conv2d(fine, latent_channels + 5, 3, padding=1))
+        self.interval = nn.Sequential(nn.Linear(4, time_embed_dim), nn.SiLU(), nn.Linear(time_embed_dim, time_embed_dim))
+        with torch.no_grad():
+            last = self.head[-1]
+            last.weight.mul_(0.1)
+            last.bias.zero_()
+            last.bias[latent_channels : latent_channels + 3] = torch.tensor([2.5, -1.0, 0.0])  # mostly the last frame
+
+    def forward(
+        self,
+        history: Float[Tensor, "B L C h w"],
+        anchor: Float[Tensor, "B C h w"],
+        noisy: Float[Tensor, "B C h w"],
+        time: Float[Tensor, " B"],
+        interval: Float[Tensor, " B"],
+        prompt_taps: Float[Tensor, "B taps F h w"],
+    ) -> Float[Tensor, "B C h w"]:
+        """Predict the next clean latents (x0) from noisy ones.
+
+        Args:
+            history: latents at the lags of the config, the last frame first.
+            anchor: latents of the first frame.
+            noisy: (1 − t)·x0 + t·noise_scale·n.
+            time: t in [0, 1]; 1 is pure noise.
+            interval: control steps per frame (1 at the control rate).
+            prompt_taps: features of the prompts: next frame, last, one before, anchor.
+        """
+        batch, _, _, h, w = history.shape
+        action = self.trajectory(prompt_taps)
+        levels = torch.stack([time, interval / 3.0], dim=1)[:, :, None, None].expand(batch, 2, h, w)
+        x = torch.cat([history.flatten(1, 2), anchor, noisy, levels.to(history.dtype)], dim=1)
+        x = x.contiguous(memory_format=torch.channels_last)
+        fine = self.down_fine(self.conv_in(x) + self.action_fine(action))
+        coarse = self.down_coarse(self.to_coarse(F.silu(fine)) + self.action_coarse(action))
+        step = torch.stack([interval == i for i in (1, 2, 3)] + [interval > 3], dim=1).to(coarse.dtype)
+        tokens = self.transformer(
+            coarse[:, None],
+            self.action_to_tokens(action)[:, None],
+            time * 1000.0,
+            condition=self.interval(step),
+        )[:, 0]
+        coarse = self.up_coarse(coarse + tokens.contiguous(memory_format=torch.channels_last))
+        fine = self.up_fine(fine + self.to_fine(coarse))
+        return self._compose(self.head(fine).float(), history[:, 0].float(), anchor.float())
+
+    def _compose(self, head: Tensor, last: Tensor, anchor: Tensor) -> Float[Tensor, "B C h w"]:
+        channels = last.shape[1]
+        made = torch.tanh(head[:, :channels])
+        share = torch.softmax(head[:, channels : channels + 3], dim=1)
+        flow = self.config.max_flow * torch.tanh(head[:, channels + 3 :])
+        return share[:, :1] * warp(last, flow) + share[:, 1:2] * anchor + share[:, 2:] * made
+
+
+def warp(picture: Float[Tensor, "B C h w"], flow_cells: Float[Tensor, "B 2 h w"]) -> Float[Tensor, "B C h w"]:
+    """Sample `picture` at each cell plus its flow (x, y in cells), bilinear, edges repeated."""
+    _, _, h, w = picture.shape
+    x = torch.arange(w, device=picture.device, dtype=picture.dtype)
+    y = torch.arange(h, device=picture.device, dtype=picture.dtype)[:, None]
+    grid = torch.stack(
+        [(x + flow_cells[:, 0] + 0.5) * (2.0 / w) - 1.0, (y + flow_cells[:, 1] + 0.5) * (2.0 / h) - 1.0], dim=-1
+    )
+    return F.grid_sample(picture, grid, mode="bilinear", padding_mode="border", align_corners=False)
+
+
+def transformer_settings(dynamics: FrameDynamics) -> dict[str, Any]:
+    """The configuration of the CogVideoX transformer inside, for reports."""
+    return dict(dynamics.transformer.base.config)
