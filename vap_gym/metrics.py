@@ -5,15 +5,15 @@ Clips are uint8 RGB of shape (T, H, W, 3). What is named *_per_frame returns a f
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float
 from numpy.typing import ArrayLike, NDArray
 
 from vap_gym.errors import VapError
 
-Clip = UInt8[np.ndarray, "T H W 3"]
+Clip = NDArray[Any]  # uint8 (T, H, W, 3); not in the type, since a wrong clip is to be our error, checked or not
 Masks = Bool[np.ndarray, "T H W"]
 
 PSNR_CAP_DB = 40.0
@@ -61,12 +61,15 @@ def ssim_per_frame(
             f"SSIM's {window} window is {len(kernel)} px wide, but frames are {truth.shape[2]} x {truth.shape[1]}. "
             f"Give frames of at least {len(kernel)} x {len(kernel)} px."
         )
+    down, across = (_band(kernel, size) for size in truth.shape[1:3])
     c1, c2 = 0.01**2, 0.03**2
     scores = np.empty(len(truth))
-    for t, (x, y) in enumerate(zip(prediction / 255.0, truth / 255.0, strict=True)):
-        mean_x, mean_y = _blur(x, kernel), _blur(y, kernel)
-        power = (_blur(x * x + y * y, kernel) - mean_x**2 - mean_y**2) * unbias
-        covariance = (_blur(x * y, kernel) - mean_x * mean_y) * unbias
+    for t in range(len(truth)):
+        x, y = (clip[t].transpose(2, 0, 1) / 255.0 for clip in (prediction, truth))
+        means = down @ np.stack([x, y, x * x + y * y, x * y]) @ across.T
+        mean_x, mean_y = means[:2]
+        power = (means[2] - mean_x**2 - mean_y**2) * unbias
+        covariance = (means[3] - mean_x * mean_y) * unbias
         similar = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
         scores[t] = (similar / ((mean_x**2 + mean_y**2 + c1) * (power + c2))).mean()
     return scores
@@ -77,12 +80,12 @@ def ssim(prediction: Clip, truth: Clip, *, window: Literal["gaussian", "uniform"
     return float(ssim_per_frame(prediction, truth, window=window).mean())
 
 
-def _blur(picture: NDArray[np.float64], kernel: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Correlate (H, W, C) with kernel ⊗ kernel; only where it fits."""
-    for axis in (0, 1):
-        windows = np.lib.stride_tricks.sliding_window_view(picture, len(kernel), axis=axis)
-        picture = windows @ kernel
-    return picture
+def _band(kernel: NDArray[np.float64], size: int) -> NDArray[np.float64]:
+    """Return the matrix that correlates `size` samples with a kernel where it fits: a product, which BLAS does fast."""
+    band = np.zeros((size - len(kernel) + 1, size))
+    for k, weight in enumerate(kernel):
+        band[np.arange(len(band)), np.arange(len(band)) + k] = weight
+    return band
 
 
 # --- motion -----------------------------------------------------------------------------------------------------------
@@ -188,10 +191,8 @@ def _dilate_5x5(masks: Masks) -> Masks:
 # --- what is judged ---------------------------------------------------------------------------------------------------
 
 
-def adherence_px(
-    commanded_px: Float[np.ndarray, "*batch 2"], seen_px: Float[np.ndarray, "*batch 2"]
-) -> Float[np.ndarray, "*batch"]:
-    """Return how far in pixels the gripper that a judge sees is from where it was commanded to be.
+def adherence_px(commanded_px: NDArray[np.floating], seen_px: NDArray[np.floating]) -> Float[np.ndarray, "*batch"]:
+    """Return how far in pixels the gripper that a judge sees is from where it was commanded: (*batch, 2) → (*batch).
 
     NaN where there is no command (commanded is NaN); infinite where the judge sees no gripper (seen is NaN), so that a
     vanished gripper is never left out of a median.
@@ -200,9 +201,9 @@ def adherence_px(
 
 
 def object_error_m(
-    judged_world_m: Float[np.ndarray, "*batch 3"], true_world_m: Float[np.ndarray, "*batch 3"]
+    judged_world_m: NDArray[np.floating], true_world_m: NDArray[np.floating]
 ) -> Float[np.ndarray, "*batch"]:
-    """Return how far in metres judged objects are from the true ones.
+    """Return how far in metres judged objects are from the true ones: (*batch, 3) → (*batch).
 
     NaN where there is no such object (true is NaN); infinite where it exists and the judge finds none (judged is NaN).
     """
@@ -288,7 +289,7 @@ def paired_bootstrap_interval(
 # --- input ------------------------------------------------------------------------------------------------------------
 
 
-def _check_clip(clip: NDArray[np.uint8], name: str) -> None:
+def _check_clip(clip: Clip, name: str) -> None:
     if not isinstance(clip, np.ndarray) or clip.dtype != np.uint8 or clip.ndim != 4 or clip.shape[-1] != 3:
         given = f"{clip.dtype} {tuple(clip.shape)}" if isinstance(clip, np.ndarray) else type(clip).__name__
         raise VapError(
@@ -299,7 +300,7 @@ def _check_clip(clip: NDArray[np.uint8], name: str) -> None:
         raise VapError(f"{name} must have at least one frame and one pixel, got {clip.shape}. Was the video read?")
 
 
-def _check_clips(prediction: NDArray[np.uint8], truth: NDArray[np.uint8]) -> None:
+def _check_clips(prediction: Clip, truth: Clip) -> None:
     _check_clip(prediction, "prediction")
     _check_clip(truth, "truth")
     if prediction.shape != truth.shape:

@@ -5,7 +5,6 @@ covered by clip(radius + 1/2 − d, 0, 1). `draw` evaluates this only at pixels 
 """
 
 import itertools
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -30,25 +29,23 @@ _SQRT2 = np.float32(1.4142137)
 
 
 def draw(
-    keypoints_world: Float[Tensor, "*batch P 3"],
+    keypoints_world: Tensor,
     camera: Camera,
     skeleton: Skeleton,
     *,
     frame_size_px: tuple[int, int] | None = None,
     thickness_px: float | None = None,
-    threads: int = 1,
 ) -> UInt8[np.ndarray, "*batch H W 3"]:
     """Draw skeletons as uint8 RGB pictures on black, on the CPU.
 
     Args:
-        keypoints_world: metres, from `skeleton.keypoints(...)`.
-        camera: its batch dimensions must broadcast to those of the key-points.
+        keypoints_world: (*batch, P, 3), metres, from `skeleton.keypoints(...)`.
+        camera: one for all, or one for each of the leading batch dimensions: (B,) cameras serve (B, T) key-points.
         frame_size_px: (width, height) of the pictures; the camera is resized to it. Default: the camera's own.
         thickness_px: width of a bone. Default: height / 40.
-        threads: how many threads share a batch (numpy releases the interpreter lock).
 
     Raises:
-        VapError: key-points of another shape or type, NaN or infinity among them, or a camera that does not broadcast.
+        VapError: key-points of another shape or type, NaN or infinity among them, or a camera that does not fit.
     """
     batch = keypoints_world.shape[:-2]
     with torch.no_grad():
@@ -57,18 +54,14 @@ def draw(
         x.float().cpu().numpy() for x in (segments.start_px, segments.end_px, segments.radius_px, segments.colour)
     ]
     pictures = np.zeros((len(arrays[0]), height, width, 3), np.uint8)
-    pieces = [slice(i, i + CHUNK) for i in range(0, len(pictures), CHUNK)]
-    if threads > 1 and len(pieces) > 1:
-        with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(lambda piece: _draw_sparse(pictures[piece], *(x[piece] for x in arrays)), pieces))
-    else:
-        for piece in pieces:
-            _draw_sparse(pictures[piece], *(x[piece] for x in arrays))
+    for begin in range(0, len(pictures), CHUNK):
+        piece = slice(begin, begin + CHUNK)
+        _draw_sparse(pictures[piece], *(x[piece] for x in arrays))
     return pictures.reshape(*batch, height, width, 3)
 
 
 def draw_torch(
-    keypoints_world: Float[Tensor, "*batch P 3"],
+    keypoints_world: Tensor,
     camera: Camera,
     skeleton: Skeleton,
     *,
@@ -83,27 +76,24 @@ def draw_torch(
     """
     batch = keypoints_world.shape[:-2]
     segments, (width, height) = _segments(keypoints_world, camera, skeleton, frame_size_px, thickness_px)
-    start, radius = segments.start_px[:, :, None, None], segments.radius_px[:, :, None, None]
-    along = segments.end_px[:, :, None, None] - start
-    to: dict[str, Any] = {"dtype": start.dtype, "device": start.device}
-    y, x = torch.meshgrid(torch.arange(height, **to) + 0.5, torch.arange(width, **to) + 0.5, indexing="ij")
-    offset = torch.stack([x, y], dim=-1) - start
-    length2 = (along * along).sum(-1).clamp(min=1e-12)
-    t = ((offset * along).sum(-1) / length2).clamp(0, 1)
-    gap = offset - t[..., None] * along
-    distance = (gap * gap).sum(-1).clamp(min=1e-12).sqrt()
-    cover = ((radius - distance) / edge_px + 0.5).clamp(0, 1) * (radius > 0)
-    pictures = start.new_zeros(len(start), 3, height, width)
-    for s in range(start.shape[1]):
-        a = cover[:, s, None]
-        pictures = pictures + a * (segments.colour[:, s, :, None, None] - pictures)
+    like = segments.start_px
+    y = (torch.arange(height, dtype=like.dtype, device=like.device) + 0.5)[:, None]
+    x = (torch.arange(width, dtype=like.dtype, device=like.device) + 0.5)[None, :]
+    pictures = like.new_zeros(len(like), 3, height, width)
+    for s in range(like.shape[1]):
+        start_u, start_v = segments.start_px[:, s, :, None, None].unbind(1)
+        along_u, along_v = (segments.end_px[:, s] - segments.start_px[:, s])[..., None, None].unbind(1)
+        radius = segments.radius_px[:, s, None, None]
+        u, v = x - start_u, y - start_v
+        t = ((u * along_u + v * along_v) / (along_u**2 + along_v**2).clamp(min=1e-12)).clamp(0, 1)
+        distance = ((u - t * along_u) ** 2 + (v - t * along_v) ** 2).clamp(min=1e-12).sqrt()
+        cover = ((radius - distance) / edge_px + 0.5).clamp(0, 1) * (radius > 0)
+        pictures = pictures + cover[:, None] * (segments.colour[:, s, :, None, None] - pictures)
     return pictures.reshape(*batch, 3, height, width)
 
 
-def overlay(
-    frame: UInt8[np.ndarray, "*batch H W 3"], prompt: UInt8[np.ndarray, "*batch H W 3"], alpha: float = 1.0
-) -> UInt8[np.ndarray, "*batch H W 3"]:
-    """Lay a prompt over frames: where it is lit, it replaces the frame by `alpha`; black lets the frame through."""
+def overlay(frame: NDArray[Any], prompt: NDArray[Any], alpha: float = 1.0) -> UInt8[np.ndarray, "*batch H W 3"]:
+    """Lay prompts over frames, both uint8 (*batch, H, W, 3): where lit, they replace the frame by `alpha`."""
     if frame.shape != prompt.shape or frame.dtype != np.uint8 or prompt.dtype != np.uint8:
         raise VapError(
             "frame and prompt must be uint8 pictures of one shape (*batch, H, W, 3), "
@@ -137,19 +127,21 @@ def _segments(
 
 
 def _flat_camera(camera: Camera, batch: torch.Size) -> Camera:
-    """Broadcast the camera to the key-points' batch and flatten it; one camera for all stays as it is."""
-    if camera.K.ndim == 2 and camera.T_world_camera.ndim == 2:
+    """Give every picture its camera, over a flat batch; one camera for all stays as it is."""
+    if not bool(torch.isfinite(camera.K).all() & torch.isfinite(camera.T_world_camera).all()):
+        camera.checked()
+    own = camera.batch_shape
+    if own == ():
         return camera
-    try:
-        K = camera.K.expand(*batch, 3, 3).reshape(-1, 3, 3)
-        T_world_camera = camera.T_world_camera.expand(*batch, 4, 4).reshape(-1, 4, 4)
-    except RuntimeError as error:
+    if own != batch[: len(own)]:
         raise VapError(
-            f"the camera's batch {tuple(camera.K.shape[:-2])} (K), {tuple(camera.T_world_camera.shape[:-2])} "
-            f"(T_world_camera) does not fit the key-points' batch {tuple(batch)}. "
-            "Give one camera, or one per picture."
-        ) from error
-    return replace(camera, K=K, T_world_camera=T_world_camera)
+            f"the camera's batch {tuple(own)} does not fit the key-points' batch {tuple(batch)}. Give one camera for "
+            "all pictures, or one for each of the leading dimensions, e.g. (B,) cameras for (B, T) pictures."
+        )
+    ones = [1] * (len(batch) - len(own))
+    K = camera.K.expand(*own, 3, 3).reshape(*own, *ones, 3, 3).expand(*batch, 3, 3)
+    T_world_camera = camera.T_world_camera.expand(*own, 4, 4).reshape(*own, *ones, 4, 4).expand(*batch, 4, 4)
+    return replace(camera, K=K.reshape(-1, 3, 3), T_world_camera=T_world_camera.reshape(-1, 4, 4))
 
 
 def _draw_sparse(

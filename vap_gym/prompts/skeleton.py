@@ -86,7 +86,7 @@ class Skeleton:
     def place(
         self, T_base_links: Float[Tensor, "*batch L 4 4"], gripper: Float[Tensor, "*batch"]
     ) -> Float[Tensor, "*batch P 3"]:
-        """Return the key-points where the poses of `self.links` are known; `gripper` is 0 open .. 1 closed.
+        """Return the key-points where the poses of `self.links` are known; `gripper` is 0 open .. 1 closed, clipped.
 
         Where the whole figure hangs on the tip link, `place(T_base_tip[..., None, :, :], gripper)` does.
         """
@@ -95,7 +95,7 @@ class Skeleton:
                 f"poses must have shape (*batch, {len(self.links)}, 4, 4), one per link ({', '.join(self.links)}), "
                 f"got {tuple(T_base_links.shape)}."
             )
-        p_link = self._offset_m + gripper[..., None, None] * self._per_closing_m
+        p_link = self._offset_m + gripper.clamp(0, 1)[..., None, None] * self._per_closing_m
         if len(self.links) == 1:
             return p_link @ T_base_links[..., 0, :3, :3].mT + T_base_links[..., 0, None, :3, 3]
         T_base_link = T_base_links.index_select(-3, self._link_of_point)

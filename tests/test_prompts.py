@@ -1,0 +1,71 @@
+"""The stick figure stands where the robot is: key-points by forward kinematics, from the card alone."""
+
+import pytest
+import torch
+
+from vap_gym.cards import load_robot
+from vap_gym.errors import VapError
+from vap_gym.kinematics.control import Controller
+from vap_gym.prompts.skeleton import Skeleton
+
+ROBOTS = ("panda_robotiq", "panda_hand")
+
+
+def _state(name: str, closedness: float, batch: int = 3):
+    robot = load_robot(name)
+    controller = Controller(robot, dtype=torch.float64)
+    q = torch.tensor(robot.home_q_rad, dtype=torch.float64) + 0.1 * torch.arange(batch)[:, None]
+    return (
+        Skeleton(robot, dtype=torch.float64),
+        controller,
+        controller.start(q, torch.full((batch,), closedness).double()),
+    )
+
+
+@pytest.mark.parametrize("name", ROBOTS)
+def test_keypoints_from_a_state_equal_those_placed_on_the_controllers_links(name: str) -> None:
+    skeleton, controller, state = _state(name, 0.3)
+    poses = controller.links(state)
+    picked = torch.stack([poses[:, controller.chain.link_index(link)] for link in skeleton.links], dim=1)
+    torch.testing.assert_close(skeleton.place(picked, state.gripper), skeleton.keypoints(state), atol=1e-12, rtol=0)
+
+
+def test_a_figure_on_the_flange_is_placed_from_the_tip_pose_alone() -> None:
+    skeleton, controller, state = _state("panda_robotiq", 0.3)
+    assert skeleton.links == ("panda_link8",)
+    placed = skeleton.place(controller.tip_pose(state)[:, None], state.gripper)
+    torch.testing.assert_close(placed, skeleton.keypoints(state), atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize(("closedness", "gap_m"), [(0.0, 0.093), (1.0, 0.008), (-3.0, 0.093), (7.0, 0.008)])
+def test_finger_ends_are_as_far_apart_as_the_real_gripper_opens(closedness: float, gap_m: float) -> None:
+    skeleton, _, _ = _state("panda_robotiq", 0.5)
+    points = skeleton.place(torch.eye(4).double()[None], torch.tensor(closedness).double())
+    left, right = (points[skeleton.keypoint_names.index(f"{side}_end")] for side in ("left", "right"))
+    assert float((left - right).norm()) == pytest.approx(gap_m, abs=1e-9)
+    assert float(left[1]) < 0 < float(right[1])  # the left finger opens along −y of the flange
+
+
+@pytest.mark.parametrize("name", ROBOTS)
+def test_left_and_right_fingers_have_colours_of_their_own(name: str) -> None:
+    card = load_robot(name).skeleton
+    side = {s: {bone.colour_rgb for bone in card.bones if bone.end.startswith(s)} for s in ("left", "right")}
+    assert side["left"]
+    assert side["right"]
+    assert not side["left"] & side["right"]
+
+
+def test_keypoints_carry_gradients_to_joints_and_gripper() -> None:
+    skeleton, controller, state = _state("panda_robotiq", 0.4, batch=1)
+    q, gripper = state.q.clone().requires_grad_(), state.gripper.clone().requires_grad_()
+
+    def points(q, gripper):
+        return skeleton.keypoints(controller.start(q, gripper))
+
+    assert torch.autograd.gradcheck(points, (q, gripper))
+
+
+def test_poses_of_another_shape_are_refused_by_name() -> None:
+    skeleton, _, state = _state("panda_robotiq", 0.4)
+    with pytest.raises(VapError, match=r"shape \(\*batch, 1, 4, 4\), one per link \(panda_link8\), got \(3, 2, 4, 4\)"):
+        skeleton.place(torch.eye(4).double().expand(3, 2, 4, 4), state.gripper)
