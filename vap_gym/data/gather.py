@@ -164,13 +164,14 @@ def _joint_stats(root: Path) -> dict[str, dict[str, Any]]:
         kinds = ("min", "max", "mean", "std", "count")
         low, high, mean, std, count = (np.array(rows.column(f"stats/{name}/{kind}").to_pylist()) for kind in kinds)
         weight = count.reshape(-1, *[1] * (mean.ndim - 1)) / count.sum()
-        overall = (weight * mean).sum(axis=0)
-        variance = (weight * (std**2 + (mean - overall) ** 2)).sum(axis=0)
+        with np.errstate(over="ignore"):  # as in column_stats
+            overall = np.nan_to_num((weight * mean).sum(axis=0))
+            spread = np.nan_to_num(np.sqrt((weight * (std**2 + (mean - overall) ** 2)).sum(axis=0)))
         joint[name] = {
             "min": low.min(axis=0).tolist(),
             "max": high.max(axis=0).tolist(),
             "mean": overall.tolist(),
-            "std": np.sqrt(variance).tolist(),
+            "std": spread.tolist(),
             "count": [int(count.sum())],
         }
     return joint

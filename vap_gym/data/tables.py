@@ -145,11 +145,12 @@ def picture_stats(frames: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
 
 def column_stats(values: NDArray[Any]) -> dict[str, NDArray[Any]]:
     """LeRobot's statistics of a column (T,…), flat; over finite numbers only, 0 where there is none."""
-    flat = values.reshape(len(values), -1).astype(np.float64)
-    finite = np.isfinite(flat)
+    finite = np.isfinite(values.reshape(len(values), -1))
+    flat = np.where(finite, values.reshape(len(values), -1), 0).astype(np.float64)
     number = np.maximum(finite.sum(axis=0), 1)
-    mean = np.where(finite, flat, 0.0).sum(axis=0) / number
-    spread = np.sqrt(np.where(finite, (flat - mean) ** 2, 0.0).sum(axis=0) / number)
+    with np.errstate(over="ignore"):  # numbers near the largest have no finite variance
+        mean = np.nan_to_num((flat / number).sum(axis=0))
+        spread = np.nan_to_num(np.sqrt((np.where(finite, flat - mean, 0.0) ** 2 / number).sum(axis=0)))
     some = finite.any(axis=0)
     lowest = np.where(some, np.where(finite, flat, np.inf).min(axis=0), 0.0)
     highest = np.where(some, np.where(finite, flat, -np.inf).max(axis=0), 0.0)

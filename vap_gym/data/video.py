@@ -130,7 +130,8 @@ def read_video(path: str | Path, *, start: int = 0, stop: int | None = None) -> 
 
 def join_videos(parts: Sequence[tuple[Path, int]], path: Path, fps: int) -> None:
     """Join the first n frames of each (file, n), as `write_video` wrote them, without encoding again."""
-    with replacing(path) as temporary, av.open(str(temporary), "w", format="mp4") as out:
+    plain = {"write_btrt": "0"}  # a bitrate of the first part only, and so other bytes when joined in two goes
+    with replacing(path) as temporary, av.open(str(temporary), "w", format="mp4", container_options=plain) as out:
         target: Any = None
         index = 0
         for source, count in parts:
