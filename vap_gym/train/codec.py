@@ -1,0 +1,136 @@
+"""Train the frame codec: reconstruct oracle frames, with the loss weighted around gripper and objects."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from vap_gym.train.frames import label_weight, load_frames
+from vap_gym.train.run import Ema, Run, Schedule, autocast, load_recipe, mean, seeded, set_learning_rate
+from vap_gym.world.codec import FrameCodec, codec_loss, to_frames, to_pictures
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodecRecipe:
+    """Settings of a codec training; a TOML file with these keys."""
+
+    data: list[str]
+    model: dict[str, Any]
+    steps: int
+    batch_size: int = 16
+    learning_rate: float = 2e-3
+    every: int = 3
+    view: str = "front"
+    gripper_weight: float = 2.0
+    object_weight: float = 4.0
+    recolour: float = 0.25
+    latent_noise: float = 0.03
+    ema_decay: float = 0.998
+    held_out: int = 256
+    log_every: int = 50
+    save_every: int = 500
+    seed: int = 0
+
+
+def main(recipe: Path, *, out: Path = Path("runs/codec"), resume: bool = False, device: str = "cpu", threads: int = 0) -> None:
+    """Train a frame codec.
+
+    Args:
+        recipe: a TOML file, or the name of a shipped recipe, e.g. tiny_codec.
+        out: folder of the run: log, curves, samples, state, and the model in diffusers' layout when done.
+        resume: go on with a run that was stopped; the result is the same as without the stop.
+        device: cpu or cuda.
+        threads: CPU threads; 0 leaves torch's choice.
+    """
+    settings = load_recipe(CodecRecipe, recipe)
+    if threads:
+        torch.set_num_threads(threads)
+    run = Run(out, resume=resume)
+    saved = run.load()
+    pictures, labels = load_frames([Path(p) for p in settings.data], every=settings.every, view=settings.view)
+    order = torch.randperm(len(pictures), generator=seeded(settings.seed))
+    train, held = order[settings.held_out :], order[: settings.held_out]
+    place = torch.device(device)
+    torch.manual_seed(settings.seed)
+    model = FrameCodec(**settings.model).to(place, memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, betas=(0.9, 0.98), weight_decay=1e-4, fused=True)
+    schedule = Schedule(peak=settings.learning_rate, steps=settings.steps)
+    ema, rng, first = Ema(model, settings.ema_decay), seeded(settings.seed + 1), 0
+    if saved is not None:
+        model.load_state_dict(saved["model"])
+        optimizer.load_state_dict(saved["optimizer"])
+        ema.shadow, first = saved["ema"], saved["step"]
+        rng.set_state(saved["rng"])
+    losses: list[Tensor] = []
+    for step in range(first, settings.steps):
+        pick = train[torch.randint(len(train), (settings.batch_size,), generator=rng)]
+        batch = recoloured(to_pictures(pictures[pick]), settings.recolour, rng).to(place)
+        weight = label_weight(labels[pick], gripper=settings.gripper_weight, objects=settings.object_weight).to(place)
+        noise = settings.latent_noise * torch.randn(len(pick), 1, 1, 1, generator=rng).abs().to(place)
+        with autocast(place):
+            latents = model.encode(batch)
+            rebuilt = model.decode(latents + noise * torch.randn_like(latents))
+        loss = codec_loss(rebuilt, batch, weight)
+        set_learning_rate(optimizer, schedule(step))
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        ema.update(model, step)
+        losses.append(loss.detach())
+        done = step + 1
+        if done % settings.log_every == 0:
+            run.log(done, loss=mean(losses), learning_rate=schedule(step))
+            print(f"codec step {done}/{settings.steps} loss {mean(losses):.4f}", flush=True)
+            losses.clear()
+        if done % settings.save_every == 0 or done == settings.steps:
+            scored = FrameCodec(**settings.model).to(place, memory_format=torch.channels_last)
+            ema.copy_into(scored)
+            scores = score(scored, pictures[held], labels[held], run.folder / "samples.png")
+            run.log(done, **scores)
+            print(f"codec step {done} " + " ".join(f"{k} {v:.2f}" for k, v in scores.items()), flush=True)
+            run.draw_curves([("loss",), tuple(scores)])
+            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "ema": ema.shadow}
+            run.save({**state, "rng": rng.get_state(), "step": done, "recipe": asdict(settings)})
+            if done == settings.steps:
+                scored.save_pretrained(run.folder / "model")
+
+
+def recoloured(pictures: Float[Tensor, "N 3 H W"], share: float, rng: torch.Generator) -> Float[Tensor, "N 3 H W"]:
+    """Permute the colour channels and scale the contrast of a share of the pictures, so that the codec knows more colours."""
+    pictures = pictures.clone()
+    for i in torch.nonzero(torch.rand(len(pictures), generator=rng) < share)[:, 0].tolist():
+        gain = 0.6 + 0.4 * torch.rand(3, 1, 1, generator=rng)
+        pictures[i] = (pictures[i][torch.randperm(3, generator=rng)] + 1.0) * gain - 1.0
+    return pictures.contiguous(memory_format=torch.channels_last)
+
+
+@torch.no_grad()
+def score(
+    codec: FrameCodec, frames: UInt8[Tensor, "N H W 3"], labels: UInt8[Tensor, "N H W"], picture: Path | None = None
+) -> dict[str, float]:
+    """PSNR on held-out frames: of the whole frame, on the gripper and on the objects; writes a sample sheet."""
+    place = next(codec.parameters()).device
+    rebuilt = []
+    with autocast(place):
+        for chunk in frames.split(32):
+            batch = to_pictures(chunk).to(place)
+            rebuilt.append(to_frames(codec(batch.contiguous(memory_format=torch.channels_last))).cpu())
+    again = torch.cat(rebuilt)
+    error = ((again.float() - frames.float()) / 255).square().mean(-1)
+    per_frame = -10 * torch.log10(error.mean((1, 2)).clamp_min(1e-4))
+    parts = {"gripper": labels == 2, "objects": labels >= 4}
+    scores = {"psnr": float(per_frame.mean())}
+    scores |= {f"psnr_{k}": float(-10 * torch.log10(error[mask].mean().clamp_min(1e-6))) for k, mask in parts.items()}
+    if picture is not None:
+        from PIL import Image
+
+        rows = [torch.cat([frames[i : i + 8].flatten(0, 0)[j] for j in range(8)], 1) for i in (0, 8)]
+        twins = [torch.cat([again[i + j] for j in range(8)], 1) for i in (0, 8)]
+        Image.fromarray(torch.cat([rows[0], twins[0], rows[1], twins[1]], 0).numpy()).save(picture)
+    return scores

@@ -1,0 +1,126 @@
+"""Episodes as the world model's training sees them: latents, key-points for prompts, and where gripper and objects are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+from vap_gym.cards import load_robot
+from vap_gym.data import EpisodeSet
+from vap_gym.geometry import Camera, pose_from_xyz_euler
+from vap_gym.prompts.raster import draw
+from vap_gym.prompts.skeleton import Skeleton
+from vap_gym.train.run import autocast
+from vap_gym.world.codec import FrameCodec, to_pictures
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentEpisodes:
+    """E episodes of T frames each, in memory.
+
+    `latents` is float16; `keypoints_m` are the nominal robot's; `objects_px` and `tool_px` are in pixels of the frame,
+    with NaN where there is no object.
+    """
+
+    latents: Float[Tensor, "E T C h w"]
+    keypoints_m: Float[Tensor, "E T P 3"]
+    K: Float[Tensor, "E 3 3"]
+    T_world_camera: Float[Tensor, "E 4 4"]
+    objects_px: Float[Tensor, "E T N 2"]
+    objects_m: Float[Tensor, "E T N 3"]
+    tool_px: Float[Tensor, "E T 2"]
+    frame_size_px: tuple[int, int]
+    robot: str
+
+    def __len__(self) -> int:
+        return len(self.latents)
+
+    def prompts(self, episode: Int64[Tensor, " B"], frame: Int64[Tensor, " B"]) -> np.ndarray:
+        """Draw the prompts of single frames: uint8 (B, H, W, 3)."""
+        camera = Camera(K=self.K[episode], T_world_camera=self.T_world_camera[episode], frame_size_px=self.frame_size_px)
+        return draw(self.keypoints_m[episode, frame], camera, Skeleton(load_robot(self.robot)))
+
+
+def load_latents(
+    folders: list[Path], codec: FrameCodec, *, robot: str, view: str, cache: Path | None = None
+) -> LatentEpisodes:
+    """Encode all episodes of the sets (which must be of one length), or read them from `cache`."""
+    if cache is not None and cache.exists():
+        stored: LatentEpisodes = torch.load(cache, weights_only=False, mmap=True)
+        return stored
+    from tqdm import tqdm
+
+    parts: dict[str, list[Tensor]] = {}
+    size = (0, 0)
+    for folder in folders:
+        episodes = EpisodeSet(folder)
+        for i in tqdm(range(len(episodes)), desc=f"encoding {folder}", unit="episode", mininterval=5):
+            episode = episodes.read(i, labels=[])
+            frames = torch.from_numpy(episode.frames[view])
+            size = (frames.shape[2], frames.shape[1])
+            for key, value in _entry(frames, episode.columns, codec, robot, size).items():
+                parts.setdefault(key, []).append(value)
+    stored = LatentEpisodes(**{k: torch.stack(v) for k, v in parts.items()}, frame_size_px=size, robot=robot)  # type: ignore[arg-type]
+    if cache is not None:
+        temporary = cache.with_suffix(".tmp")
+        torch.save(stored, temporary)
+        temporary.replace(cache)
+    return stored
+
+
+@torch.no_grad()
+def _entry(
+    frames: Tensor, columns: object, codec: FrameCodec, robot: str, size: tuple[int, int]
+) -> dict[str, Tensor]:
+    data = {key: torch.from_numpy(np.ascontiguousarray(value)) for key, value in dict(columns).items()}  # type: ignore[call-overload]
+    with autocast(torch.device("cpu")):
+        latents = codec.encode(to_pictures(frames).contiguous(memory_format=torch.channels_last))
+    tip = pose_from_xyz_euler(data["nominal.cartesian_position"])
+    skeleton = Skeleton(load_robot(robot))
+    points = skeleton.place(tip[:, None], data["nominal.gripper_position"][:, 0])
+    camera = Camera(K=data["camera.K"], T_world_camera=data["camera.T_world_camera"], frame_size_px=size)
+    return {
+        "latents": latents.half(),
+        "keypoints_m": points,
+        "K": camera.K[0],
+        "T_world_camera": camera.T_world_camera[0],
+        "objects_px": camera.project(data["objects_m"])[0],
+        "objects_m": data["objects_m"],
+        "tool_px": camera.project(data["tool_m"][:, None])[0][:, 0],
+    }
+
+
+def loss_weight(
+    data: LatentEpisodes,
+    episode: Int64[Tensor, " B"],
+    frame: Int64[Tensor, " B"],
+    first: Int64[Tensor, " B"],
+    *,
+    gripper: float,
+    objects: float,
+    moved: float,
+) -> Float[Tensor, "B 1 h w"]:
+    """1 everywhere, more around the gripper, around objects, and most around objects that have moved (Sec. 3.3).
+
+    Where a moved object stood at first counts like an object: the place has to be cleared.
+    """
+    h, w = data.latents.shape[-2:]
+    y, x = torch.meshgrid(torch.arange(h) + 0.5, torch.arange(w) + 0.5, indexing="ij")
+
+    def blobs(points_px: Tensor, sigma_cells: float) -> Tensor:
+        cells = torch.nan_to_num(points_px / 4.0, nan=-1e4)[..., None, None]
+        return torch.exp(-((x - cells[..., 0, :, :]) ** 2 + (y - cells[..., 1, :, :]) ** 2) / (2 * sigma_cells**2))
+
+    now, then = data.objects_px[episode, frame], data.objects_px[episode, first]
+    distance = (data.objects_m[episode, frame] - data.objects_m[episode, first]).norm(dim=-1)
+    has_moved: Bool[Tensor, "B N"] = distance > 0.01
+    here = blobs(now, 1.6)
+    strength = torch.where(has_moved, objects + moved, objects)[..., None, None]
+    weight = (strength * here).amax(1) + (objects * has_moved[..., None, None] * blobs(then, 1.6)).amax(1)
+    weight = torch.maximum(weight, gripper * blobs(data.tool_px[episode, frame], 2.5))
+    return 1.0 + weight[:, None]

@@ -1,0 +1,81 @@
+"""Model folders in diffusers' layout, checked on loading: whole, unchanged since saving, and fitting their config."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from diffusers.models.modeling_utils import ModelMixin
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from vap_gym.errors import CheckpointError
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+PartT = TypeVar("PartT", bound=ModelMixin)
+
+
+def sha256_of(path: Path) -> str:
+    """Hex digest of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def save_part(part: ModelMixin, folder: Path, name: str, dtype: torch.dtype) -> str:
+    """Write config.json and the weights in `dtype` to folder/name; return the weights' sha256."""
+    target = folder / name
+    target.mkdir(parents=True, exist_ok=True)
+    part.save_config(target)
+    tensors = {
+        key: value.detach().to("cpu", dtype if value.is_floating_point() else value.dtype).contiguous()
+        for key, value in part.state_dict().items()
+    }
+    temporary = target / f".{WEIGHTS}.tmp"
+    save_file(tensors, temporary, metadata={"format": "pt"})
+    temporary.replace(target / WEIGHTS)
+    return sha256_of(target / WEIGHTS)
+
+
+def load_part(kind: type[PartT], folder: Path, name: str, index: dict[str, Any]) -> PartT:
+    """Read folder/name into a model of class `kind`, float32.
+
+    Raises:
+        CheckpointError: a file is missing or cut short, the sha256 of the index does not match, or a weight is missing,
+            unexpected or of another shape: each is named.
+    """
+    source = folder / name
+    for file in (source / "config.json", source / WEIGHTS):
+        if not file.is_file():
+            raise CheckpointError(f"The model folder '{folder}' must hold '{name}/{file.name}', but does not. Fetch it again.")
+    expected = index.get("sha256", {}).get(name)
+    if expected is not None and sha256_of(source / WEIGHTS) != expected:
+        raise CheckpointError(
+            f"'{source / WEIGHTS}' must have the sha256 {expected[:12]}… of its index, but has "
+            f"{sha256_of(source / WEIGHTS)[:12]}…: it is cut short or was changed. Fetch it again, or save it anew."
+        )
+    try:
+        tensors = load_file(source / WEIGHTS)
+    except SafetensorError as error:
+        raise CheckpointError(f"'{source / WEIGHTS}' is no whole safetensors file: {error}. Fetch it again.") from error
+    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    model: PartT = kind.from_config(config)
+    wanted = model.state_dict()
+    missing, extra = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())
+    wrong = [k for k in wanted.keys() & tensors.keys() if wanted[k].shape != tensors[k].shape]
+    if missing or extra or wrong:
+        raise CheckpointError(
+            f"The weights of '{source}' do not fit its config: missing {_some(missing)}; unexpected {_some(extra)}; "
+            f"of another shape {_some(sorted(wrong))}. Load them with the config they were saved with."
+        )
+    model.load_state_dict({key: value.to(wanted[key].dtype) for key, value in tensors.items()})
+    return model
+
+
+def _some(names: list[str]) -> str:
+    return "none" if not names else ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
