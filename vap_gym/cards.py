@@ -142,7 +142,9 @@ def load_robot(name_or_path: str | Path) -> RobotCard:
     for taken in ("folder", "urdf_path"):
         if taken in table:
             raise CardError(f"{path}: '{taken}' is not set in a card; use urdf = \"<file beside robot.toml>\".")
-    card = _build(RobotCard, table, where=str(path), given={"folder": path.parent, "urdf_path": urdf_path})
+    card = _build(
+        RobotCard, table, where=str(path), given={"folder": path.parent, "urdf_path": urdf_path}, also=("urdf",)
+    )
     _check_robot(card, path)
     return card
 
@@ -184,12 +186,12 @@ def _read_toml(path: Path) -> dict[str, Any]:
 
 def _check_robot(card: RobotCard, path: Path) -> None:
     names = [point.name for point in card.skeleton.keypoints]
+    if len(set(names)) != len(names):
+        raise CardError(f"{path}: skeleton: each key-point needs a name of its own, got {', '.join(names)}.")
     used = [name for bone in card.skeleton.bones for name in (bone.start, bone.end)] + list(card.skeleton.drop_from)
     for name in used:
         if name not in names:
             raise CardError(f"{path}: skeleton: {unknown_name_message('key-point', name, names)}")
-    if len(set(names)) != len(names):
-        raise CardError(f"{path}: skeleton: each key-point needs a name of its own, got {', '.join(names)}.")
     if len(card.home_q_rad) != len(card.arm_joints):
         raise CardError(
             f"{path}: home_q_rad must have an angle per arm joint ({len(card.arm_joints)}), got {len(card.home_q_rad)}."
@@ -202,14 +204,22 @@ def _check_robot(card: RobotCard, path: Path) -> None:
         )
 
 
-def _build(cls: type[Card], table: dict[str, Any], *, where: str, given: dict[str, Any] | None = None) -> Card:
+def _build(
+    cls: type[Card],
+    table: dict[str, Any],
+    *,
+    where: str,
+    given: dict[str, Any] | None = None,
+    also: tuple[str, ...] = (),
+) -> Card:
     """Make a card of a TOML table: every key known, every needed key there, every value of the annotated type."""
     hints = typing.get_type_hints(cls)
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     values = dict(given or {})
+    known = (*(name for name in fields if name not in values), *also)
     for key, value in table.items():
         if key not in fields:
-            raise CardError(f"{where}: {unknown_name_message('key', key, fields.keys() - values.keys())}")
+            raise CardError(f"{where}: {unknown_name_message('key', key, known)}")
         values[key] = _convert(hints[key], value, f"{where}: {key}")
     for name, field in fields.items():
         if name not in values and field.default is dataclasses.MISSING:

@@ -32,7 +32,7 @@ __all__ = [
 
 
 def pose(
-    rotation: Float[Tensor, "*batch 3 3"], translation_m: Float[Tensor, "*batch 3"]
+    rotation: Float[Tensor, "*#batch 3 3"], translation_m: Float[Tensor, "*#batch 3"]
 ) -> Float[Tensor, "*batch 4 4"]:
     """Return the homogeneous matrix [R t; 0 1]."""
     shape = torch.broadcast_shapes(rotation.shape[:-2], translation_m.shape[:-1])
@@ -48,7 +48,7 @@ def inverse(T_a_b: Float[Tensor, "*batch 4 4"]) -> Float[Tensor, "*batch 4 4"]:
 
 
 def transform(
-    T_a_b: Float[Tensor, "*batch 4 4"], points_b: Float[Tensor, "*batch points 3"]
+    T_a_b: Float[Tensor, "*#batch 4 4"], points_b: Float[Tensor, "*#batch points 3"]
 ) -> Float[Tensor, "*batch points 3"]:
     """Return `points_b` in frame a."""
     return points_b @ T_a_b[..., :3, :3].mT + T_a_b[..., None, :3, 3]
@@ -85,8 +85,8 @@ class Camera:
     `K` and `T_world_camera` broadcast against each other; `frame_size_px` is (width, height).
     """
 
-    K: Float[Tensor, "*batch 3 3"]
-    T_world_camera: Float[Tensor, "*batch 4 4"]
+    K: Float[Tensor, "*#batch 3 3"]
+    T_world_camera: Float[Tensor, "*#batch 4 4"]
     frame_size_px: tuple[int, int]
 
     @property
@@ -154,12 +154,12 @@ class Camera:
     @classmethod
     def look_at(
         cls,
-        eye: Float[Tensor, "*batch 3"],
-        target: Float[Tensor, "*batch 3"],
+        eye: Float[Tensor, "*#batch 3"],
+        target: Float[Tensor, "*#batch 3"],
         *,
-        vertical_fov_rad: float | Float[Tensor, "*batch"],
+        vertical_fov_rad: float | Float[Tensor, "*#batch"],
         frame_size_px: tuple[int, int],
-        roll_rad: float | Float[Tensor, "*batch"] = 0.0,
+        roll_rad: float | Float[Tensor, "*#batch"] = 0.0,
     ) -> Camera:
         """Return a camera at `eye` [m] that has `target` in its centre and the world's z upward in the picture.
 
@@ -173,7 +173,7 @@ class Camera:
             raise VapError("A camera's eye and target must differ, got the same point twice.")
         forward = forward / length
         up = torch.zeros_like(forward) + forward.new_tensor([0.0, 0.0, 1.0])
-        steep = forward[..., 2:].abs() > 1 - 1e-9
+        steep = forward[..., :2].norm(dim=-1, keepdim=True) < 1e-6
         up = torch.where(steep, forward.new_tensor([1.0, 0.0, 0.0]), up)
         right = torch.linalg.cross(forward, up)
         right = right / right.norm(dim=-1, keepdim=True)
@@ -215,8 +215,8 @@ class Camera:
         is_affine = bool((self.T_world_camera[..., 3, :] - last).abs().amax() < 1e-6)
         if float(off) > 1e-3 or bool((torch.linalg.det(R) < 0).any()) or not is_affine:
             raise VapError(
-                f"Camera T_world_camera is not rigid: {self.T_world_camera.tolist()}. It must be "
-                "[R t; 0 0 0 1] with R a right-handed rotation (camera axes in the world as columns: x right, y down, z forward)."
+                f"Camera T_world_camera is not rigid, got {self.T_world_camera.tolist()}. It must be [R t; 0 0 0 1], R "
+                "a right-handed rotation with the camera's axes in the world as columns: x right, y down, z forward."
             )
         return self
 

@@ -44,8 +44,8 @@ def damped_step(
 def solve_ik(
     chain: Chain,
     link: str,
-    T_base_target: Float[Tensor, "*batch 4 4"],
-    q0: Float[Tensor, "*batch n"],
+    T_base_target: Float[Tensor, "*#batch 4 4"],
+    q0: Float[Tensor, "*#batch n"],
     *,
     iterations: int = 50,
     damping: float = 0.02,

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import torch
 
@@ -77,6 +78,7 @@ def _parse(path: Path) -> tuple[list[str], list[_Joint]]:
     if not path.is_file():
         raise UrdfError(f"No URDF at '{path}'. Give the path of a file that exists.")
     try:
+        ElementTree.parse(path)  # strictly: yourdfpy would take what it can read of a file that is cut off
         robot = yourdfpy.URDF.load(str(path), build_scene_graph=False, load_meshes=False).robot
     except (yourdfpy.URDFError, SyntaxError, ValueError, AttributeError, TypeError, KeyError) as error:
         raise UrdfError(f"{path} is no well-formed URDF: {error or type(error).__name__}.") from error
