@@ -162,7 +162,8 @@ TREE = """<robot name="tree">
     <axis xyz=".6 .8 0"/><limit lower="-.2" upper=".4" velocity="1" effort="1"/></joint>
   <joint name="weld" type="fixed"><parent link="rail"/><child link="plate"/><origin xyz="0 .2 0" rpy=".5 0 0"/></joint>
   <joint name="follow" type="revolute"><parent link="plate"/><child link="arm"/><origin xyz="0 0 .3"/>
-    <axis xyz="0 1 0"/><limit lower="-1" upper="1" velocity="1" effort="1"/><mimic joint="echo" multiplier="2" offset=".1"/></joint>
+    <axis xyz="0 1 0"/><limit lower="-1" upper="1" velocity="1" effort="1"/>
+    <mimic joint="echo" multiplier="2" offset=".1"/></joint>
   <joint name="echo" type="revolute"><parent link="turret"/><child link="far"/><origin xyz="0 -.3 0" rpy="0 0 1"/>
     <limit lower="-1" upper="1" velocity="1" effort="1"/><mimic joint="slide" multiplier="-3" offset=".2"/></joint>
 </robot>"""
