@@ -132,6 +132,32 @@ def test_masks_are_not_lost_at_the_frames_edge() -> None:
     assert metrics.motion_masks(clip)[1:, :8].all()
 
 
+# --- masks ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["blackswan", "car-shadow", "soapbox"])
+def test_j_and_f_equal_those_of_davis(shared_data: Path, name: str) -> None:
+    folder = shared_data / "mask_metrics"
+    expected = json.loads((folder / "expected_J_F.json").read_text())[name]
+    masks = np.load(folder / f"{name}.npz")
+    prediction, truth = masks["segmentation"], masks["annotation"]
+    np.testing.assert_allclose(metrics.region_j_per_frame(prediction, truth), expected["J"], atol=1e-6, rtol=0)
+    np.testing.assert_allclose(metrics.boundary_f_per_frame(prediction, truth), expected["F"], atol=1e-6, rtol=0)
+
+
+def test_j_and_f_of_empty_masks() -> None:
+    nothing = np.zeros((1, 40, 60), bool)
+    square = nothing.copy()
+    square[:, 10:20, 10:20] = True
+    for metric in (metrics.region_j_per_frame, metrics.boundary_f_per_frame):
+        assert metric(nothing, nothing) == 1
+        assert metric(square, square) == 1
+        assert metric(nothing, square) == 0
+        assert metric(square, nothing) == 0
+    with pytest.raises(VapError, match=r"prediction must be bool masks of shape \(T, H, W\), both alike, got uint8"):
+        metrics.region_j_per_frame(square.astype(np.uint8), square)
+
+
 # --- what is judged ---------------------------------------------------------------------------------------------------
 
 

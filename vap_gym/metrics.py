@@ -3,18 +3,19 @@
 Clips are uint8 RGB of shape (T, H, W, 3). What is named *_per_frame returns a figure per frame, the rest one per clip.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from numpy.typing import ArrayLike, NDArray
 
 from vap_gym.errors import VapError
 
 Clip = NDArray[Any]  # uint8 (T, H, W, 3); not in the type, since a wrong clip is to be our error, checked or not
-Masks = Bool[np.ndarray, "T H W"]
+Masks = NDArray[Any]  # bool (T, H, W), likewise
 
 PSNR_CAP_DB = 40.0
 """Equal frames have infinite PSNR; frames this near count as equal."""
@@ -65,13 +66,13 @@ def ssim_per_frame(
     c1, c2 = 0.01**2, 0.03**2
     scores = np.empty(len(truth))
     for t in range(len(truth)):
-        x, y = (clip[t].transpose(2, 0, 1) / 255.0 for clip in (prediction, truth))
+        x, y = (clip[t].transpose(2, 0, 1) / np.float32(255) for clip in (prediction, truth))
         means = down @ np.stack([x, y, x * x + y * y, x * y]) @ across.T
         mean_x, mean_y = means[:2]
         power = (means[2] - mean_x**2 - mean_y**2) * unbias
         covariance = (means[3] - mean_x * mean_y) * unbias
         similar = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
-        scores[t] = (similar / ((mean_x**2 + mean_y**2 + c1) * (power + c2))).mean()
+        scores[t] = (similar / ((mean_x**2 + mean_y**2 + c1) * (power + c2))).mean(dtype=np.float64)
     return scores
 
 
@@ -80,9 +81,9 @@ def ssim(prediction: Clip, truth: Clip, *, window: Literal["gaussian", "uniform"
     return float(ssim_per_frame(prediction, truth, window=window).mean())
 
 
-def _band(kernel: NDArray[np.float64], size: int) -> NDArray[np.float64]:
+def _band(kernel: NDArray[np.float64], size: int) -> NDArray[np.float32]:
     """Return the matrix that correlates `size` samples with a kernel where it fits: a product, which BLAS does fast."""
-    band = np.zeros((size - len(kernel) + 1, size))
+    band = np.zeros((size - len(kernel) + 1, size), np.float32)
     for k, weight in enumerate(kernel):
         band[np.arange(len(band)), np.arange(len(band)) + k] = weight
     return band
@@ -127,6 +128,7 @@ def motion_iou(prediction: Clip, truth: Clip) -> MotionIou:
 
 def mask_motion_iou(prediction: Masks, truth: Masks) -> MotionIou:
     """As `motion_iou`, from motion masks: useful where the true clip's are needed more than once."""
+    _check_masks(prediction, truth)
     both, either = (prediction & truth).sum(axis=(1, 2)), (prediction | truth).sum(axis=(1, 2))
     weight_p, weight_t = prediction.mean(axis=0), truth.mean(axis=0)
     return MotionIou(
@@ -186,6 +188,51 @@ def _dilate_5x5(masks: Masks) -> Masks:
             grown[tuple(behind)] |= masks[tuple(ahead)]
         masks = grown
     return masks
+
+
+# --- masks ------------------------------------------------------------------------------------------------------------
+
+
+def region_j_per_frame(prediction: Masks, truth: Masks) -> Float[np.ndarray, "T"]:
+    """Return DAVIS' J of each frame: the IoU of two masks, 1 where both are empty."""
+    _check_masks(prediction, truth)
+    return _share((prediction & truth).sum(axis=(1, 2)), (prediction | truth).sum(axis=(1, 2)))
+
+
+def boundary_f_per_frame(prediction: Masks, truth: Masks, *, tolerance: float = 0.008) -> Float[np.ndarray, "T"]:
+    """Return DAVIS' F of each frame: how much of either mask's outline lies near the other's.
+
+    `tolerance` is a share of the frame's diagonal, rounded up to whole pixels. F is the harmonic mean of precision and
+    recall; 1 where neither mask has an outline.
+    """
+    _check_masks(prediction, truth)
+    radius = math.ceil(tolerance * math.hypot(*truth.shape[1:]))
+    outline_p, outline_t = _outlines(prediction), _outlines(truth)
+    near_p, near_t = _dilate_disk(outline_p, radius), _dilate_disk(outline_t, radius)
+    precision = _share((outline_p & near_t).sum(axis=(1, 2)), outline_p.sum(axis=(1, 2)))
+    recall = _share((outline_t & near_p).sum(axis=(1, 2)), outline_t.sum(axis=(1, 2)))
+    return _share(2 * precision * recall, np.where(precision + recall > 0, precision + recall, 1.0))
+
+
+def _outlines(masks: Masks) -> Masks:
+    """Return the pixels that differ from their neighbour to the right, below, or right below."""
+    padded = np.pad(masks, ((0, 0), (0, 1), (0, 1)), mode="edge")
+    right, below, both = padded[:, :-1, 1:], padded[:, 1:, :-1], padded[:, 1:, 1:]
+    outlines: Masks = (masks ^ right) | (masks ^ below) | (masks ^ both)
+    return outlines
+
+
+def _dilate_disk(masks: Masks, radius: int) -> Masks:
+    """Grow masks by a disk: for each of its rows, by a run as wide as the disk is there."""
+    height, width = masks.shape[1:]
+    counts = np.pad(masks, ((0, 0), (radius, radius), (radius + 1, radius))).cumsum(axis=2, dtype=np.int32)
+    grown = np.zeros_like(masks)
+    for dy in range(-radius, radius + 1):
+        half = math.isqrt(radius * radius - dy * dy)
+        rows = counts[:, radius + dy : radius + dy + height]
+        ahead, behind = radius + 1 + half, radius - half
+        grown |= rows[:, :, ahead : ahead + width] > rows[:, :, behind : behind + width]
+    return grown
 
 
 # --- what is judged ---------------------------------------------------------------------------------------------------
@@ -298,6 +345,15 @@ def _check_clip(clip: Clip, name: str) -> None:
         )
     if 0 in clip.shape:
         raise VapError(f"{name} must have at least one frame and one pixel, got {clip.shape}. Was the video read?")
+
+
+def _check_masks(prediction: Masks, truth: Masks) -> None:
+    for name, masks in (("prediction", prediction), ("truth", truth)):
+        if masks.dtype != np.bool_ or masks.ndim != 3 or masks.shape != truth.shape or 0 in masks.shape:
+            raise VapError(
+                f"{name} must be bool masks of shape (T, H, W), both alike, got {masks.dtype} {masks.shape} "
+                f"(truth: {truth.dtype} {truth.shape}). From labels: labels == the object's number."
+            )
 
 
 def _check_clips(prediction: Clip, truth: Clip) -> None:
