@@ -1,4 +1,4 @@
-"""The held-out oracle episodes: chosen by what happens in them, listed in benchmarks/heldout.toml before any training."""
+"""The held-out oracle episodes: chosen by what happens in them, listed before any training."""
 
 from __future__ import annotations
 
@@ -46,11 +46,13 @@ class HeldOut:
 def load_heldout(path: Path) -> list[HeldOut]:
     """Read the list. Raises CardError where the file is missing or malformed."""
     if not path.is_file():
-        raise CardError(f"No held-out list at '{path}'. Run from the repository root, or name the file with --heldout.")
+        raise CardError(f"No held-out list at '{path}'. Run from the repository root, or name it with --heldout.")
     try:
         return [HeldOut(**row) for row in tomllib.loads(path.read_text(encoding="utf-8"))["episodes"]]
     except (tomllib.TOMLDecodeError, KeyError, TypeError) as error:
-        raise CardError(f"'{path}' is no held-out list: {error}. Make one with: python -m vap_gym.evaluate.heldout") from error
+        raise CardError(
+            f"'{path}' is no held-out list: {error}. Make one: python -m vap_gym.evaluate.heldout"
+        ) from error
 
 
 def play(scene: Scene, nominal: NominalRobot, item: HeldOut, *, render: bool = True) -> Episode:
@@ -94,7 +96,7 @@ def belongs(kind: str, episode: Episode) -> bool:
 
 
 def main(out: Path = Path("benchmarks/heldout.toml"), *, robot: str = "panda_robotiq") -> None:
-    """Choose the held-out episodes anew and write the list (the shipped one is committed: this shows how it came about)."""
+    """Choose the held-out episodes anew and write the list, as the committed one came about."""
     from vap_gym.cards import load_robot
     from vap_gym.sim.rollout import NominalRobot
     from vap_gym.sim.scene import Scene
@@ -117,7 +119,9 @@ def main(out: Path = Path("benchmarks/heldout.toml"), *, robot: str = "panda_rob
                     break
             print(f"{kind}: {found}", flush=True)
     lines = ["# Held-out oracle episodes, 24 steps each, chosen before training by: python -m vap_gym.evaluate.heldout"]
-    lines += ["# Seeds from 1,000,000 on are never trained on; kind novel has shapes and a texture that training never shows."]
+    lines += [
+        "# Seeds from 1,000,000 on are never trained on; kind novel has shapes and a texture that training never shows."
+    ]
     lines += ["episodes = [", *(f"  {_inline(item)}," for item in chosen), "]", ""]
     temporary = out.with_suffix(".tmp")
     temporary.write_text("\n".join(lines), encoding="utf-8")

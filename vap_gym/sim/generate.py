@@ -72,7 +72,8 @@ def _one(job: tuple[str, str, int, int, int]) -> int:
         card = load_robot(robot)
         _KEPT[out] = (Scene(card), NominalRobot(card), EpisodeWriter(out, fps=15, robot_type=robot))
     scene, nominal, writer = _KEPT[out]
-    assert isinstance(scene, Scene) and isinstance(nominal, NominalRobot)
+    assert isinstance(scene, Scene)
+    assert isinstance(nominal, NominalRobot)
     writer.write(index, record(scene, nominal, draw_scene(seed), behaviour_of(seed), frames=frames))
     return index
 

@@ -38,13 +38,15 @@ class NominalRobot:
         self.home = home
 
     def start(self, tool_m: Any, yaw_rad: float, tilt_rad: Any, closedness: float) -> RobotState:
-        """Arm at rest with the tool centre at `tool_m`, pointing down, turned by `yaw_rad` and tilted (batch of one)."""
+        """Arm at rest (batch of one): tool centre at `tool_m`, pointing down, turned by `yaw_rad` and tilted."""
         down = torch.tensor([[1.0, 0, 0], [0, -1, 0], [0, 0, -1]], dtype=torch.float64)
         turn = rotation_from_rotvec(torch.tensor([0.0, 0.0, yaw_rad], dtype=torch.float64))
         tilt = rotation_from_rotvec(torch.tensor([*tilt_rad, 0.0], dtype=torch.float64))
         tool = pose(tilt @ turn @ down, torch.tensor(tool_m, dtype=torch.float64))
         target = tool @ inverse(torch.as_tensor(self.tip_from_tool))
-        solved = solve_ik(self.controller.arm, self.controller.robot.tip_link, target[None], self.home[None], iterations=80)
+        solved = solve_ik(
+            self.controller.arm, self.controller.robot.tip_link, target[None], self.home[None], iterations=80
+        )
         if float(solved.position_error_m[0]) > 5e-3:
             raise VapError(
                 f"The arm cannot reach tool_m={tuple(tool_m)} with yaw {yaw_rad:.2f} rad: it ends "
@@ -73,8 +75,8 @@ def record(
 ) -> Episode:
     """Play one episode and return it in the layout of `vap_gym.data`.
 
-    Columns (T rows; row t is the moment of frame t, `action` leads to t + 1): `action` (7), `observation.state` (achieved
-    xyz + Euler + closedness), `observation.joint_position`, `nominal.cartesian_position`, `nominal.joint_position`,
+    Columns (T rows; row t is the moment of frame t, `action` leads to t + 1): `action` (7), `observation.state`
+    (achieved xyz + Euler + closedness), `observation.joint_position`, `nominal.cartesian_position`, `nominal.joint_position`,
     `nominal.gripper_position`, `objects_m` (K, 3), `touching` (K), `tool_m` (3, nominal), `camera.K`,
     `camera.T_world_camera`, `next.progress`, `next.success`.
 
@@ -120,7 +122,13 @@ def record(
 
 
 def _row(
-    spec: SceneSpec, truth: Truth, first: Truth, state: RobotState, tip: np.ndarray, tool: np.ndarray, action: np.ndarray
+    spec: SceneSpec,
+    truth: Truth,
+    first: Truth,
+    state: RobotState,
+    tip: np.ndarray,
+    tool: np.ndarray,
+    action: np.ndarray,
 ) -> dict[str, Any]:
     scored = {"start_tool_m": first.tool_m, "start_object_m": first.objects_m[spec.target]}
     target = truth.objects_m[spec.target]

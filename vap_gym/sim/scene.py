@@ -225,7 +225,7 @@ class Scene:
     # --- looking ---
 
     def render(self, camera: Camera | None = None) -> tuple[UInt8[np.ndarray, "H W 3"], UInt8[np.ndarray, "H W"]]:
-        """Return the picture (uint8 RGB) and the label picture (indices into LABELS) from `camera` or the scene's own."""
+        """Return the picture (RGB) and the label picture (indices into LABELS) from `camera` or the scene's own."""
         b = self._bullet
         camera = camera or self.camera
         size = width, height = camera.frame_size_px

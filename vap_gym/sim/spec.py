@@ -52,7 +52,7 @@ class ObjectSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class CameraSpec:
-    """A third-person camera: where it stands, what it looks at [m, world = robot base] and its vertical field of view."""
+    """A third-person camera: where it stands and what it looks at (world = robot base), its field of view."""
 
     eye_m: tuple[float, float, float]
     target_m: tuple[float, float, float]

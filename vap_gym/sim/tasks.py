@@ -1,4 +1,4 @@
-"""Tasks: progress and success as plain functions of positions, the same for the oracle's truth and the judge's reading."""
+"""Tasks: progress and success as plain functions of positions, the same for the oracle and for the judge."""
 
 from __future__ import annotations
 

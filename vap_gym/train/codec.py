@@ -37,7 +37,9 @@ class CodecRecipe:
     seed: int = 0
 
 
-def main(recipe: Path, *, out: Path = Path("runs/codec"), resume: bool = False, device: str = "cpu", threads: int = 0) -> None:
+def main(
+    recipe: Path, *, out: Path = Path("runs/codec"), resume: bool = False, device: str = "cpu", threads: int = 0
+) -> None:
     """Train a frame codec.
 
     Args:
@@ -102,7 +104,7 @@ def main(recipe: Path, *, out: Path = Path("runs/codec"), resume: bool = False, 
 
 
 def recoloured(pictures: Float[Tensor, "N 3 H W"], share: float, rng: torch.Generator) -> Float[Tensor, "N 3 H W"]:
-    """Permute the colour channels and scale the contrast of a share of the pictures, so that the codec knows more colours."""
+    """Permute the channels and scale the contrast of a share of the pictures: the codec is to know more colours."""
     pictures = pictures.clone()
     for i in torch.nonzero(torch.rand(len(pictures), generator=rng) < share)[:, 0].tolist():
         gain = 0.6 + 0.4 * torch.rand(3, 1, 1, generator=rng)

@@ -33,9 +33,7 @@ def load_frames(
     return torch.from_numpy(np.concatenate(pictures)), torch.from_numpy(np.concatenate(labels))
 
 
-def label_weight(
-    labels: UInt8[Tensor, "N H W"], *, gripper: float, objects: float
-) -> Float[Tensor, "N 1 H W"]:
+def label_weight(labels: UInt8[Tensor, "N H W"], *, gripper: float, objects: float) -> Float[Tensor, "N 1 H W"]:
     """1 everywhere, more on and right around gripper and objects (labels as in `vap_gym.sim.scene.LABELS`)."""
     on = torch.zeros_like(labels, dtype=torch.float32)
     on[labels == 2] = gripper

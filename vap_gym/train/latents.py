@@ -1,4 +1,4 @@
-"""Episodes as the world model's training sees them: latents, key-points for prompts, and where gripper and objects are."""
+"""Episodes as the world model's training sees them: latents, key-points for prompts, gripper and objects."""
 
 from __future__ import annotations
 
@@ -42,7 +42,9 @@ class LatentEpisodes:
 
     def prompts(self, episode: Int64[Tensor, " B"], frame: Int64[Tensor, " B"]) -> np.ndarray:
         """Draw the prompts of single frames: uint8 (B, H, W, 3)."""
-        camera = Camera(K=self.K[episode], T_world_camera=self.T_world_camera[episode], frame_size_px=self.frame_size_px)
+        camera = Camera(
+            K=self.K[episode], T_world_camera=self.T_world_camera[episode], frame_size_px=self.frame_size_px
+        )
         return draw(self.keypoints_m[episode, frame], camera, Skeleton(load_robot(self.robot)))
 
 
@@ -74,9 +76,7 @@ def load_latents(
 
 
 @torch.no_grad()
-def _entry(
-    frames: Tensor, columns: object, codec: FrameCodec, robot: str, size: tuple[int, int]
-) -> dict[str, Tensor]:
+def _entry(frames: Tensor, columns: object, codec: FrameCodec, robot: str, size: tuple[int, int]) -> dict[str, Tensor]:
     data = {key: torch.from_numpy(np.ascontiguousarray(value)) for key, value in dict(columns).items()}  # type: ignore[call-overload]
     with autocast(torch.device("cpu")):
         latents = codec.encode(to_pictures(frames).contiguous(memory_format=torch.channels_last))

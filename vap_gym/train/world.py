@@ -1,4 +1,4 @@
-"""Train the dynamics: flow matching with x0-prediction on the model's own rollouts, loss amplified at gripper and objects."""
+"""Train the dynamics: flow matching with x0-prediction on own rollouts, loss amplified at gripper and objects."""
 
 from __future__ import annotations
 
@@ -50,7 +50,9 @@ class WorldRecipe:
     strides: list[float] = field(default_factory=lambda: [0.75, 0.15, 0.10])
 
 
-def main(recipe: Path, *, out: Path = Path("runs/world"), resume: bool = False, device: str = "cpu", threads: int = 0) -> None:
+def main(
+    recipe: Path, *, out: Path = Path("runs/world"), resume: bool = False, device: str = "cpu", threads: int = 0
+) -> None:
     """Train the dynamics of a world model.
 
     Args:
@@ -69,14 +71,14 @@ def main(recipe: Path, *, out: Path = Path("runs/world"), resume: bool = False, 
     codec = FrameCodec.from_pretrained(settings.codec, torch_dtype=torch.float32).eval().requires_grad_(False)
     codec = codec.to(memory_format=torch.channels_last)
     cache = Path(settings.cache) if settings.cache else run.folder / "latents.pt"
-    everything = load_latents([Path(p) for p in settings.data], codec, robot=settings.robot, view=settings.view, cache=cache)
+    everything = load_latents(
+        [Path(p) for p in settings.data], codec, robot=settings.robot, view=settings.view, cache=cache
+    )
     torch.manual_seed(settings.seed)
     model = FrameDynamics(**settings.model).to(place, memory_format=torch.channels_last)
     if settings.init:
         model.load_state_dict(FrameDynamics.from_pretrained(settings.init, torch_dtype=torch.float32).state_dict())
-    optimizer = torch.optim.AdamW(
-        _groups(model, settings.weight_decay), lr=0.0, betas=(0.9, 0.98), fused=True
-    )
+    optimizer = torch.optim.AdamW(_groups(model, settings.weight_decay), lr=0.0, betas=(0.9, 0.98), fused=True)
     schedule = Schedule(
         peak=settings.learning_rate, steps=settings.steps, warmup_steps=settings.warmup_steps, decay=settings.decay
     )
@@ -112,7 +114,9 @@ def main(recipe: Path, *, out: Path = Path("runs/world"), resume: bool = False, 
             losses, since = [], time.monotonic()
         if done % settings.save_every == 0 or done == settings.steps:
             state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "ema": ema.shadow}
-            run.save({**state, "slots": slots.state(), "rng": rng.get_state(), "step": done, "recipe": asdict(settings)})
+            run.save(
+                {**state, "slots": slots.state(), "rng": rng.get_state(), "step": done, "recipe": asdict(settings)}
+            )
             averaged = FrameDynamics(**settings.model).to(place, memory_format=torch.channels_last).eval()
             ema.copy_into(averaged)
             scores = score(averaged, codec, held, run.folder / "samples.png")
@@ -123,7 +127,9 @@ def main(recipe: Path, *, out: Path = Path("runs/world"), resume: bool = False, 
             since = time.monotonic()
 
 
-def _loss(model: FrameDynamics, slots: Slots, settings: WorldRecipe, rng: torch.Generator, place: torch.device) -> Tensor:
+def _loss(
+    model: FrameDynamics, slots: Slots, settings: WorldRecipe, rng: torch.Generator, place: torch.device
+) -> Tensor:
     """One step of every slot: predict the next latents, compare, and advance."""
     seen, truth, taps = slots.inputs()
     batch = len(truth)
@@ -141,7 +147,13 @@ def _loss(model: FrameDynamics, slots: Slots, settings: WorldRecipe, rng: torch.
     with autocast(place):
         features = model.trajectory.features(prompts)
         features = features.unflatten(0, (len(taps), batch)).transpose(0, 1)
-        inputs = (seen.to(place), slots.anchor.to(place), noisy.to(place), level.to(place), slots.stride.float().to(place))
+        inputs = (
+            seen.to(place),
+            slots.anchor.to(place),
+            noisy.to(place),
+            level.to(place),
+            slots.stride.float().to(place),
+        )
         predicted = model(*inputs, features)
     loss = latent_loss(predicted, truth.to(place), weight.to(place))
     slots.advance(predicted, truth)
@@ -184,7 +196,9 @@ def score(
         history = torch.cat([latent[:, None], history[:, :-1]], 1)
         truth = held.latents[:, t].float().to(place)
         with autocast(place):
-            pair = [to_frames(codec.decode(z.contiguous(memory_format=torch.channels_last))).cpu() for z in (latent, truth)]
+            pair = [
+                to_frames(codec.decode(z.contiguous(memory_format=torch.channels_last))).cpu() for z in (latent, truth)
+            ]
         made.append(pair[0])
         real.append(pair[1])
         if t in (1, 4, 8, 12, 16, 20, 24):

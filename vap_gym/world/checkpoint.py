@@ -52,7 +52,9 @@ def load_part(kind: type[PartT], folder: Path, name: str, index: dict[str, Any])
     source = folder / name
     for file in (source / "config.json", source / WEIGHTS):
         if not file.is_file():
-            raise CheckpointError(f"The model folder '{folder}' must hold '{name}/{file.name}', but does not. Fetch it again.")
+            raise CheckpointError(
+                f"The model folder '{folder}' must hold '{name}/{file.name}', but does not. Fetch it again."
+            )
     expected = index.get("sha256", {}).get(name)
     if expected is not None and sha256_of(source / WEIGHTS) != expected:
         raise CheckpointError(

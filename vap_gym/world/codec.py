@@ -87,7 +87,7 @@ def charbonnier(difference: Tensor, epsilon: float = 0.02) -> Tensor:
 def codec_loss(
     reconstruction: Float[Tensor, "N 3 H W"], pictures: Float[Tensor, "N 3 H W"], weight: Float[Tensor, "N 1 H W"]
 ) -> Tensor:
-    """Reconstruction loss, pixel-weighted: absolute and squared error plus the error of horizontal and vertical edges."""
+    """Pixel-weighted reconstruction loss: absolute and squared error, plus the error of edges."""
     error = reconstruction.float() - pictures
     value = charbonnier(error) + 2.0 * error.square()
     edges = charbonnier(error.diff(dim=-1)) * weight[..., 1:]

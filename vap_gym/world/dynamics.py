@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vap_gym.world.attention import PlainAttention
 from vap_gym.world.layers import ResBlock, zeroed
 from vap_gym.world.transformer import ControlledTransformer
 
@@ -113,11 +114,14 @@ class FrameDynamics(ModelMixin, ConfigMixin):
             action_channels=4 * action_channels,
             control_layers=control_layers,
         )
+        self.transformer.set_attn_processor(PlainAttention())
         self.up_coarse = nn.Sequential(*[ResBlock(coarse) for _ in range(blocks[1])])
         self.to_fine = nn.Sequential(nn.SiLU(), nn.Conv2d(coarse, 4 * fine, 3, padding=1), nn.PixelShuffle(2))
         self.up_fine = nn.Sequential(*[ResBlock(fine) for _ in range(blocks[0] + 1)])
         self.head = nn.Sequential(nn.SiLU(), nn.Conv2d(fine, latent_channels + 5, 3, padding=1))
-        self.interval = nn.Sequential(nn.Linear(4, time_embed_dim), nn.SiLU(), nn.Linear(time_embed_dim, time_embed_dim))
+        self.interval = nn.Sequential(
+            nn.Linear(4, time_embed_dim), nn.SiLU(), nn.Linear(time_embed_dim, time_embed_dim)
+        )
         with torch.no_grad():
             last = self.head[-1]
             last.weight.mul_(0.1)

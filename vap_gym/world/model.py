@@ -27,8 +27,8 @@ NEAR_CLEAN = 0.5  # noise level of the second evaluation: predict, renoise, pred
 class WorldModel:
     """An action-to-video model with explicit state.
 
-    `state` is a flat TensorDict with batch size [B]: `latent` (B, C, h, w) is the newest frame, `history` the latents of
-    the last lags, `anchor` the first frame's, `prompt_features` and `anchor_prompt` those of the last prompts, `step` and
+    `state` is a flat TensorDict with batch size [B]: `latent` (B, C, h, w) is the newest frame, `history` the last
+    frames' latents, `anchor` the first frame's, `prompt_features` and `anchor_prompt` those of the last prompts, `step` and
     `seed` drive the noise. Index assignment is a partial reset, `expand` a branch.
 
     Args:
@@ -95,7 +95,8 @@ class WorldModel:
         folder.mkdir(parents=True, exist_ok=True)
         index: dict[str, Any] = {"_class_name": "WorldModel", "evaluations": self.evaluations, **notes}
         index["sha256"] = {
-            name: save_part(part, folder, name, dtype) for name, part in (("codec", self.codec), ("dynamics", self.dynamics))
+            name: save_part(part, folder, name, dtype)
+            for name, part in (("codec", self.codec), ("dynamics", self.dynamics))
         }
         temporary = folder / f".{INDEX}.tmp"
         temporary.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
@@ -229,7 +230,11 @@ def checked_device(device: torch.device | str) -> torch.device:
 
 def devices() -> list[str]:
     """Devices that torch can use here."""
-    return ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count())), *(["cuda"] if torch.cuda.is_available() else [])]
+    return [
+        "cpu",
+        *(f"cuda:{i}" for i in range(torch.cuda.device_count())),
+        *(["cuda"] if torch.cuda.is_available() else []),
+    ]
 
 
 def native_dtype(device: torch.device) -> torch.dtype:

@@ -26,7 +26,9 @@ def counter_noise(
     """Standard normal numbers (B, *shape), float32, by hashing (seed, step, evaluation, element) and Box–Muller."""
     count = math.prod(shape)
     pairs = (count + 1) // 2
-    key = _mix(_mix(seed & _MASK32) ^ _mix((seed >> 32) & _MASK32) ^ _mix(step & _MASK32) ^ (evaluation * 0x9E3779B1 & _MASK32))
+    key = _mix(
+        _mix(seed & _MASK32) ^ _mix((seed >> 32) & _MASK32) ^ _mix(step & _MASK32) ^ (evaluation * 0x9E3779B1 & _MASK32)
+    )
     element = torch.arange(pairs, device=seed.device, dtype=torch.int64)
     first = _mix((key[:, None] + _mix(2 * element)) & _MASK32)
     second = _mix((key[:, None] ^ _mix(2 * element + 1)) & _MASK32)

@@ -29,7 +29,13 @@ class ControlledTransformer(ModelMixin, ConfigMixin):
     """
 
     @register_to_config
-    def __init__(self, base_config: dict[str, Any], action_channels: int = 16, control_layers: int = 2, merge_actions: bool = True):
+    def __init__(
+        self,
+        base_config: dict[str, Any],
+        action_channels: int = 16,
+        control_layers: int = 2,
+        merge_actions: bool = True,
+    ):
         super().__init__()
         self.base = CogVideoXTransformer3DModel(**base_config)
         width = self.base.config.num_attention_heads * self.base.config.attention_head_dim
@@ -43,6 +49,11 @@ class ControlledTransformer(ModelMixin, ConfigMixin):
             with torch.no_grad():
                 self.merge.weight.copy_(torch.cat([torch.eye(width), torch.zeros(width, width)], dim=1))
                 self.merge.bias.zero_()
+
+    def set_attn_processor(self, processor: Any) -> None:
+        """Use another attention processor in every block, as diffusers' method of this name does."""
+        for block in (*self.base.transformer_blocks, *self.control_blocks):
+            block.attn1.set_processor(processor)
 
     def copy_base_into_control(self) -> None:
         """Make the ControlNet's blocks a copy of the base's first blocks again, as after loading base weights."""

@@ -1,0 +1,202 @@
+"""The judge: reads gripper, objects and a segmentation out of frames or latents, so that rewards need no simulator."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vap_gym.assets import weights_dir
+from vap_gym.errors import CheckpointError, VapError, unknown_name
+from vap_gym.geometry import Camera
+from vap_gym.world.checkpoint import load_part, save_part
+from vap_gym.world.codec import FrameCodec, to_pictures
+from vap_gym.world.layers import ResBlock
+from vap_gym.world.model import INDEX, checked_device, native_dtype
+
+REST_HEIGHT_M = 0.03  # centre of a typical object that rests on the table
+STRIDE_PX = 4
+
+
+class JudgeNetwork(ModelMixin, ConfigMixin):
+    """Latents (N, C, h, w) → per palette colour and for the tool: heat map, offsets, presence, held; label logits.
+
+    Args:
+        latent_channels: of the codec.
+        points: things with a place: the palette's colours, then the gripper's tool centre.
+        labels: classes of the segmentation.
+        widths: channels at latent size and at half of it.
+    """
+
+    @register_to_config
+    def __init__(
+        self, latent_channels: int = 8, points: int = 7, labels: int = 10, widths: tuple[int, int] = (64, 96)
+    ) -> None:
+        super().__init__()
+        fine, coarse = widths
+        self.enter = nn.Sequential(nn.Conv2d(latent_channels, fine, 3, padding=1), ResBlock(fine))
+        self.down = nn.Sequential(nn.SiLU(), nn.Conv2d(fine, coarse, 4, stride=2, padding=1))
+        self.context = nn.Sequential(*[ResBlock(coarse) for _ in range(3)])
+        self.up = nn.Sequential(nn.SiLU(), nn.Conv2d(coarse, 4 * fine, 3, padding=1), nn.PixelShuffle(2))
+        self.mix = nn.Sequential(ResBlock(fine), ResBlock(fine), nn.SiLU())
+        self.places = nn.Conv2d(fine, 3 * points, 3, padding=1)
+        self.pixels = nn.Sequential(nn.Conv2d(fine, 4 * labels, 3, padding=1), nn.PixelShuffle(2))
+        self.states = nn.Linear(fine + coarse, 2)
+
+    def forward(self, latents: Float[Tensor, "N C h w"]) -> dict[str, Tensor]:
+        """Return `heat` (N, P, h, w) logits, `offset` (N, P, 2, h, w) in cells, `state` (N, P, 2) logits of present and
+        held, and `labels` (N, L, 2h, 2w) logits."""
+        fine = self.enter(latents)
+        coarse = self.context(self.down(fine))
+        mixed = self.mix(fine + self.up(coarse))
+        places = self.places(mixed).float()
+        h, w = places.shape[-2:]
+        heat, offset = places[:, : places.shape[1] // 3], places[:, places.shape[1] // 3 :]
+        share = heat.flatten(2).softmax(-1)  # read each thing's state where it is
+        at = torch.einsum("nps,ncs->npc", share, mixed.float().flatten(2))
+        wide = F.interpolate(coarse.float(), size=(h, w), mode="nearest").flatten(2)
+        around = torch.einsum("nps,ncs->npc", share, wide)
+        return {
+            "heat": heat,
+            "offset": offset.unflatten(1, (-1, 2)),
+            "state": self.states(torch.cat([at, around], -1)),
+            "labels": self.pixels(mixed).float(),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """What the judge sees in B frames; N palette colours. Pixels are of the frame, metres of the robot's base frame."""
+
+    gripper_px: Float[Tensor, "B 2"]
+    gripper_confidence: Float[Tensor, " B"]
+    objects_px: Float[Tensor, "B N 2"]
+    objects_world_m: Float[Tensor, "B N 3"]
+    objects_confidence: Float[Tensor, "B N"]
+    objects_held: Float[Tensor, "B N"]
+    segmentation: UInt8[Tensor, "B H W"]
+
+
+class Judge:
+    """Reads frames, or latents of the codec it was trained on. Weights and settings only.
+
+    Args:
+        network: the trained network.
+        codec: encodes frames for it.
+    """
+
+    def __init__(
+        self,
+        network: JudgeNetwork,
+        codec: FrameCodec,
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        self.device = checked_device(device)
+        self.dtype = dtype or native_dtype(self.device)
+        self.network = network.to(self.device, memory_format=torch.channels_last).eval().requires_grad_(False)
+        self.codec = codec.to(self.device, memory_format=torch.channels_last).eval().requires_grad_(False)
+
+    @staticmethod
+    def from_pretrained(
+        name_or_folder: str | Path, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+    ) -> Judge:
+        """Load the judge that was shipped or saved with a world model; errors as in `WorldModel.from_pretrained`."""
+        folder = Path(name_or_folder)
+        if not folder.is_dir():
+            folder = weights_dir() / str(name_or_folder)
+        if not (folder / "judge").is_dir():
+            raise unknown_name(
+                "judge", str(name_or_folder), sorted(p.parent.name for p in weights_dir().glob("*/judge"))
+            )
+        if not (folder / INDEX).is_file():
+            raise CheckpointError(f"'{folder}' must hold {INDEX}, but does not. Give a folder from save_pretrained.")
+        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        network, codec = load_part(JudgeNetwork, folder, "judge", index), load_part(FrameCodec, folder, "codec", index)
+        return Judge(network, codec, device=device, dtype=dtype)
+
+    def save_into(self, folder: Path) -> None:
+        """Add the judge to a world model's folder, with its sha256 in the index."""
+        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        index["sha256"]["judge"] = save_part(self.network, folder, "judge", torch.float16)
+        temporary = folder / f".{INDEX}.tmp"
+        temporary.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        temporary.replace(folder / INDEX)
+
+    @torch.inference_mode()
+    def read_frames(
+        self, frames: UInt8[Tensor, "B H W 3"], camera: Camera, *, tool_m: Float[Tensor, "B 3"] | None = None
+    ) -> Reading:
+        """Read frames; see `read_latents`."""
+        pictures = to_pictures(frames.to(self.device)).contiguous(memory_format=torch.channels_last)
+        with self._autocast():
+            latents = self.codec.encode(pictures)
+        return self.read_latents(latents, camera, tool_m=tool_m)
+
+    @torch.inference_mode()
+    def read_latents(
+        self, latents: Float[Tensor, "B C h w"], camera: Camera, *, tool_m: Float[Tensor, "B 3"] | None = None
+    ) -> Reading:
+        """Read latents.
+
+        An object's place in the world is where its ray meets the height of resting objects; where it is seen to be held
+        and `tool_m` (known from kinematics) is given, it is the point of its ray nearest to the tool centre.
+
+        Args:
+            latents: of B frames.
+            camera: one for all, or a batch of B.
+            tool_m: nominal tool centres in the robot's base frame.
+        """
+        if latents.ndim != 4:
+            raise VapError(f"latents must have shape (B, C, h, w), got {tuple(latents.shape)}.")
+        with self._autocast():
+            out = self.network(latents.to(self.device).contiguous(memory_format=torch.channels_last))
+        places_px = peaks_px(out["heat"], out["offset"])
+        state = out["state"].sigmoid()
+        segmentation = F.interpolate(out["labels"], scale_factor=2, mode="bilinear").argmax(1).to(torch.uint8)
+        objects_px, held = places_px[:, :-1], state[:, :-1, 1]
+        return Reading(
+            gripper_px=places_px[:, -1],
+            gripper_confidence=state[:, -1, 0],
+            objects_px=objects_px,
+            objects_world_m=_in_world(objects_px, held, camera, tool_m),
+            objects_confidence=state[:, :-1, 0],
+            objects_held=held,
+            segmentation=segmentation,
+        )
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16)
+
+
+def peaks_px(heat: Float[Tensor, "N P h w"], offset: Float[Tensor, "N P 2 h w"]) -> Float[Tensor, "N P 2"]:
+    """Highest cell of each heat map, moved by the offset predicted there: u, v in pixels of the frame."""
+    _, _, _, w = heat.shape
+    best = heat.flatten(2).argmax(-1)
+    moved = offset.flatten(3).gather(3, best[:, :, None, None].expand(-1, -1, 2, 1))[..., 0]
+    cell = torch.stack([best % w, best // w], -1).float()
+    return (cell + 0.5 + moved) * STRIDE_PX
+
+
+def _in_world(
+    objects_px: Float[Tensor, "B N 2"], held: Float[Tensor, "B N"], camera: Camera, tool_m: Tensor | None
+) -> Float[Tensor, "B N 3"]:
+    # A mirror of what the oracle knows: resting objects lie on the table, held ones are between the fingers.
+    camera = camera.to(dtype=torch.float32, device=objects_px.device)
+    resting = camera.unproject_to_plane(objects_px, REST_HEIGHT_M)
+    if tool_m is None:
+        return resting
+    tool = tool_m.to(objects_px)[:, None]
+    origin, direction = camera.ray(objects_px)
+    origin = origin if origin.ndim == direction.ndim else origin[..., None, :]
+    along = ((tool - origin) * direction).sum(-1, keepdim=True)
+    nearest = origin + along * direction
+    return torch.where(held[..., None] > 0.5, nearest, resting)
