@@ -290,8 +290,8 @@ def page(report: dict[str, Any], world_model: str, evaluations: int) -> str:
     by_step = [[name, *(f"{values[i]:.1f}" for i in steps)] for name, values in r["psnr_by_step"].items()]
     return f"""# Fidelity of the imagination
 
-`vap-gym bench fidelity` on {r["episodes"]} held-out oracle episodes (`benchmarks/heldout.toml`), 24 steps from the first
-frame, world model `{world_model}`, {evaluations} network evaluation(s) per frame. 95 % bootstrap intervals over episodes.
+`vap-gym bench fidelity` on {r["episodes"]} held-out oracle episodes (`benchmarks/heldout.toml`), 24 steps from the
+first frame, world model `{world_model}`, {evaluations} network evaluation(s) per frame. Bootstrap intervals of 95 %.
 
 {table(["figure", "measured", "must", "aim", "beside it"], rows)}
 

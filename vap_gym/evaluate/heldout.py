@@ -77,7 +77,8 @@ def candidates(kind: str) -> Iterator[HeldOut]:
         }[kind]
         yield HeldOut(
             seed=seed, kind=kind, behaviour=behaviour, task=task,
-            near=bool(kind in ("contact", "novel") or rng.random() < 0.4), split="novel" if kind == "novel" else "train",
+            near=bool(kind in ("contact", "novel") or rng.random() < 0.4),
+            split="novel" if kind == "novel" else "train",
         )  # fmt: skip
 
 
