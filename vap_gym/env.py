@@ -1,0 +1,225 @@
+"""VapEnv: one imagined robot as a Gymnasium env, thin over a stage."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import gymnasium as gym
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from tensordict import TensorDict
+
+from vap_gym.errors import VapError, unknown_name
+from vap_gym.imagine import actions_tensor
+from vap_gym.interfaces import Judge, World
+from vap_gym.loading import StartSource, build_stage
+from vap_gym.stage import Observation, Stage, fitting_snapshot, observed, stacked
+from vap_gym.vector import VapVectorEnv
+from vap_gym.viewer import Viewer
+
+
+class VapEnv(gym.Env[Observation, np.ndarray]):
+    """An imagined robot: actions are drawn as robot motion, and a video model imagines what the camera sees.
+
+    Made by `gym.make("VAP-DROID-v0", …)`. Observation: uint8 frame (H, W, 3), or with `obs_type="pixels_agent_pos"` the
+    dict {"pixels", "agent_pos"} (joints [rad] and closedness). Reward: how much of the task this step solved (they sum
+    to the progress in [0, 1]), or with `reward="success"` 1 where it is solved. Terminated when solved, if the card
+    says so.
+
+    Args:
+        card: id or path of the env card whose defaults the others override. None means the card's own.
+        world_model: a name ("tiny"), a checkpoint folder, or a `World`.
+        device, dtype: where and in which precision the world model runs; None is the model's own precision.
+        prompt: "skeleton" or "none".
+        action_mode: "cartesian_velocity", "cartesian_delta", "cartesian_pose", "joint_velocity" or "joint_position".
+        obs_type: "pixels" or "pixels_agent_pos".
+        robot: a robot's name or the path of its folder.
+        camera: of the pictures that `reset` will be given (see `photo.read_camera`); shipped starts have their own.
+        judge: a name, a folder, a `Judge`, or None for reward 0.
+        task: "reach", "push", "lift" or "any": which shipped starts are drawn.
+        starts: another file of start states.
+        reward: "progress" or "success".
+        render_mode: "rgb_array", "human" (a window, with pygame) or None.
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array", "human"], "render_fps": 15}  # type: ignore[misc]
+
+    def __init__(
+        self,
+        card: str = "VAP-DROID-v0",
+        *,
+        world_model: str | Path | World | None = None,
+        device: str = "cpu",
+        dtype: str | None = None,
+        prompt: str | None = None,
+        action_mode: str | None = None,
+        obs_type: str | None = None,
+        robot: str | Path | None = None,
+        camera: object = None,
+        judge: str | Path | Judge | None = "tiny",
+        task: str | None = None,
+        starts: str | Path | None = None,
+        reward: str = "progress",
+        render_mode: str | None = None,
+    ) -> None:
+        if render_mode not in (None, *self.metadata["render_modes"]):
+            raise unknown_name("render_mode", str(render_mode), self.metadata["render_modes"])
+        self._made_with: dict[str, Any] = {
+            "card": card, "world_model": world_model, "device": device, "dtype": dtype, "prompt": prompt,
+            "action_mode": action_mode, "obs_type": obs_type, "robot": robot, "judge": judge, "reward": reward,
+        }  # fmt: skip
+        self._own: dict[str, Any] = {"camera": camera, "task": task, "starts": starts}
+        self._stage = build_stage(**self._made_with)
+        self._source = StartSource(self._stage.rig, self._stage.card, **self._own)
+        self._state: TensorDict | None = None
+        self.metadata = {**self.metadata, "render_fps": self._stage.card.fps}  # type: ignore[misc]
+        self.observation_space = self._stage.observation_space
+        self.action_space = self._stage.action_space
+        self.render_mode = render_mode
+        self._viewer = (
+            Viewer(self._stage.rig.frame_size_px, self.metadata["render_fps"]) if render_mode == "human" else None
+        )
+
+    @property
+    def stage(self) -> Stage:
+        """Imagination, judge and task: for planners, which run them on states of their own."""
+        return self._stage
+
+    @property
+    def state(self) -> TensorDict:
+        """The present state, batch size [1]. Do not write into it; `save` gives a copy."""
+        if self._state is None:
+            raise VapError("The env has no state yet. Call reset() first.")
+        return self._state
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
+        """Begin an episode from a shipped start, drawn with `seed`, or from `options`.
+
+        Options: "image", "state" and "camera" together begin from a photograph (see `photo.start_from_photo`);
+        "instruction" replaces the task's words (a shipped start with other words than its own has no reward); "start"
+        is a shipped start's number, or a `Start` itself.
+
+        Raises:
+            VapError: options that are unknown, malformed, or contradict each other.
+        """
+        super().reset(seed=seed)
+        noise = int(self.np_random.integers(2**63 - 1))  # drawn first, so that it is the same for every kind of start
+        start = self._source.choose(options or {}, self.np_random)
+        self._state = self._stage.begin([start], [noise])
+        self._show()
+        return self._observation(), self._reset_info()
+
+    def step(self, action: np.ndarray) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+        """Imagine one control step. Entries out of range are clipped, and `info["clipped"]` says so.
+
+        Raises:
+            ActionError: an action of the wrong shape or type, or not finite.
+        """
+        action_row = actions_tensor(action, shape=self._action_shape)
+        self._state, outcome = self._stage.advance(self.state, action_row[None, None])
+        self._show()
+        info = self._stage.info(self._state["about"][0], outcome.motion, 0, 0, outcome)
+        return self._observation(), float(outcome.reward[0, 0]), self._ends(outcome.success[0, 0]), False, info
+
+    def step_chunk(
+        self, actions: np.ndarray
+    ) -> tuple[
+        Observation, Float[np.ndarray, " K"], Bool[np.ndarray, " K"], Bool[np.ndarray, " K"], list[dict[str, Any]]
+    ]:
+        """Imagine K control steps at once: the frames, rewards and flags of K calls of `step`, stacked; their infos.
+
+        A chunk is not cut where the episode ends: `terminated` says where it did. A TimeLimit wrapper counts no chunks.
+
+        Raises:
+            ActionError: actions of the wrong shape (K, A) or type, or not finite.
+        """
+        count = len(actions) if np.ndim(actions) == 2 else 1
+        rows = actions_tensor(actions, shape=(max(count, 1), *self._action_shape))
+        self._state, outcome = self._stage.advance(self.state, rows[None])
+        self._show()
+        robot, about = outcome.motion.robot, self._state["about"][0]
+        steps = [
+            observed(self._stage.obs_type, outcome.frames[0, k], robot.q[0, k], robot.gripper[0, k])
+            for k in range(count)
+        ]
+        infos = [self._stage.info(about, outcome.motion, 0, k, outcome) for k in range(count)]
+        terminated = np.array([self._ends(success) for success in outcome.success[0]])
+        return stacked(steps), outcome.reward[0].copy(), terminated, np.zeros(count, bool), infos
+
+    def save(self) -> TensorDict:
+        """Return a snapshot: the whole state, batch size [1]. `imagine.write_state` puts it into a file.
+
+        The generator that draws the next start is not part of it, nor are the counters of wrappers such as TimeLimit.
+        """
+        return self.state.clone()
+
+    def load(self, snapshot: TensorDict | str | Path) -> tuple[Observation, dict[str, Any]]:
+        """Return to a snapshot (or a file of one): the same actions then give the same frames."""
+        self._state = fitting_snapshot(snapshot, self._stage, slots=1)
+        self._show()
+        return self._observation(), self._reset_info()
+
+    def branch(self, n: int, *, seeds: Sequence[int] | None = None) -> VapVectorEnv:
+        """Return a vector env of n copies of the present moment; this env is left as it is.
+
+        Without `seeds` the copies share this env's noise: they differ by their actions alone. With n `seeds` they
+        imagine different samples. There is no autoreset and no time limit: a slot that has ended goes on.
+        """
+        if n < 1 or (seeds is not None and len(seeds) != n):
+            raise VapError(
+                f"branch needs n ≥ 1 and as many seeds, got n={n} and {None if seeds is None else len(seeds)} seeds."
+            )
+        state = self.state.expand(n).clone()
+        if seeds is not None:
+            state["world_seed"] = torch.tensor(list(seeds), dtype=torch.int64, device=state["world_seed"].device)
+        copies = VapVectorEnv(
+            num_envs=n, autoreset_mode="Disabled", render_mode="rgb_array", **self._made_with, **self._own
+        )
+        copies.load(state)
+        return copies
+
+    def render(self) -> np.ndarray | None:
+        """Return the newest frame (H, W, 3) with render_mode "rgb_array"; None otherwise ("human" draws by itself)."""
+        if self.render_mode is None:
+            gym.logger.warn('render() does nothing without a render_mode. Make the env with render_mode="rgb_array".')
+        return self.state["frame"][0].numpy().copy() if self.render_mode == "rgb_array" else None
+
+    def close(self) -> None:
+        """Close the window, if there is one."""
+        if self._viewer is not None:
+            self._viewer.close()
+
+    @property
+    def _action_shape(self) -> tuple[int, ...]:
+        return (self._stage.rig.controller.action_size,)
+
+    def _observation(self) -> Observation:
+        state = self.state
+        return observed(self._stage.obs_type, state["frame"][0].numpy(), state["robot_q"][0], state["robot_gripper"][0])
+
+    def _reset_info(self) -> dict[str, Any]:
+        return self._stage.info(self.state["about"][0], self._stage.imagination.look(self.state), 0, 0, None)
+
+    def _ends(self, success: bool | np.bool_) -> bool:
+        return bool(success) and self._stage.card.terminate_on_success
+
+    def _show(self) -> None:
+        if self._viewer is not None:
+            self._viewer.show(self.state["frame"][0].numpy())
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Everything but what names load again: a world model given by name is not pickled."""
+        return {key: value for key, value in self.__dict__.items() if key not in ("_stage", "_source", "_viewer")}
+
+    def __setstate__(self, kept: dict[str, Any]) -> None:
+        self.__dict__.update(kept)
+        self._stage = build_stage(**self._made_with)
+        self._source = StartSource(self._stage.rig, self._stage.card, **self._own)
+        self._viewer = (
+            Viewer(self._stage.rig.frame_size_px, self.metadata["render_fps"]) if self.render_mode == "human" else None
+        )

@@ -1,0 +1,308 @@
+"""Imagination: actions → nominal robot motion → prompts → frames, as functions of one explicit state.
+
+All that changes stands in ONE flat TensorDict with batch size [B]: `robot_*`, `camera_*`, `world_*`, `step`. A branch
+is `state.expand(n).clone()`, a partial reset is `state[slots] = fresh`, a snapshot is the TensorDict itself. Keys that
+are not ours are carried along untouched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64, UInt8
+from tensordict import TensorDict
+from torch import Tensor
+
+from vap_gym.cards import RobotCard
+from vap_gym.errors import ActionError, CheckpointError, VapError, unknown_name
+from vap_gym.geometry import Camera
+from vap_gym.interfaces import World
+from vap_gym.kinematics import Clipped, Controller, RobotState, gripper_joint_values
+from vap_gym.prompts.raster import draw
+from vap_gym.prompts.skeleton import Skeleton
+
+Batched = TypeVar("Batched", RobotState, Clipped, "Motion")
+PROMPTS = ("skeleton", "none")
+STATE_FORMAT = "vap_gym state 1"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Motion:
+    """What was commanded in K steps, from kinematics alone: exact, and without contact."""
+
+    robot: RobotState  # batch (B, K)
+    T_base_tip: Float[Tensor, "B K 4 4"]
+    tool_m: Float[Tensor, "B K 3"]  # the centre between the finger ends, base frame
+    tool_px: Float[Tensor, "B K 2"]  # the same in the frame
+    prompts: UInt8[Tensor, "B K H W 3"]
+    clipped: Clipped  # batch (B, K)
+
+    def at(self, k: int) -> Motion:
+        """Return step k as a motion of one step."""
+        return mapped(self, lambda x: x[:, k : k + 1])
+
+
+class Rig:
+    """A robot under a controller, seen by cameras: settings only."""
+
+    def __init__(
+        self, robot: RobotCard, *, action_mode: str, prompt: str = "skeleton", frame_size_px: tuple[int, int]
+    ) -> None:
+        if prompt not in PROMPTS:
+            raise unknown_name("prompt", prompt, PROMPTS)
+        self.robot = robot
+        self.controller = Controller(robot, action_mode)
+        self.skeleton = Skeleton(robot)
+        self.prompt = prompt
+        self.frame_size_px = frame_size_px
+        self._links = self.controller.chain.subchain([robot.tip_link, robot.gripper.tool_link])
+        named = (*robot.arm_joints, *(joint.name for joint in robot.gripper.joints))
+        self._joint_order = [named.index(name) for name in self._links.joint_names]
+
+    def move(self, state: RobotState, camera: Camera, actions: Float[Tensor, "B K A"]) -> Motion:
+        """Follow K actions from `state`; `camera` is one per slot (batch B) or one for all.
+
+        Raises:
+            ActionError: actions of the wrong shape or type, or not finite.
+        """
+        steps = []
+        for k in range(actions.shape[1]):
+            state, clipped = self.controller.step(state, actions[:, k])
+            steps.append(self.look(state, camera, clipped))  # at the batch size of single steps: the same bits
+        return joined(steps)
+
+    def look(self, robot: RobotState, camera: Camera, clipped: Clipped | None = None) -> Motion:
+        """Return poses, pixels and prompts of robot states of batch (B,), as a motion of one step (K = 1)."""
+        T_tip, T_tool = self._links.links(self._joints(robot)).unbind(-3)
+        tool_px, _ = camera.project(T_tool[:, None, :3, 3])
+        if clipped is None:
+            no = torch.zeros(len(robot.q), self.controller.action_size, dtype=torch.bool)
+            clipped = Clipped(
+                action=no,
+                position=torch.zeros_like(robot.q, dtype=torch.bool),
+                speed=torch.zeros_like(robot.q, dtype=torch.bool),
+            )
+        return Motion(
+            robot=mapped(robot, lambda x: x[:, None]),
+            T_base_tip=T_tip[:, None],
+            tool_m=T_tool[:, None, :3, 3],
+            tool_px=tool_px,
+            prompts=self._draw(robot, camera)[:, None],
+            clipped=mapped(clipped, lambda x: x[:, None]),
+        )
+
+    def _joints(self, robot: RobotState) -> Tensor:
+        gripper = gripper_joint_values(self.robot.gripper, robot.gripper)
+        return torch.cat([robot.q, gripper], -1)[..., self._joint_order]
+
+    def _draw(self, robot: RobotState, camera: Camera) -> UInt8[Tensor, "B H W 3"]:
+        width, height = self.frame_size_px
+        if self.prompt == "none":
+            return torch.zeros(len(robot.gripper), height, width, 3, dtype=torch.uint8)
+        pictures = draw(self.skeleton.keypoints(robot), camera, self.skeleton, frame_size_px=self.frame_size_px)
+        return torch.from_numpy(pictures)
+
+
+class Imagination:
+    """A rig and a world model that see the same prompts. Holds weights and settings only."""
+
+    def __init__(self, *, rig: Rig, world: World, device: torch.device | str = "cpu") -> None:
+        if tuple(world.frame_size_px) != tuple(rig.frame_size_px):
+            raise VapError(
+                f"The world model imagines frames of {tuple(world.frame_size_px)} px (width, height), the rig draws "
+                f"prompts of {tuple(rig.frame_size_px)}. Make the rig with frame_size_px=world.frame_size_px."
+            )
+        self.rig = rig
+        self.world = world
+        self.device = torch.device(device)
+
+    @torch.no_grad()
+    def start(
+        self,
+        frames: UInt8[Tensor, "B H W 3"],
+        *,
+        q: Float[Tensor, "B n"],
+        gripper: Float[Tensor, "B"],
+        camera: Camera,
+        seed: Int64[Tensor, "B"],
+    ) -> TensorDict:
+        """Return the state of B slots that have seen one frame each.
+
+        Args:
+            frames: the first pictures, of the world model's size.
+            q, gripper: arm joints [rad] and closedness (0 open .. 1 closed) in those pictures.
+            camera: the cameras that took them (batch B, or one for all), in the robot's base frame.
+            seed: each slot's own noise: a slot's frames do not depend on who else is in the batch.
+        """
+        B = len(frames)
+        robot = self.rig.controller.start(q, gripper)
+        slots: dict[str, Tensor] = {f"robot_{f.name}": getattr(robot, f.name) for f in fields(RobotState)}
+        slots["camera_K"] = camera.K.float().expand(B, 3, 3).clone()
+        slots["camera_T_world_camera"] = camera.T_world_camera.float().expand(B, 4, 4).clone()
+        slots["step"] = torch.zeros(B, dtype=torch.int64)
+        prompts = self.look(TensorDict(slots, batch_size=[B])).prompts[:, 0]
+        world = self.world.start(frames.to(self.device), prompts.to(self.device), seed.to(self.device))
+        slots |= {f"world_{key}": value for key, value in world.items()}
+        return TensorDict(slots, batch_size=[B])
+
+    @torch.no_grad()
+    def step(
+        self,
+        state: TensorDict,
+        actions: Float[Tensor, "B K A"],
+        *,
+        decode: bool = True,
+        evaluations: int | None = None,
+    ) -> tuple[TensorDict, UInt8[Tensor, "B K H W 3"] | None, Motion]:
+        """Return the state K actions later, the K frames (None without `decode`), and what the robot did.
+
+        K steps at once give the frames of K single steps.
+
+        Raises:
+            ActionError: actions of the wrong shape or type, or not finite.
+        """
+        motion = self.follow(state, actions)
+        state, frames = self.imagine(state, motion, decode=decode, evaluations=evaluations)
+        return state, frames, motion
+
+    @torch.no_grad()
+    def follow(self, state: TensorDict, actions: Float[Tensor, "B K A"]) -> Motion:
+        """Return what the robots do: the first half of `step`. Raises ActionError as `step` does."""
+        B, A = len(state), self.rig.controller.action_size
+        if actions.ndim != 3 or actions.shape[0] != B or actions.shape[1] < 1 or actions.shape[2] != A:
+            raise ActionError(
+                f"actions must have shape ({B}, K, {A}) with K of at least 1, got {tuple(actions.shape)}."
+            )
+        return self.rig.move(self.robot_state(state), self.camera(state), actions)
+
+    @torch.no_grad()
+    def imagine(
+        self, state: TensorDict, motion: Motion, *, decode: bool = True, evaluations: int | None = None
+    ) -> tuple[TensorDict, UInt8[Tensor, "B K H W 3"] | None]:
+        """Return the state and the frames after a motion that began in `state`: the second half of `step`."""
+        world, frames = self.world.predict(
+            self._world_state(state), motion.prompts.to(self.device), decode=decode, evaluations=evaluations
+        )
+        return self._advanced(state, motion, world), frames
+
+    @torch.no_grad()
+    def rollout(
+        self, state: TensorDict, actions: Float[Tensor, "B T A"], *, evaluations: int | None = None
+    ) -> tuple[TensorDict, Float[Tensor, "B T C h w"], Motion]:
+        """Imagine T steps in latents only, for planners: the same states as `step`, no frame decoded.
+
+        Returns:
+            the state after T steps, the latent of every step (for `Judge.read_latents`), and what the robot did.
+        """
+        motion = self.follow(state, actions)
+        prompts = motion.prompts.to(self.device)
+        world, latents = self._world_state(state), []
+        for t in range(prompts.shape[1]):
+            world, _ = self.world.predict(world, prompts[:, t : t + 1], decode=False, evaluations=evaluations)
+            latents.append(world["latent"])
+        return self._advanced(state, motion, world), torch.stack(latents, 1), motion
+
+    @torch.no_grad()
+    def look(self, state: TensorDict) -> Motion:
+        """Return where the robot is in `state` and its prompt, as a motion of one step (K = 1)."""
+        return self.rig.look(self.robot_state(state), self.camera(state))
+
+    def robot_state(self, state: TensorDict) -> RobotState:
+        """Return the robots in a state, batch (B,)."""
+        return RobotState(**{f.name: state[f"robot_{f.name}"] for f in fields(RobotState)})
+
+    def camera(self, state: TensorDict) -> Camera:
+        """Return the cameras in a state, batch (B,)."""
+        return Camera(
+            K=state["camera_K"],
+            T_world_camera=state["camera_T_world_camera"],
+            frame_size_px=self.rig.frame_size_px,
+        )
+
+    def _world_state(self, state: TensorDict) -> TensorDict:
+        own = {key.removeprefix("world_"): value for key, value in state.items() if key.startswith("world_")}
+        return TensorDict(own, batch_size=state.batch_size)
+
+    def _advanced(self, state: TensorDict, motion: Motion, world: TensorDict) -> TensorDict:
+        new = dict(state.items())
+        new |= {f"robot_{f.name}": getattr(motion.robot, f.name)[:, -1] for f in fields(RobotState)}
+        new |= {f"world_{key}": value for key, value in world.items()}
+        new["step"] = state["step"] + motion.tool_m.shape[1]
+        return TensorDict(new, batch_size=state.batch_size)
+
+
+def mapped(value: Batched, function: Callable[[Tensor], Tensor]) -> Batched:
+    """Return a robot state (or `Clipped`, or `Motion`) with every tensor replaced by `function` of it."""
+    changed: dict[str, Any] = {}
+    for f in fields(value):
+        part = getattr(value, f.name)
+        changed[f.name] = function(part) if isinstance(part, Tensor) else mapped(part, function)
+    return type(value)(**changed)
+
+
+def joined(motions: Sequence[Motion]) -> Motion:
+    """Return motions one after the other, as one."""
+
+    def join(values: Sequence[Any]) -> Any:
+        if isinstance(values[0], Tensor):
+            return torch.cat(list(values), 1)
+        return type(values[0])(**{f.name: join([getattr(v, f.name) for v in values]) for f in fields(values[0])})
+
+    whole: Motion = join(motions)
+    return whole
+
+
+def write_state(state: TensorDict, path: str | Path) -> None:
+    """Write a state to one safetensors file (temp name, then renamed); `read_state` gives it back bit for bit."""
+    from safetensors.torch import save_file
+
+    path = Path(path)
+    tensors = {key: value.detach().cpu().contiguous().clone() for key, value in state.items()}
+    temporary = path.with_name(f".{path.name}.part")
+    save_file(tensors, temporary, metadata={"format": STATE_FORMAT})
+    temporary.replace(path)
+
+
+def read_state(path: str | Path) -> TensorDict:
+    """Read what `write_state` wrote.
+
+    Raises:
+        CheckpointError: the file is missing, truncated, or no state.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            if (file.metadata() or {}).get("format") != STATE_FORMAT:
+                raise CheckpointError(
+                    f"'{path}' is no state: got other safetensors. Write one with write_state(env.save(), path)."
+                )
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"No readable state at '{path}': {error}. Write one with write_state(env.save(), path)."
+        ) from error
+    return TensorDict(tensors, batch_size=[len(tensors["step"])])
+
+
+def actions_tensor(actions: object, *, shape: tuple[int, ...]) -> Float[Tensor, "*shape"]:
+    """Return actions as float32, or say what is wrong with them. None in `shape` is not allowed; see `ActionError`.
+
+    Raises:
+        ActionError: not numbers, of another shape, or NaN or infinite.
+    """
+    array = np.asarray(actions)
+    if array.dtype.kind not in "fiu":
+        raise ActionError(
+            f"action must be numbers (float32), got dtype {array.dtype}. Sample one: env.action_space.sample()."
+        )
+    if array.shape != shape:
+        raise ActionError(f"action must have shape {shape}, got {array.shape}.")
+    if not np.isfinite(array).all():
+        raise ActionError(f"action must be finite, got {array.tolist()}. Entries out of range are clipped, NaN is not.")
+    return torch.from_numpy(np.array(array, dtype=np.float32))

@@ -1,0 +1,163 @@
+"""Names → things: an env's keyword arguments become a stage; models, judges and starts are loaded once a process."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from vap_gym.cards import EnvCard, load_env, load_robot
+from vap_gym.errors import VapError
+from vap_gym.imagine import Imagination, Rig
+from vap_gym.interfaces import Judge, World
+from vap_gym.photo import RESET_OPTIONS, check_names, read_camera, start_from_photo
+from vap_gym.stage import Stage
+from vap_gym.starts import Start, StartSet, starts_path
+
+
+def build_stage(
+    card: str,
+    *,
+    world_model: str | Path | World | None = None,
+    device: str = "cpu",
+    dtype: str | None = None,
+    prompt: str | None = None,
+    action_mode: str | None = None,
+    obs_type: str | None = None,
+    robot: str | Path | None = None,
+    judge: str | Path | Judge | None = "tiny",
+    reward: str = "progress",
+) -> Stage:
+    """Return the stage that a card and its overrides describe; None takes the card's own."""
+    env_card = load_env(card)
+    named = env_card.world_model if world_model is None else world_model
+    world = load_world(str(named), str(device), checked_dtype(dtype)) if isinstance(named, str | Path) else named
+    rig = Rig(
+        load_robot(env_card.robot if robot is None else robot),
+        action_mode=action_mode or env_card.action_mode,
+        prompt=prompt or env_card.prompt,
+        frame_size_px=world.frame_size_px,
+    )
+    return Stage(
+        card=env_card,
+        imagination=Imagination(rig=rig, world=world, device=device),
+        judge=load_judge(str(judge), str(device)) if isinstance(judge, str | Path) else judge,
+        reads_latents=isinstance(judge, str | Path) and str(judge) == str(named),
+        reward=reward,
+        obs_type=obs_type or env_card.obs_type,
+    )
+
+
+@lru_cache(maxsize=8)
+def load_world(name: str, device: str, dtype: torch.dtype | None) -> World:
+    """Return a world model by name or folder; every env of this process shares it."""
+    from vap_gym.world.model import WorldModel
+
+    return WorldModel.from_pretrained(name, device=device, dtype=dtype)
+
+
+@lru_cache(maxsize=8)
+def load_judge(name: str, device: str) -> Judge:
+    """Return a judge by name or folder; every env of this process shares it."""
+    from vap_gym.judge import Judge as TrainedJudge
+
+    return TrainedJudge.from_pretrained(name, device=device)
+
+
+@lru_cache(maxsize=8)
+def _load_starts(path: str, changed_ns: int) -> StartSet:
+    return StartSet(path)
+
+
+def load_starts(card_id: str, path: str | Path | None) -> StartSet:
+    """Return the start states of `path`, or the card's own where it is None; read again only where they changed."""
+    file = starts_path(card_id) if path is None else Path(path)
+    return _load_starts(str(file), file.stat().st_mtime_ns if file.is_file() else 0)
+
+
+def task_starts(starts: StartSet, task: str) -> tuple[int, ...]:
+    """Return the numbers of the starts that have a task ("any": all of them). Raises VapError where there are none."""
+    numbers = starts.of_task(task)
+    if not numbers:
+        raise VapError(f"No start with the task '{task}' in '{starts.path}'. It has: {', '.join(starts.tasks())}, any.")
+    return numbers
+
+
+def checked_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    """Return the floating-point type of that name ("float32", "bfloat16", "float16"), or None."""
+    names = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if dtype is None or isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype not in names:
+        raise VapError(f"dtype must be one of {', '.join(names)} or None (the model's own), got {dtype!r}.")
+    return names[dtype]
+
+
+class StartSource:
+    """Turns reset options and a generator into a start: shipped, or from a photograph."""
+
+    def __init__(self, rig: Rig, card: EnvCard, *, camera: object, task: str | None, starts: str | Path | None) -> None:
+        self._rig = rig
+        self._card = card
+        self._path = starts
+        self._task = task or card.task
+        self._camera = None if camera is None else read_camera(camera)
+
+    def choose(self, options: Mapping[str, Any], rng: np.random.Generator) -> Start:
+        """Return where to begin. Raises VapError for options that are unknown or contradict each other."""
+        check_names("reset option", options, RESET_OPTIONS)
+        instruction = options.get("instruction")
+        if not isinstance(instruction, str | None):
+            raise VapError(f"instruction must be a string, got {type(instruction).__name__}.")
+        photo = [name for name in ("image", "state", "camera") if options.get(name) is not None]
+        if photo and options.get("start") is not None:
+            raise VapError(
+                f"Reset options contradict each other: start and {', '.join(photo)} were given. Give one or the other."
+            )
+        if photo:
+            return start_from_photo(
+                image=options.get("image"),
+                state=options.get("state"),
+                camera=options.get("camera"),
+                instruction=instruction or "",
+                rig=self._rig,
+                default_camera=self._camera,
+            )
+        start = self._shipped(options.get("start"), rng)
+        if instruction is None or instruction == start.instruction:
+            return start
+        return Start(
+            frame=start.frame,
+            camera=start.camera,
+            q_rad=start.q_rad,
+            closedness=start.closedness,
+            instruction=instruction,
+        )
+
+    def _shipped(self, wanted: object, rng: np.random.Generator) -> Start:
+        if isinstance(wanted, Start):
+            start = wanted
+        else:
+            file: StartSet = load_starts(self._card.id, self._path)
+            if wanted is None:
+                numbers = task_starts(file, self._task)
+                start = file[numbers[int(rng.integers(len(numbers)))]]
+            elif isinstance(wanted, int | np.integer) and not isinstance(wanted, bool):
+                start = file[int(wanted)]
+            else:
+                raise VapError(f"start must be a number or a Start, got {type(wanted).__name__}.")
+        if len(start.q_rad) != len(self._rig.robot.arm_joints):
+            raise VapError(
+                f"The start has {len(start.q_rad)} joints, the robot '{self._rig.robot.name}' "
+                f"{len(self._rig.robot.arm_joints)}. "
+                "Start from a picture of this robot: reset(options={'image': …, 'state': …, 'camera': …})."
+            )
+        if tuple(start.frame.shape[1::-1]) != tuple(self._rig.frame_size_px):
+            raise VapError(
+                f"The start's frame is {start.frame.shape[1::-1]} px, the world model's {self._rig.frame_size_px}."
+            )
+        return start

@@ -1,0 +1,332 @@
+"""A stage: imagination, judge and task put together, as functions of one explicit state; envs are thin over it.
+
+The state is imagination's TensorDict and these keys: `frame` (the newest picture), `about` (instruction and scene, JSON
+bytes), `tool_start_m`, `object_start_m`, `object_m` (where the task's object was last seen) and `progress`.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from jaxtyping import Bool, Float, UInt8
+from tensordict import TensorDict
+from torch import Tensor
+
+from vap_gym.cards import EnvCard
+from vap_gym.errors import VapError, unknown_name
+from vap_gym.geometry import Camera, xyz_euler_from_pose
+from vap_gym.imagine import Imagination, Motion, Rig, read_state
+from vap_gym.interfaces import Judge, Reading
+from vap_gym.sim.spec import SceneSpec
+from vap_gym.sim.tasks import progress
+from vap_gym.starts import Start
+
+OBS_TYPES = ("pixels", "pixels_agent_pos")
+REWARDS = ("progress", "success")
+ABOUT_BYTES = 3072
+SEEN = 0.5  # an object that the judge is less sure of stays where it was last seen
+Observation = np.ndarray | dict[str, np.ndarray]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timings:
+    """How long a call of `step` (or `step_chunk`) took, ms. Measured, not part of what happened: any two are equal."""
+
+    robot: float = field(compare=False)  # kinematics and prompt
+    world: float = field(compare=False)
+    judge: float = field(compare=False)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Outcome:
+    """What K steps gave, per slot and step."""
+
+    frames: UInt8[np.ndarray, "B K H W 3"]
+    reward: Float[np.ndarray, "B K"]
+    progress: Float[np.ndarray, "B K"]
+    success: Bool[np.ndarray, "B K"]
+    motion: Motion
+    adherence_px: Float[np.ndarray, "B K"] | None  # None without a judge
+    gripper_confidence: Float[np.ndarray, "B K"] | None
+    timings: Timings
+
+
+class Stage:
+    """Settings only: what an env is made of.
+
+    Args:
+        card: the env card, for termination and frame rate.
+        imagination: rig and world model.
+        judge: reads positions out of frames; None gives reward 0 and success False.
+        reads_latents: the judge knows the world model's latents and reads those, which saves encoding the frames.
+        reward: "progress" (how much of the task this step solved) or "success" (1 where it is solved).
+        obs_type: "pixels", or "pixels_agent_pos" for a dict with the joints and closedness beside the frame.
+    """
+
+    def __init__(
+        self,
+        *,
+        card: EnvCard,
+        imagination: Imagination,
+        judge: Judge | None,
+        reads_latents: bool = False,
+        reward: str = "progress",
+        obs_type: str = "pixels",
+    ) -> None:
+        if reward not in REWARDS:
+            raise unknown_name("reward", reward, REWARDS)
+        self.card = card
+        self.imagination = imagination
+        self.rig = imagination.rig
+        self.judge = judge
+        self.reads_latents = reads_latents
+        self.reward = reward
+        self.obs_type = obs_type
+        self.observation_space = observation_space(self.rig, obs_type)
+        self.action_space = action_space(self.rig)
+
+    def begin(self, starts: Sequence[Start], seeds: Sequence[int]) -> TensorDict:
+        """Return the state of one slot per start, each with its own noise seed."""
+        frames = torch.from_numpy(np.stack([start.frame for start in starts]))
+        state = self.imagination.start(
+            frames,
+            q=torch.from_numpy(np.stack([np.asarray(start.q_rad, np.float32) for start in starts])),
+            gripper=torch.tensor([start.closedness for start in starts]),
+            camera=stacked_camera(starts),
+            seed=torch.tensor(list(seeds), dtype=torch.int64),
+        )
+        state["frame"] = frames
+        state["about"] = torch.stack([about_bytes(start.instruction, start.scene) for start in starts])
+        tool_m = self.imagination.look(state).tool_m[:, 0]
+        state["tool_start_m"] = tool_m.double()
+        objects_m = torch.tensor([_object_by_scene(start.scene) for start in starts], dtype=torch.float64)
+        state["object_m"] = objects_m
+        if self.judge is not None:
+            state["object_m"] = self._last_seen(state, self.read(state, tool_m))
+        state["object_start_m"] = state["object_m"].clone()
+        state["progress"] = torch.zeros(len(starts), dtype=torch.float64)
+        return state
+
+    @torch.no_grad()
+    def advance(self, state: TensorDict, actions: Float[Tensor, "B K A"]) -> tuple[TensorDict, Outcome]:
+        """Return the state K actions later and what happened on the way.
+
+        Raises:
+            ActionError: actions of the wrong shape or type, or not finite.
+        """
+        began = time.perf_counter()
+        motion = self.imagination.follow(state, actions)
+        robot_s, world_s, judge_s = time.perf_counter() - began, 0.0, 0.0
+        rows = []
+        for k in range(actions.shape[1]):  # one by one: the judge reads every latent
+            began = time.perf_counter()
+            state, frames = self.imagination.imagine(state, motion.at(k))
+            assert frames is not None
+            state["frame"] = frames[:, 0].cpu()
+            imagined = time.perf_counter()
+            rows.append(self._score(state, motion.at(k)))
+            world_s, judge_s = world_s + imagined - began, judge_s + time.perf_counter() - imagined
+        columns: dict[str, Any] = {
+            key: None if rows[0][key] is None else np.stack([row[key] for row in rows], 1) for key in rows[0]
+        }
+        timings = Timings(robot=1e3 * robot_s, world=1e3 * world_s, judge=1e3 * judge_s)
+        return state, Outcome(motion=motion, timings=timings, **columns)
+
+    def read(self, state: TensorDict, tool_m: Float[Tensor, "B 3"]) -> Reading:
+        """Return what the judge sees in the newest frames; `tool_m` is where kinematics says the tool centre is."""
+        assert self.judge is not None
+        camera = self.imagination.camera(state).to(device=self.imagination.device)
+        if self.reads_latents:
+            return self.judge.read_latents(state["world_latent"], camera, tool_m=tool_m)
+        return self.judge.read_frames(state["frame"].to(self.imagination.device), camera, tool_m=tool_m)
+
+    def _score(self, state: TensorDict, motion: Motion) -> dict[str, Any]:
+        """Read the newest frames, write what was seen and the progress into `state`, return a row of the outcome."""
+        B = len(state)
+        row: dict[str, Any] = {
+            "frames": state["frame"].numpy(), "reward": np.zeros(B), "progress": np.zeros(B),
+            "success": np.zeros(B, bool), "adherence_px": None, "gripper_confidence": None,
+        }  # fmt: skip
+        if self.judge is None:
+            return row
+        tool_m = motion.tool_m[:, 0]
+        reading = self.read(state, tool_m)
+        state["object_m"] = self._last_seen(state, reading)
+        value = self._progress(state, tool_m)
+        row["progress"], row["success"] = value, value >= 1.0
+        row["reward"] = np.float64(value >= 1.0) if self.reward == "success" else value - state["progress"].numpy()
+        row["adherence_px"] = (reading.gripper_px.cpu().float() - motion.tool_px[:, 0]).norm(dim=-1).double().numpy()
+        row["gripper_confidence"] = reading.gripper_confidence.cpu().double().numpy()
+        state["progress"] = torch.from_numpy(value)
+        return row
+
+    def _last_seen(self, state: TensorDict, reading: Reading) -> Float[Tensor, "B 3"]:
+        """Where each slot's object is now, or was when the judge last was sure of it."""
+        objects_m, sure = reading.objects_world_m.cpu().double(), reading.objects_confidence.cpu()
+        sure = torch.where(objects_m.isfinite().all(-1), sure, torch.zeros_like(sure))
+        seen_m: Tensor = state["object_m"].clone()
+        for i, about in enumerate(state["about"]):
+            scene = read_about(about)[1]
+            if scene is not None and float(sure[i, scene.target]) >= SEEN:
+                seen_m[i] = objects_m[i, scene.target]
+        return seen_m
+
+    def _progress(self, state: TensorDict, tool_m: Tensor) -> Float[np.ndarray, " B"]:
+        values = np.zeros(len(state))
+        for i, about in enumerate(state["about"]):
+            scene = read_about(about)[1]
+            if scene is not None:
+                values[i] = progress(
+                    scene,
+                    tool_m[i].double().numpy(),
+                    state["object_m"][i].numpy(),
+                    start_tool_m=state["tool_start_m"][i].numpy(),
+                    start_object_m=state["object_start_m"][i].numpy(),
+                )
+        return values
+
+    def reward_source(self, scene: SceneSpec | None) -> str:
+        """Say in `info` where rewards come from: the judge, or nowhere and why."""
+        if self.judge is None:
+            return "none: made with judge=None"
+        return "none: this start has no task" if scene is None else "judge"
+
+    def info(
+        self, about: UInt8[Tensor, " bytes"], motion: Motion, i: int, k: int, outcome: Outcome | None
+    ) -> dict[str, Any]:
+        """Return the info of slot i at step k; `outcome` is None at a reset."""
+        instruction, scene = read_about(about)
+        info = robot_info(motion, i, k)
+        info |= {
+            "is_success": False,
+            "task_description": instruction,
+            "progress": 0.0,
+            "reward_source": self.reward_source(scene),
+            "trust": {},
+        }
+        if outcome is not None:
+            info |= {"is_success": bool(outcome.success[i, k]), "progress": float(outcome.progress[i, k])}
+            info["timings_ms"] = outcome.timings
+            if outcome.adherence_px is not None and outcome.gripper_confidence is not None:
+                info["trust"] = {
+                    "adherence_px": float(outcome.adherence_px[i, k]),
+                    "gripper_confidence": float(outcome.gripper_confidence[i, k]),
+                }
+        return info
+
+
+def observed(
+    obs_type: str, frame: UInt8[np.ndarray, "H W 3"], q: Float[Tensor, " n"], closedness: Float[Tensor, ""]
+) -> Observation:
+    """Return one slot's observation, in memory of its own."""
+    pixels = frame.copy()
+    if obs_type == "pixels":
+        return pixels
+    return {"pixels": pixels, "agent_pos": np.append(q.numpy(), closedness.numpy()).astype(np.float32)}
+
+
+def robot_info(motion: Motion, i: int, k: int) -> dict[str, Any]:
+    """Return what kinematics knows of slot i at step k: proprioception, the prompt, and what was clipped."""
+    return {
+        "proprioception": {
+            "joint_position": motion.robot.q[i, k].numpy().copy(),
+            "cartesian_position": xyz_euler_from_pose(motion.T_base_tip[i, k]).numpy(),
+            "gripper_position": float(motion.robot.gripper[i, k]),
+        },
+        "prompt": motion.prompts[i, k].numpy().copy(),
+        "clipped": bool(motion.clipped.any[i, k]),
+        "clipped_action": motion.clipped.action[i, k].numpy().copy(),
+        "clipped_joints": (motion.clipped.position | motion.clipped.speed)[i, k].numpy().copy(),
+    }
+
+
+def observation_space(rig: Rig, obs_type: str) -> spaces.Space[Any]:
+    """Return the space of one observation. Raises UnknownNameError for an unknown `obs_type`."""
+    if obs_type not in OBS_TYPES:
+        raise unknown_name("obs_type", obs_type, OBS_TYPES)
+    width, height = rig.frame_size_px
+    pixels = spaces.Box(0, 255, (height, width, 3), np.uint8)
+    if obs_type == "pixels":
+        return pixels
+    arm = rig.controller.arm
+    low, high = np.append(arm.lower.numpy(), 0.0), np.append(arm.upper.numpy(), 1.0)
+    return spaces.Dict({"pixels": pixels, "agent_pos": spaces.Box(low.astype(np.float32), high.astype(np.float32))})
+
+
+def action_space(rig: Rig) -> spaces.Box:
+    """Return the space of one action of the rig's action mode, float32."""
+    return spaces.Box(
+        rig.controller.action_space_low.numpy(), rig.controller.action_space_high.numpy(), dtype=np.float32
+    )
+
+
+def stacked_camera(starts: Sequence[Start]) -> Camera:
+    """Return the cameras of several starts as one camera of batch (B,), float32."""
+    return Camera(
+        K=torch.stack([start.camera.K.float() for start in starts]),
+        T_world_camera=torch.stack([start.camera.T_world_camera.float() for start in starts]),
+        frame_size_px=starts[0].camera.frame_size_px,
+    )
+
+
+def about_bytes(instruction: str, scene: SceneSpec | None) -> UInt8[Tensor, " bytes"]:
+    """Return instruction and scene as a fixed number of bytes, so that they travel inside the state."""
+    text = json.dumps({"instruction": instruction, "scene": None if scene is None else scene.to_json()}).encode()
+    if len(text) > ABOUT_BYTES:
+        raise VapError(
+            f"instruction is too long: it must fit {ABOUT_BYTES - len(text) + len(instruction)} bytes, "
+            f"got {len(instruction)}."
+        )
+    return torch.from_numpy(np.frombuffer(text.ljust(ABOUT_BYTES), np.uint8).copy())
+
+
+def read_about(about: UInt8[Tensor, " bytes"]) -> tuple[str, SceneSpec | None]:
+    """Return the instruction and scene that `about_bytes` wrote."""
+    return _read_about(about.numpy().tobytes())
+
+
+@lru_cache(maxsize=4096)
+def _read_about(text: bytes) -> tuple[str, SceneSpec | None]:
+    table = json.loads(text)
+    return table["instruction"], None if table["scene"] is None else SceneSpec.from_json(table["scene"])
+
+
+def _object_by_scene(scene: SceneSpec | None) -> tuple[float, float, float]:
+    """Where the task's object stands before the first step, if there is one; NaN otherwise."""
+    if scene is None:
+        return (float("nan"),) * 3
+    item = scene.target_object
+    return (*item.xy_m, item.half_extents_m[2])
+
+
+def fitting_snapshot(snapshot: TensorDict | str | Path, stage: Stage, *, slots: int) -> TensorDict:
+    """Return a copy of a snapshot, or say why it cannot be loaded here."""
+    state = read_state(snapshot) if isinstance(snapshot, str | Path) else snapshot.clone()
+    if tuple(state.batch_size) != (slots,):
+        raise VapError(
+            f"A snapshot of {slots} slot(s) is needed, got batch size {tuple(state.batch_size)}. "
+            "Index it: snapshot[i : i + 1]."
+        )
+    missing = [key for key in ("frame", "about", "robot_q", "step") if key not in state.keys()]  # noqa: SIM118
+    if missing or state["robot_q"].shape[-1] != len(stage.rig.robot.arm_joints):
+        raise VapError(
+            f"The snapshot is of another env: {f'it lacks {missing}' if missing else 'its robot has other joints'}."
+        )
+    return state
+
+
+def stacked(observations: Sequence[Observation]) -> Observation:
+    """Return observations with a new leading axis."""
+    tables = [o for o in observations if isinstance(o, dict)]
+    if tables:
+        return {key: np.stack([table[key] for table in tables]) for key in tables[0]}
+    return np.stack([o for o in observations if isinstance(o, np.ndarray)])
