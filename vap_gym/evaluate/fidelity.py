@@ -16,7 +16,7 @@ from vap_gym.cards import load_env, load_robot
 from vap_gym.evaluate.clips import Clips, played
 from vap_gym.evaluate.heldout import MOVED_M, STEPS, STILL_M, load_heldout
 from vap_gym.evaluate.report import stamp, table
-from vap_gym.geometry import Camera, pose_from_xyz_euler
+from vap_gym.geometry import Camera
 from vap_gym.judge import Judge
 from vap_gym.kinematics.control import Controller
 from vap_gym.metrics import Interval, bootstrap_interval, paired_bootstrap_interval
@@ -215,8 +215,7 @@ def cameras(clips: Clips) -> Camera:
 def prompts_of(clips: Clips, robot: str) -> UInt8[np.ndarray, "N T H W 3"]:
     """The prompts of the clips' nominal states."""
     skeleton = Skeleton(load_robot(robot))
-    tip = pose_from_xyz_euler(torch.from_numpy(clips.tip6).float())
-    points = skeleton.place(tip[..., None, :, :], torch.from_numpy(clips.closedness).float())
+    points = skeleton.at_joints(torch.from_numpy(clips.joints_rad).float(), torch.from_numpy(clips.closedness).float())
     return draw(points, cameras(clips), skeleton)
 
 

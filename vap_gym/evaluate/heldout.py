@@ -40,7 +40,7 @@ class HeldOut:
     @property
     def scene(self) -> SceneSpec:
         """The scene to play."""
-        return draw_scene(self.seed, split=self.split, task=self.task, near=self.near)  # type: ignore[arg-type]
+        return draw_scene(self.seed, split=self.split, task=self.task, near=self.near)
 
 
 def load_heldout(path: Path) -> list[HeldOut]:

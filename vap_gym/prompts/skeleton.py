@@ -77,11 +77,16 @@ class Skeleton:
 
     def keypoints(self, state: RobotState) -> Float[Tensor, "*batch P 3"]:
         """Return the key-points of robot states by forward kinematics, in metres in the robot's base frame."""
-        q = state.q
+        return self.at_joints(state.q, state.gripper)
+
+    def at_joints(
+        self, q: Float[Tensor, "*batch n"], gripper: Float[Tensor, "*batch"]
+    ) -> Float[Tensor, "*batch P 3"]:
+        """Return the key-points at arm joints [rad] and a closedness (0 open .. 1 closed), as `keypoints` does."""
         if not self._is_arm_only:
-            q = torch.cat([q, gripper_joint_values(self.robot.gripper, state.gripper)], dim=-1)
+            q = torch.cat([q, gripper_joint_values(self.robot.gripper, gripper)], dim=-1)
             q = q.index_select(-1, self._joint_order)
-        return self.place(self._chain.links(q), state.gripper)
+        return self.place(self._chain.links(q), gripper)
 
     def place(
         self, T_base_links: Float[Tensor, "*batch L 4 4"], gripper: Float[Tensor, "*batch"]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vap_gym.cards import load_robot
 from vap_gym.data import EpisodeSet
-from vap_gym.geometry import Camera, pose_from_xyz_euler
+from vap_gym.geometry import Camera
 from vap_gym.prompts.raster import draw
 from vap_gym.prompts.skeleton import Skeleton
 from vap_gym.train.run import autocast
@@ -80,9 +80,7 @@ def _entry(frames: Tensor, columns: object, codec: FrameCodec, robot: str, size:
     data = {key: torch.from_numpy(np.ascontiguousarray(value)) for key, value in dict(columns).items()}  # type: ignore[call-overload]
     with autocast(torch.device("cpu")):
         latents = codec.encode(to_pictures(frames).contiguous(memory_format=torch.channels_last))
-    tip = pose_from_xyz_euler(data["nominal.cartesian_position"])
-    skeleton = Skeleton(load_robot(robot))
-    points = skeleton.place(tip[:, None], data["nominal.gripper_position"][:, 0])
+    points = Skeleton(load_robot(robot)).at_joints(data["nominal.joint_position"], data["nominal.gripper_position"][:, 0])
     camera = Camera(K=data["camera.K"], T_world_camera=data["camera.T_world_camera"], frame_size_px=size)
     return {
         "latents": latents.half(),
