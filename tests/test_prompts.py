@@ -30,17 +30,24 @@ def test_keypoints_from_a_state_equal_those_placed_on_the_controllers_links(name
     torch.testing.assert_close(skeleton.place(picked, state.gripper), skeleton.keypoints(state), atol=1e-12, rtol=0)
 
 
-def test_a_figure_on_the_flange_is_placed_from_the_tip_pose_alone() -> None:
+def test_keypoints_from_joints_equal_those_of_a_state() -> None:
+    skeleton, _, state = _state("panda_robotiq", 0.3)
+    torch.testing.assert_close(skeleton.at_joints(state.q, state.gripper), skeleton.keypoints(state), atol=0, rtol=0)
+
+
+def test_the_arm_is_drawn_from_shoulder_to_flange() -> None:
     skeleton, controller, state = _state("panda_robotiq", 0.3)
-    assert skeleton.links == ("panda_link8",)
-    placed = skeleton.place(controller.tip_pose(state)[:, None], state.gripper)
-    torch.testing.assert_close(placed, skeleton.keypoints(state), atol=1e-12, rtol=0)
+    points, poses = skeleton.keypoints(state), controller.links(state)
+    for name, link in (("shoulder", "panda_link2"), ("elbow", "panda_link4"), ("flange", "panda_link8")):
+        expected = poses[:, controller.chain.link_index(link), :3, 3]
+        torch.testing.assert_close(points[:, skeleton.keypoint_names.index(name)], expected, atol=1e-12, rtol=0)
 
 
 @pytest.mark.parametrize(("closedness", "gap_m"), [(0.0, 0.093), (1.0, 0.008), (-3.0, 0.093), (7.0, 0.008)])
 def test_finger_ends_are_as_far_apart_as_the_real_gripper_opens(closedness: float, gap_m: float) -> None:
     skeleton, _, _ = _state("panda_robotiq", 0.5)
-    points = skeleton.place(torch.eye(4).double()[None], torch.tensor(closedness).double())
+    poses = torch.eye(4).double().expand(len(skeleton.links), 4, 4)
+    points = skeleton.place(poses, torch.tensor(closedness).double())
     left, right = (points[skeleton.keypoint_names.index(f"{side}_end")] for side in ("left", "right"))
     assert float((left - right).norm()) == pytest.approx(gap_m, abs=1e-9)
     assert float(left[1]) < 0 < float(right[1])  # the left finger opens along −y of the flange
@@ -67,5 +74,7 @@ def test_keypoints_carry_gradients_to_joints_and_gripper() -> None:
 
 def test_poses_of_another_shape_are_refused_by_name() -> None:
     skeleton, _, state = _state("panda_robotiq", 0.4)
-    with pytest.raises(VapError, match=r"shape \(\*batch, 1, 4, 4\), one per link \(panda_link8\), got \(3, 2, 4, 4\)"):
-        skeleton.place(torch.eye(4).double().expand(3, 2, 4, 4), state.gripper)
+    with pytest.raises(
+        VapError, match=r"shape \(\*batch, 5, 4, 4\), one per link \(panda_link2, .*\), got \(3, 9, 4, 4\)"
+    ):
+        skeleton.place(torch.eye(4).double().expand(3, 9, 4, 4), state.gripper)

@@ -19,7 +19,17 @@ from vap_gym.prompts.raster import draw, draw_torch, overlay
 from vap_gym.prompts.skeleton import Skeleton
 
 GOLDEN = Path(__file__).parent / "golden"
-ROBOT = load_robot("panda_robotiq")
+WHOLE = load_robot("panda_robotiq")
+_CARD = WHOLE.skeleton
+_HAND = {"flange", "palm", "left_knee", "right_knee", "left_end", "right_end"}
+ROBOT = replace(  # the hand alone, whose few points the tests below place by hand
+    WHOLE,
+    skeleton=replace(
+        _CARD,
+        keypoints=tuple(k for k in _CARD.keypoints if k.name in _HAND),
+        bones=tuple(b for b in _CARD.bones if {b.start, b.end} <= _HAND),
+    ),
+)
 SKELETON = Skeleton(ROBOT)
 CONTROLLER = Controller(ROBOT)
 BARE = Skeleton(replace(ROBOT, skeleton=replace(ROBOT.skeleton, drop_from=())))  # no drop line
@@ -117,7 +127,9 @@ def _golden(name: str, picture: np.ndarray, update: bool = False) -> None:
     ("view", "eye"), [("front", (1.2, 0.1, 0.6)), ("side", (0.4, 1.0, 0.5)), ("above", (0.3, -0.2, 1.3))]
 )
 def test_golden_pictures(view: str, eye, closedness: float) -> None:
-    picture = draw(_keypoints(closedness), _camera(eye), SKELETON)
+    whole = Skeleton(WHOLE)
+    state = CONTROLLER.start(torch.tensor(WHOLE.home_q_rad), torch.tensor(closedness))
+    picture = draw(whole.keypoints(state), _camera(eye), whole)
     _golden(f"panda_robotiq_{view}_{'closed' if closedness else 'open'}", picture)
 
 
