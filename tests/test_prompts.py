@@ -74,7 +74,5 @@ def test_keypoints_carry_gradients_to_joints_and_gripper() -> None:
 
 def test_poses_of_another_shape_are_refused_by_name() -> None:
     skeleton, _, state = _state("panda_robotiq", 0.4)
-    with pytest.raises(
-        VapError, match=r"shape \(\*batch, 5, 4, 4\), one per link \(panda_link2, .*\), got \(3, 9, 4, 4\)"
-    ):
+    with pytest.raises(VapError, match=r"shape \(\*batch, 5, 4, 4\), one per link .*, got \(3, 9, 4, 4\)"):
         skeleton.place(torch.eye(4).double().expand(3, 9, 4, 4), state.gripper)
