@@ -49,7 +49,7 @@ class Scene:
     """
 
     def __init__(self, robot: RobotCard, *, frame_size_px: tuple[int, int] = (144, 96), shadow: bool = False) -> None:
-        self._bullet: Any = require("pybullet", "pip install pybullet", "The oracle is a PyBullet scene")
+        self._bullet: Any = require("pybullet", "pybullet", "The oracle")
         self.robot = robot
         self.frame_size_px = frame_size_px
         self.shadow = shadow
@@ -353,7 +353,7 @@ def _opengl_matrices(camera: Camera, near_m: float = 0.05, far_m: float = 6.0) -
 
 def _resolved_urdf(robot: RobotCard, folder: Path) -> Path:
     """A copy of the card's URDF in which package://pybullet_data stands for the installed folder."""
-    data = require("pybullet_data", "pip install pybullet", "The oracle takes the arm's meshes from it")
+    data = require("pybullet_data", "pybullet", "The oracle")
     text = robot.urdf_path.read_text().replace("package://pybullet_data", data.getDataPath())
     target = folder / "robot.urdf"
     target.write_text(text)

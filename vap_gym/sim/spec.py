@@ -5,14 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from vap_gym.errors import VapError, unknown_name
 
-Split = Literal["train", "novel"]
-
+SPLITS = ("train", "novel")
 PALETTE: dict[str, tuple[float, float, float]] = {
     "red": (0.80, 0.10, 0.10),
     "green": (0.12, 0.62, 0.18),
@@ -107,12 +106,12 @@ class SceneSpec:
     @staticmethod
     def from_json(text: str) -> SceneSpec:
         """Read what `to_json` wrote. Raises VapError where a field is missing or unknown."""
-        data = json.loads(text)
         try:
+            data = json.loads(text)
             objects = tuple(ObjectSpec(**_tuples(o)) for o in data.pop("objects"))
             camera = CameraSpec(**_tuples(data.pop("camera")))
             return SceneSpec(objects=objects, camera=camera, **_tuples(data))
-        except (KeyError, TypeError) as error:
+        except (json.JSONDecodeError, AttributeError, KeyError, TypeError) as error:
             raise VapError(f"Not a scene specification: {error}. Write it with SceneSpec.to_json().") from error
 
 
@@ -123,7 +122,7 @@ def _tuples(data: dict[str, Any]) -> dict[str, Any]:
     return {key: convert(value) for key, value in data.items()}
 
 
-def draw_scene(seed: int, *, split: Split = "train", task: str | None = None, near: bool | None = None) -> SceneSpec:
+def draw_scene(seed: int, *, split: str = "train", task: str | None = None, near: bool | None = None) -> SceneSpec:
     """Draw the scene of one episode.
 
     Args:
@@ -135,8 +134,8 @@ def draw_scene(seed: int, *, split: Split = "train", task: str | None = None, ne
     Raises:
         UnknownNameError: for an unknown split or task.
     """
-    if split not in ("train", "novel"):
-        raise unknown_name("split", split, ("train", "novel"))
+    if split not in SPLITS:
+        raise unknown_name("split", split, SPLITS)
     if task is not None and task not in TASK_NAMES:
         raise unknown_name("task", task, TASK_NAMES)
     rng = np.random.default_rng([seed, 20508])

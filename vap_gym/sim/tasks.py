@@ -42,10 +42,10 @@ def progress(
         value = (np.asarray(object_m)[..., 2] - np.asarray(start_object_m)[2]) / LIFT_HEIGHT_M
     else:
         raise unknown_name("task", spec.task, TASK_NAMES)
-    return np.nan_to_num(np.clip(value, 0.0, 1.0), nan=0.0)
+    return np.asarray(np.nan_to_num(np.clip(value, 0.0, 1.0), nan=0.0))
 
 
-def _closed_share(left_m: np.ndarray, start_m: float | np.floating, radius_m: float) -> np.ndarray:
+def _closed_share(left_m: np.ndarray | np.floating, start_m: np.floating, radius_m: float) -> np.ndarray:
     """Share of the way from the start distance to the success radius; 1 inside the radius."""
     span = max(float(start_m) - radius_m, 1e-3)
     return np.asarray(1.0 - np.maximum(left_m - radius_m, 0.0) / span)
