@@ -114,8 +114,8 @@ class VapEnv(gym.Env[Observation, np.ndarray]):
         self._show()
         return self._observation(), self._reset_info()
 
-    def step(self, action: np.ndarray) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
-        """Imagine one control step. Entries out of range are clipped, and `info["clipped"]` says so.
+    def step(self, action: object) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+        """Imagine one control step of an action (A,). Entries out of range are clipped, and `info["clipped"]` says so.
 
         Raises:
             ActionError: an action of the wrong shape or type, or not finite.
@@ -127,7 +127,7 @@ class VapEnv(gym.Env[Observation, np.ndarray]):
         return self._observation(), float(outcome.reward[0, 0]), self._ends(outcome.success[0, 0]), False, info
 
     def step_chunk(
-        self, actions: np.ndarray
+        self, actions: object
     ) -> tuple[
         Observation, Float[np.ndarray, " K"], Bool[np.ndarray, " K"], Bool[np.ndarray, " K"], list[dict[str, Any]]
     ]:
@@ -138,8 +138,8 @@ class VapEnv(gym.Env[Observation, np.ndarray]):
         Raises:
             ActionError: actions of the wrong shape (K, A) or type, or not finite.
         """
-        count = len(actions) if np.ndim(actions) == 2 else 1
-        rows = actions_tensor(actions, shape=(max(count, 1), *self._action_shape))
+        rows = actions_tensor(actions, shape=(None, *self._action_shape))
+        count = len(rows)
         self._state, outcome = self._stage.advance(self.state, rows[None])
         self._show()
         robot, about = outcome.motion.robot, self._state["about"][0]

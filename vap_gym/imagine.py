@@ -290,8 +290,8 @@ def read_state(path: str | Path) -> TensorDict:
     return TensorDict(tensors, batch_size=[len(tensors["step"])])
 
 
-def actions_tensor(actions: object, *, shape: tuple[int, ...]) -> Float[Tensor, "*shape"]:
-    """Return actions as float32, or say what is wrong with them. None in `shape` is not allowed; see `ActionError`.
+def actions_tensor(actions: object, *, shape: tuple[int | None, ...]) -> Float[Tensor, "..."]:
+    """Return actions as a float32 tensor of `shape`, in which None is any length of at least 1.
 
     Raises:
         ActionError: not numbers, of another shape, or NaN or infinite.
@@ -301,8 +301,9 @@ def actions_tensor(actions: object, *, shape: tuple[int, ...]) -> Float[Tensor, 
         raise ActionError(
             f"action must be numbers (float32), got dtype {array.dtype}. Sample one: env.action_space.sample()."
         )
-    if array.shape != shape:
-        raise ActionError(f"action must have shape {shape}, got {array.shape}.")
+    if array.ndim != len(shape) or any(n != wanted and (wanted or not n) for n, wanted in zip(array.shape, shape)):
+        told = ", ".join("K" if n is None else str(n) for n in shape)
+        raise ActionError(f"action must have shape ({told}{',' if len(shape) == 1 else ''}), got {array.shape}.")
     if not np.isfinite(array).all():
         raise ActionError(f"action must be finite, got {array.tolist()}. Entries out of range are clipped, NaN is not.")
     return torch.from_numpy(np.array(array, dtype=np.float32))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -78,7 +79,7 @@ class OracleEnv(gym.Env[Observation, np.ndarray]):
         self._reward = reward
         self._camera = None if camera is None else read_camera(camera).resized(self._card.frame_size_px)
         self._source = StartSource(self._rig, self._card, camera=None, task=task, starts=starts)
-        self._scene = Scene(self._rig.robot, frame_size_px=self._card.frame_size_px)
+        self._open()
         self._start: Start | None = None
         self._path: list[tuple[np.ndarray, float]] = []  # what the scene was told since the start, to be told again
         self.metadata = {**self.metadata, "render_fps": self._card.fps}  # type: ignore[misc]
@@ -122,6 +123,8 @@ class OracleEnv(gym.Env[Observation, np.ndarray]):
             VapError: unknown options, both of them, or a start without a scene (a photograph has no truth).
         """
         super().reset(seed=seed)
+        if not self._left.alive:
+            self._open()
         self.np_random.integers(2**63 - 1)  # the noise that imagination draws here: both then draw the same start
         given = options or {}
         check_names("reset option of the oracle", given, ("start", "scene"))
@@ -135,7 +138,7 @@ class OracleEnv(gym.Env[Observation, np.ndarray]):
         self._look()
         return self._observation(), self._info(self._rig_motion())
 
-    def step(self, action: np.ndarray) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+    def step(self, action: object) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Step the true scene by one control step; entries out of range are clipped, and `info["clipped"]` says so.
 
         Raises:
@@ -163,8 +166,8 @@ class OracleEnv(gym.Env[Observation, np.ndarray]):
         return self._frame.copy() if self.render_mode == "rgb_array" else None
 
     def close(self) -> None:
-        """Leave PyBullet and close the window, if there is one; harmless when called twice."""
-        self._scene.close()
+        """Leave PyBullet and close the window, if there is one; a later `reset` opens them again."""
+        self._left()
         if self._viewer is not None:
             self._viewer.close()
 
@@ -172,6 +175,10 @@ class OracleEnv(gym.Env[Observation, np.ndarray]):
     def _cameras(self) -> Camera:
         camera = self.camera
         return replace(camera, K=camera.K[None], T_world_camera=camera.T_world_camera[None])
+
+    def _open(self) -> None:
+        self._scene = Scene(self._rig.robot, frame_size_px=self._card.frame_size_px)
+        self._left = weakref.finalize(self, self._scene.close)  # an env that nobody closed leaves nothing behind either
 
     def _begin(self) -> None:
         """Build the scene of the start and stand in it."""
@@ -238,11 +245,11 @@ class OracleEnv(gym.Env[Observation, np.ndarray]):
 
     def __getstate__(self) -> dict[str, Any]:
         """Everything but PyBullet: it is told again what it was told since the start."""
-        return {key: value for key, value in self.__dict__.items() if key not in ("_scene", "_viewer")}
+        return {key: value for key, value in self.__dict__.items() if key not in ("_scene", "_left", "_viewer")}
 
     def __setstate__(self, kept: dict[str, Any]) -> None:
         self.__dict__.update(kept)
-        self._scene = Scene(self._rig.robot, frame_size_px=self._card.frame_size_px)
+        self._open()
         self._viewer = Viewer(self._card.frame_size_px, self._card.fps) if self.render_mode == "human" else None
         if self._start is not None:
             path, robot = self._path, self._robot

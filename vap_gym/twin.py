@@ -102,7 +102,7 @@ class Twin:
         imagined, info = self.imagined.reset(seed=seed, options={"start": self.oracle.start})
         return self._compared(imagined, true, 0.0, 0.0, False, info, true_info)
 
-    def step(self, action: np.ndarray) -> TwinStep:
+    def step(self, action: object) -> TwinStep:
         """Give both the same action. Raises ActionError as `VapEnv.step` does."""
         imagined, imagined_reward, _, _, info = self.imagined.step(action)
         true, reward, terminated, _, true_info = self.oracle.step(action)

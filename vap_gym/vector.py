@@ -144,7 +144,7 @@ class VapVectorEnv(VectorEnv[Observation, np.ndarray, np.ndarray]):
         self._add_reset_infos(infos, slots)
         return self._observations(), infos
 
-    def step(self, actions: np.ndarray) -> tuple[Observation, Rewards, Flags, Flags, dict[str, Any]]:
+    def step(self, actions: object) -> tuple[Observation, Rewards, Flags, Flags, dict[str, Any]]:
         """Imagine one control step in every slot; actions (B, A) are clipped to their range.
 
         Raises:
