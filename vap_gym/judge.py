@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from torch.nn import functional as F
 from vap_gym.assets import weights_dir
 from vap_gym.errors import CheckpointError, VapError, unknown_name
 from vap_gym.geometry import Camera
-from vap_gym.world.checkpoint import load_part, save_part
+from vap_gym.world.checkpoint import load_part, read_json, save_part
 from vap_gym.world.codec import FrameCodec, to_pictures
 from vap_gym.world.layers import ResBlock
 from vap_gym.world.model import INDEX, checked_device, native_dtype
@@ -37,7 +38,7 @@ class JudgeNetwork(ModelMixin, ConfigMixin):
 
     @register_to_config
     def __init__(
-        self, latent_channels: int = 8, points: int = 7, labels: int = 10, widths: tuple[int, int] = (64, 96)
+        self, latent_channels: int = 8, points: int = 7, labels: int = 10, widths: Sequence[int] = (64, 96)
     ) -> None:
         super().__init__()
         fine, coarse = widths
@@ -66,7 +67,7 @@ class JudgeNetwork(ModelMixin, ConfigMixin):
         return {
             "heat": heat,
             "offset": offset.unflatten(1, (-1, 2)),
-            "state": self.states(torch.cat([at, around], -1)),
+            "state": self.states(torch.cat([at, around], -1)).float(),
             "labels": self.pixels(mixed).float(),
         }
 
@@ -119,13 +120,13 @@ class Judge:
             )
         if not (folder / INDEX).is_file():
             raise CheckpointError(f"'{folder}' must hold {INDEX}, but does not. Give a folder from save_pretrained.")
-        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        index = read_json(folder / INDEX)
         network, codec = load_part(JudgeNetwork, folder, "judge", index), load_part(FrameCodec, folder, "codec", index)
         return Judge(network, codec, device=device, dtype=dtype)
 
     def save_into(self, folder: Path) -> None:
         """Add the judge to a world model's folder, with its sha256 in the index."""
-        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        index = read_json(folder / INDEX)
         index["sha256"]["judge"] = save_part(self.network, folder, "judge", torch.float16)
         temporary = folder / f".{INDEX}.tmp"
         temporary.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
