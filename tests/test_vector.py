@@ -184,6 +184,15 @@ def test_snapshots_and_pickles_go_on_alike() -> None:
     assert data_equivalence(ahead, env.step(actions[1]), exact=True)
 
 
+@pytest.mark.slow
+def test_processes_of_their_own_give_the_same_starts() -> None:
+    env = gym.make_vec(ID, num_envs=2, vectorization_mode="async", vector_kwargs={"context": "spawn"})
+    native = made(2)
+    assert np.array_equal(env.reset(seed=3)[0], native.reset(seed=3)[0])  # type: ignore[arg-type]
+    assert np.allclose(env.step(env.action_space.sample())[1], 0, atol=1)
+    env.close()
+
+
 def test_rendering_gives_a_frame_per_slot() -> None:
     env = made(render_mode="rgb_array")
     env.reset(seed=0)

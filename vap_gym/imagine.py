@@ -20,7 +20,7 @@ from torch import Tensor
 
 from vap_gym.cards import RobotCard
 from vap_gym.errors import ActionError, CheckpointError, VapError, unknown_name
-from vap_gym.geometry import Camera
+from vap_gym.geometry import Camera, xyz_euler_from_pose
 from vap_gym.interfaces import World
 from vap_gym.kinematics import Clipped, Controller, RobotState, gripper_joint_values
 from vap_gym.prompts.raster import draw
@@ -37,6 +37,7 @@ class Motion:
 
     robot: RobotState  # batch (B, K)
     T_base_tip: Float[Tensor, "B K 4 4"]
+    cartesian: Float[Tensor, "B K 6"]  # the same as xyz [m] + extrinsic-xyz Euler [rad], as DROID logs it
     tool_m: Float[Tensor, "B K 3"]  # the centre between the finger ends, base frame
     tool_px: Float[Tensor, "B K 2"]  # the same in the frame
     prompts: UInt8[Tensor, "B K H W 3"]
@@ -90,6 +91,7 @@ class Rig:
         return Motion(
             robot=mapped(robot, lambda x: x[:, None]),
             T_base_tip=T_tip[:, None],
+            cartesian=xyz_euler_from_pose(T_tip)[:, None],
             tool_m=T_tool[:, None, :3, 3],
             tool_px=tool_px,
             prompts=self._draw(robot, camera)[:, None],

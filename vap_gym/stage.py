@@ -23,7 +23,7 @@ from torch import Tensor
 
 from vap_gym.cards import EnvCard
 from vap_gym.errors import VapError, unknown_name
-from vap_gym.geometry import Camera, xyz_euler_from_pose
+from vap_gym.geometry import Camera
 from vap_gym.imagine import Imagination, Motion, Rig, read_state
 from vap_gym.interfaces import Judge, Reading
 from vap_gym.sim.spec import SceneSpec
@@ -239,7 +239,7 @@ def robot_info(motion: Motion, i: int, k: int) -> dict[str, Any]:
     return {
         "proprioception": {
             "joint_position": motion.robot.q[i, k].numpy().copy(),
-            "cartesian_position": xyz_euler_from_pose(motion.T_base_tip[i, k]).numpy(),
+            "cartesian_position": motion.cartesian[i, k].numpy().copy(),
             "gripper_position": float(motion.robot.gripper[i, k]),
         },
         "prompt": motion.prompts[i, k].numpy().copy(),
@@ -319,8 +319,11 @@ def fitting_snapshot(snapshot: TensorDict | str | Path, stage: Stage, *, slots: 
     missing = [key for key in ("frame", "about", "robot_q", "step") if key not in state.keys()]  # noqa: SIM118
     if missing or state["robot_q"].shape[-1] != len(stage.rig.robot.arm_joints):
         raise VapError(
-            f"The snapshot is of another env: {f'it lacks {missing}' if missing else 'its robot has other joints'}."
+            f"The snapshot is of another env: {f'it lacks {missing}' if missing else 'its robot has other joints'}. "
+            "Load one that save() of an env made in the same way gave."
         )
+    for key in [key for key in state.keys() if key.startswith("world_")]:  # noqa: SIM118
+        state[key] = state[key].to(stage.imagination.device)
     return state
 
 
