@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from vap_gym.train.latents import LatentEpisodes
@@ -26,6 +27,19 @@ class SlotSettings:
     own_rollouts: float = 0.8
     strides: tuple[float, ...] = (0.75, 0.15, 0.10)
     history_noise: float = 0.05
+    contact_share: float = 0.5  # of rollouts that begin shortly before an object moves
+
+
+CONTACT_M, CONTACT_FRAMES = 0.03, 20
+"""A rollout counts as one with contact where an object moves this far within this many frames."""
+
+
+def contact_starts(objects_m: Float[Tensor, "E T N 3"]) -> Int64[Tensor, "S 2"]:
+    """(episode, frame) pairs from which an object soon moves: clips sampled around what happens (Sec. 3.2)."""
+    frames = objects_m.shape[1]
+    last = (torch.arange(frames) + CONTACT_FRAMES).clamp(max=frames - 1)
+    moved = (objects_m[:, last] - objects_m).norm(dim=-1).nan_to_num(0.0).amax(-1)
+    return torch.nonzero(moved > CONTACT_M)
 
 
 class Slots:
@@ -33,6 +47,7 @@ class Slots:
 
     def __init__(self, data: LatentEpisodes, settings: SlotSettings, rng: torch.Generator) -> None:
         self.data, self.settings, self.rng = data, settings, rng
+        self._contact = contact_starts(data.objects_m)
         b = settings.batch_size
         shape = data.latents.shape[2:]
         self.episode = torch.zeros(b, dtype=torch.int64)
@@ -61,7 +76,14 @@ class Slots:
         length = torch.minimum(wanted, (frames - 1) // stride)
         room = frames - length * stride  # ≥ 1 choices of a first frame
         first = (torch.rand(n, generator=self.rng) * room).long()
-        self.episode[done] = torch.randint(len(self.data), (n,), generator=self.rng)
+        episode = torch.randint(len(self.data), (n,), generator=self.rng)
+        if len(self._contact) and self.settings.contact_share > 0:
+            chosen = self._contact[torch.randint(len(self._contact), (n,), generator=self.rng)]
+            take = torch.rand(n, generator=self.rng) < self.settings.contact_share
+            episode, first = torch.where(take, chosen[:, 0], episode), torch.where(take, chosen[:, 1], first)
+            length = torch.where(take, torch.minimum(length, (frames - 1 - first) // stride), length).clamp(min=1)
+            first = torch.minimum(first, frames - 1 - length * stride)
+        self.episode[done] = episode
         self.first[done], self.stride[done], self.length[done] = first, stride, length
         self.depth[done] = 0
         self.own[done] = torch.rand(n, generator=self.rng) < own_rollouts
@@ -89,7 +111,7 @@ class Slots:
 
     def state(self) -> dict[str, Any]:
         """All that a resumed run needs."""
-        return {k: v for k, v in vars(self).items() if isinstance(v, Tensor)}
+        return {k: v for k, v in vars(self).items() if isinstance(v, Tensor) and not k.startswith("_")}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take up a saved state."""

@@ -38,6 +38,7 @@ class WorldRecipe:
     horizon: int = 30
     first_horizon: int = 8
     own_rollouts: float = 0.8
+    contact_share: float = 0.5
     gripper_weight: float = 2.0
     object_weight: float = 3.0
     moved_weight: float = 6.0
@@ -232,6 +233,7 @@ def _slot_settings(settings: WorldRecipe, model: FrameDynamics) -> SlotSettings:
         lags=tuple(model.config.lags),
         horizon=settings.horizon,
         own_rollouts=settings.own_rollouts,
+        contact_share=settings.contact_share,
         strides=tuple(settings.strides),
     )
 
