@@ -1,18 +1,26 @@
 """The oracle and its twin: same start, picture and camera as imagination, rewards of truth, and how far they drift."""
 
 import sys
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 
 from vap_gym import OracleEnv, StartSet, Twin
 from vap_gym.errors import ActionError, MissingDependencyError, VapError
+from vap_gym.oracle_env import make_starts
 from vap_gym.sim.spec import draw_scene
 from vap_gym.starts import starts_path
 
 ID, ORACLE = "VAP-DROID-v0", "VAP-DROID-Oracle-v0"
+
+
+def same_picture(one: Any, other: Any) -> bool:
+    """Equal where the shipped file was made; elsewhere PyBullet's floats may move a pixel of an edge."""
+    return float(np.abs(one.astype(int) - other.astype(int)).mean()) < 0.5
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +37,7 @@ def test_oracle_and_imagination_have_the_same_spaces_and_starts(oracle: OracleEn
     for seed in range(3):
         true, true_info = oracle.reset(seed=seed)
         picture, info = imagined.reset(seed=seed)
-        assert np.array_equal(true, picture)  # type: ignore[arg-type]
+        assert same_picture(true, picture)
         assert np.array_equal(true_info["prompt"], info["prompt"])
         assert true_info["task_description"] == info["task_description"]
         assert true_info.keys() == info.keys() | {"truth"}
@@ -38,7 +46,26 @@ def test_oracle_and_imagination_have_the_same_spaces_and_starts(oracle: OracleEn
 def test_shipped_pictures_are_what_the_oracle_renders(oracle: OracleEnv) -> None:
     starts = StartSet(starts_path(ID))
     for i in (0, len(starts) // 2, len(starts) - 1):
-        assert np.array_equal(oracle.reset(options={"start": i})[0], starts[i].frame)  # type: ignore[arg-type]
+        assert same_picture(oracle.reset(options={"start": i})[0], starts[i].frame)
+
+
+def test_the_camera_of_every_start_sees_the_tasks_object(oracle: OracleEnv) -> None:
+    starts = StartSet(starts_path(ID))
+    for start in (starts[i] for i in range(0, len(starts), 8)):
+        assert start.scene is not None
+        oracle.reset(options={"start": start})
+        in_frame = oracle.camera.project(torch.from_numpy(oracle.truth.objects_m[start.scene.target]).float()[None])[0][
+            0
+        ]
+        assert bool(((in_frame > -8) & (in_frame < torch.tensor([152.0, 104.0]))).all())
+
+
+def test_start_files_are_equal_to_the_byte(tmp_path: Path) -> None:
+    for name in ("first.npz", "second.npz"):
+        assert make_starts(tmp_path / name, count=3) == 3
+    assert (tmp_path / "first.npz").read_bytes() == (tmp_path / "second.npz").read_bytes()
+    shipped, made = StartSet(starts_path(ID)), StartSet(tmp_path / "first.npz")
+    assert all(same_picture(shipped[i].frame, made[i].frame) for i in range(3))  # nor is the shipped file out of date
 
 
 def test_the_arm_reaches_what_it_is_told(oracle: OracleEnv) -> None:
@@ -80,7 +107,7 @@ def test_the_oracle_can_be_seen_from_another_camera() -> None:
     env = gym.make(ORACLE, camera=start.camera).unwrapped
     other = env.reset(seed=0, options={"start": 0})[0]
     assert not np.array_equal(other, gym.make(ORACLE).unwrapped.reset(options={"start": 0})[0])
-    assert np.array_equal(env.reset(options={"start": 1})[0], start.frame)
+    assert same_picture(env.reset(options={"start": 1})[0], start.frame)
 
 
 def test_what_the_oracle_cannot_do_is_said(oracle: OracleEnv) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 import weakref
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -21,16 +23,15 @@ from vap_gym.kinematics import RobotState
 from vap_gym.loading import StartSource
 from vap_gym.photo import check_names, read_camera
 from vap_gym.sim.rollout import NominalRobot, start_episode
-from vap_gym.sim.scene import Scene, Truth
+from vap_gym.sim.scene import LABELS, Scene, Truth
 from vap_gym.sim.spec import COLOURS, TASK_NAMES, SceneSpec, draw_scene
 from vap_gym.sim.tasks import progress
 from vap_gym.stage import REWARDS, Observation, Timings, action_space, observation_space, observed, robot_info
 from vap_gym.starts import Start, save_starts
 from vap_gym.viewer import Viewer
 
-FIRST_START_SEED = (
-    2_000_000  # training scenes have seeds below 1,000,000, held-out ones follow: no start was trained on
-)
+FIRST_START_SEED = 2_000_000  # training's scenes have seeds below 1,000,000, and held-out ones follow
+SEEN_PX = 15  # of the gripper, and of the task's object, in a start's picture
 
 
 class OracleEnv(gym.Env[Observation, np.ndarray]):
@@ -269,13 +270,24 @@ def present_objects(objects_m: Float[np.ndarray, "N 3"]) -> dict[str, Float[np.n
 def make_starts(
     path: str | Path, *, robot: str | Path = "panda_robotiq", count: int = 96, first_seed: int = FIRST_START_SEED
 ) -> int:
-    """Draw, render and write the start states of an env, its tasks in turn; the same arguments write the same file."""
-    card = load_robot(robot)
-    tasks = [TASK_NAMES[i % len(TASK_NAMES)] for i in range(count)]
-    with Scene(card) as scene:
-        return save_starts(
-            path, (start_of_scene(scene, draw_scene(first_seed + i, task=task)) for i, task in enumerate(tasks))
-        )
+    """Draw, render and write the start states of an env, its tasks in turn; the same arguments write the same file.
+
+    Scenes in which the camera does not see the gripper and the task's object are passed over: none could be judged.
+    """
+    with Scene(load_robot(robot)) as scene:
+        return save_starts(path, _seen_starts(scene, count, itertools.count(first_seed)))
+
+
+def _seen_starts(scene: Scene, count: int, seeds: Iterator[int]) -> Iterator[Start]:
+    for i in range(count):
+        task = TASK_NAMES[i % len(TASK_NAMES)]
+        while True:
+            spec = draw_scene(next(seeds), task=task)
+            start = start_of_scene(scene, spec)
+            seen = np.bincount(scene.render()[1].reshape(-1), minlength=len(LABELS))
+            if min(seen[LABELS.index("gripper")], seen[LABELS.index(spec.target_object.colour)]) >= SEEN_PX:
+                yield start
+                break
 
 
 def start_of_scene(scene: Scene, spec: SceneSpec) -> Start:
