@@ -42,12 +42,23 @@ def save_part(part: ModelMixin, folder: Path, name: str, dtype: torch.dtype) -> 
     return sha256_of(target / WEIGHTS)
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object. Raises CheckpointError where the file is cut short or holds something else."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"'{path}' is no whole JSON file: {error}. Fetch it again.") from error
+    if not isinstance(data, dict):
+        raise CheckpointError(f"'{path}' must hold a JSON object, got {type(data).__name__}. Fetch it again.")
+    return data
+
+
 def load_part(kind: type[PartT], folder: Path, name: str, index: dict[str, Any]) -> PartT:
     """Read folder/name into a model of class `kind`, float32.
 
     Raises:
-        CheckpointError: a file is missing or cut short, the sha256 of the index does not match, or a weight is missing,
-            unexpected or of another shape: each is named.
+        CheckpointError: a file is missing or cut short, the sha256 of the index does not match, the config is none of
+            this class, or a weight is missing, unexpected or of another shape: each is named.
     """
     source = folder / name
     for file in (source / "config.json", source / WEIGHTS):
@@ -65,8 +76,12 @@ def load_part(kind: type[PartT], folder: Path, name: str, index: dict[str, Any])
         tensors = load_file(source / WEIGHTS)
     except SafetensorError as error:
         raise CheckpointError(f"'{source / WEIGHTS}' is no whole safetensors file: {error}. Fetch it again.") from error
-    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
-    model: PartT = kind.from_config(config)
+    try:
+        model: PartT = kind.from_config(read_json(source / "config.json"))
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(
+            f"'{source / 'config.json'}' is no configuration of {kind.__name__}: {error} Fetch it again."
+        ) from error
     wanted = model.state_dict()
     missing, extra = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())
     wrong = [k for k in wanted.keys() & tensors.keys() if wanted[k].shape != tensors[k].shape]

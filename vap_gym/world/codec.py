@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
@@ -23,8 +25,8 @@ class FrameCodec(ModelMixin, ConfigMixin):
     def __init__(
         self,
         latent_channels: int = 8,
-        encoder_widths: tuple[int, int] = (40, 80),
-        decoder_widths: tuple[int, int] = (96, 40),
+        encoder_widths: Sequence[int] = (40, 80),
+        decoder_widths: Sequence[int] = (96, 40),
         encoder_blocks: int = 2,
         decoder_blocks: int = 3,
     ) -> None:

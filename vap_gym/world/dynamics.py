@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -69,10 +70,10 @@ class FrameDynamics(ModelMixin, ConfigMixin):
     def __init__(
         self,
         latent_channels: int = 8,
-        latent_size: tuple[int, int] = (24, 36),
-        lags: tuple[int, ...] = (1, 2, 4),
-        widths: tuple[int, int] = (64, 128),
-        blocks: tuple[int, int] = (1, 2),
+        latent_size: Sequence[int] = (24, 36),
+        lags: Sequence[int] = (1, 2, 4),
+        widths: Sequence[int] = (64, 128),
+        blocks: Sequence[int] = (1, 2),
         heads: int = 3,
         layers: int = 6,
         control_layers: int = 2,
@@ -124,6 +125,8 @@ class FrameDynamics(ModelMixin, ConfigMixin):
         )
         with torch.no_grad():
             last = self.head[-1]
+            assert isinstance(last, nn.Conv2d)
+            assert last.bias is not None
             last.weight.mul_(0.1)
             last.bias.zero_()
             last.bias[latent_channels : latent_channels + 3] = torch.tensor([2.5, -1.0, 0.0])  # mostly the last frame

@@ -21,7 +21,7 @@ class ResBlock(nn.Module):
         self.second = zeroed(nn.Conv2d(channels, channels, 3, padding=1))
 
     def forward(self, x: Float[Tensor, "N C H W"]) -> Float[Tensor, "N C H W"]:
-        return x + self.second(F.silu(self.first(F.silu(x))))
+        return x + self.second(F.silu(self.first(F.silu(x))))  # type: ignore[no-any-return]
 
 
 def zeroed(module: ModuleT) -> ModuleT:

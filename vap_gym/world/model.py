@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vap_gym.assets import weights_dir
 from vap_gym.errors import CheckpointError, VapError, unknown_name
-from vap_gym.world.checkpoint import load_part, save_part
+from vap_gym.world.checkpoint import load_part, read_json, save_part
 from vap_gym.world.codec import FrameCodec, to_frames, to_pictures
 from vap_gym.world.dynamics import PROMPT_TAPS, FrameDynamics
 from vap_gym.world.noise import counter_noise
@@ -28,8 +28,8 @@ class WorldModel:
     """An action-to-video model with explicit state.
 
     `state` is a flat TensorDict with batch size [B]: `latent` (B, C, h, w) is the newest frame, `history` the last
-    frames' latents, `anchor` the first frame's, `prompt_features` and `anchor_prompt` those of the last prompts, `step` and
-    `seed` drive the noise. Index assignment is a partial reset, `expand` a branch.
+    frames' latents, `anchor` the first frame's, `prompt_features` and `anchor_prompt` those of the last prompts,
+    `step` and `seed` drive the noise. Index assignment is a partial reset, `expand` a branch.
 
     Args:
         codec, dynamics: the two networks.
@@ -47,6 +47,11 @@ class WorldModel:
         dtype: torch.dtype | None = None,
         name: str = "",
     ) -> None:
+        if codec.config.latent_channels != dynamics.config.latent_channels:
+            raise CheckpointError(
+                f"latent_channels of the codec is {codec.config.latent_channels}, of the dynamics "
+                f"{dynamics.config.latent_channels}. Load both from one folder."
+            )
         self.name = name
         self.device = checked_device(device)
         self.dtype = dtype or native_dtype(self.device)
@@ -79,7 +84,7 @@ class WorldModel:
             folder = shipped
         if not (folder / INDEX).is_file():
             raise CheckpointError(f"'{folder}' must hold {INDEX}, but does not. Give a folder from save_pretrained.")
-        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        index = read_json(folder / INDEX)
         return WorldModel(
             load_part(FrameCodec, folder, "codec", index),
             load_part(FrameDynamics, folder, "dynamics", index),
@@ -104,16 +109,16 @@ class WorldModel:
 
     # --- pictures and latents ---
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def encode(self, frames: UInt8[Tensor, "*batch H W 3"]) -> Float[Tensor, "*batch C h w"]:
         """Frames → latents, float32."""
         self._check_frames(frames, "frames")
         pictures = to_pictures(frames.to(self.device)).contiguous(memory_format=torch.channels_last)
         with self._autocast():
-            latents = self.codec.encode(pictures)
+            latents: Tensor = self.codec.encode(pictures)
         return latents.float().reshape(*frames.shape[:-3], *latents.shape[1:])
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def decode(self, latents: Float[Tensor, "*batch C h w"]) -> UInt8[Tensor, "*batch H W 3"]:
         """Latents → frames."""
         flat = latents.reshape(-1, *latents.shape[-3:]).contiguous(memory_format=torch.channels_last)
@@ -124,14 +129,20 @@ class WorldModel:
 
     # --- imagining ---
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def start(
         self, frames: UInt8[Tensor, "B H W 3"], prompts: UInt8[Tensor, "B H W 3"], seed: Int64[Tensor, " B"]
     ) -> TensorDict:
         """Return the state after seeing each slot's first frame and its prompt; `seed` is each slot's own noise."""
         from tensordict import TensorDict
 
+        self._check_frames(frames, "frames")
         self._check_frames(prompts, "prompts")
+        if frames.ndim != 4 or prompts.shape != frames.shape or tuple(seed.shape) != (len(frames),):
+            raise VapError(
+                "frames and prompts must have shape (B, H, W, 3) and seed (B,), "
+                f"got {tuple(frames.shape)}, {tuple(prompts.shape)} and {tuple(seed.shape)}. Give one of each per slot."
+            )
         latent = self.encode(frames)
         features = self._features(prompts)
         batch = len(frames)
@@ -148,7 +159,7 @@ class WorldModel:
             batch_size=[batch],
         )
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def predict(
         self,
         state: TensorDict,
@@ -170,9 +181,12 @@ class WorldModel:
         self._check_frames(prompts, "prompts")
         if prompts.ndim != 5 or len(prompts) != len(state):
             raise VapError(f"prompts must have shape ({len(state)}, K, H, W, 3), got {tuple(prompts.shape)}.")
+        evaluations = self.evaluations if evaluations is None else evaluations
+        if evaluations < 1:
+            raise VapError(f"evaluations must be 1 or more, got {evaluations}. None takes the model's own.")
         frames = []
         for k in range(prompts.shape[1]):
-            state = self._step(state, prompts[:, k], evaluations or self.evaluations, interval)
+            state = self._step(state, prompts[:, k], evaluations, interval)
             if decode:
                 frames.append(self.decode(state["latent"]))
         return state, torch.stack(frames, dim=1) if decode else None
@@ -223,7 +237,7 @@ def checked_device(device: torch.device | str) -> torch.device:
         found = torch.device(device)
     except RuntimeError as error:
         raise VapError(f"No device named '{device}'. Known here: {', '.join(devices())}.") from error
-    if found.type not in {d.split(":")[0] for d in devices()}:
+    if found.type != "cpu" and str(found) not in devices():
         raise VapError(f"Device '{device}' is not on this machine. Known here: {', '.join(devices())}.")
     return found
 

@@ -12,7 +12,10 @@ _MASK32 = 0xFFFFFFFF
 
 
 def _mix(x: Tensor) -> Tensor:
-    """A 32-bit integer hash (Wellons' lowbias32 constants), on int64 tensors that hold 32-bit values."""
+    """A 32-bit integer hash in the manner of Wellons' lowbias32, on int64 tensors that hold 32-bit values.
+
+    The second constant is another one, below 2³¹, so that no product leaves the int64 range.
+    """
     x = x ^ (x >> 16)
     x = (x * 0x7FEB352D) & _MASK32
     x = x ^ (x >> 15)
@@ -26,9 +29,9 @@ def counter_noise(
     """Standard normal numbers (B, *shape), float32, by hashing (seed, step, evaluation, element) and Box–Muller."""
     count = math.prod(shape)
     pairs = (count + 1) // 2
-    key = _mix(
-        _mix(seed & _MASK32) ^ _mix((seed >> 32) & _MASK32) ^ _mix(step & _MASK32) ^ (evaluation * 0x9E3779B1 & _MASK32)
-    )
+    key = torch.zeros_like(seed)
+    for word in (seed, seed >> 32, step, torch.full_like(step, evaluation)):
+        key = _mix((key + word) & _MASK32)  # one after the other: a plain sum of hashes would not tell seed from step
     element = torch.arange(pairs, device=seed.device, dtype=torch.int64)
     first = _mix((key[:, None] + _mix(2 * element)) & _MASK32)
     second = _mix((key[:, None] ^ _mix(2 * element + 1)) & _MASK32)

@@ -101,7 +101,7 @@ class ControlledTransformer(ModelMixin, ConfigMixin):
         main = base.proj_out(base.norm_out(base.norm_final(main), temb=time))
         p = base.config.patch_size
         main = main.reshape(batch, frames, height // p, width // p, -1, p, p)
-        return main.permute(0, 1, 4, 2, 5, 3, 6).flatten(5, 6).flatten(3, 4)
+        return main.permute(0, 1, 4, 2, 5, 3, 6).flatten(5, 6).flatten(3, 4)  # type: ignore[no-any-return]
 
     def _control(
         self, main: Tensor, words: Tensor, moves: Tensor, time: Tensor, rotary: tuple[Tensor, Tensor] | None
