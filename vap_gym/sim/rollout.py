@@ -134,11 +134,11 @@ def _row(
     target = truth.objects_m[spec.target]
     return {
         "action": action,
-        "observation.state": np.float32([*_six(truth.tip), truth.closedness]),
+        "observation.state": np.array([*_six(truth.tip), truth.closedness], np.float32),
         "observation.joint_position": truth.joints_rad.astype(np.float32),
         "nominal.cartesian_position": _six(tip).astype(np.float32),
         "nominal.joint_position": state.q[0].numpy().astype(np.float32),
-        "nominal.gripper_position": np.float32([state.gripper[0].item()]),
+        "nominal.gripper_position": np.array([state.gripper[0].item()], np.float32),
         "objects_m": truth.objects_m.astype(np.float32),
         "touching": truth.touching,
         "tool_m": tool.astype(np.float32),

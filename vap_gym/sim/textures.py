@@ -15,6 +15,7 @@ def table_texture(name: str, colours: tuple[tuple[float, ...], tuple[float, ...]
     """Return an RGB texture, uint8 (512, 512, 3), mixing two colours in [0, 1] by a pattern drawn from `seed`."""
     rng = np.random.default_rng([seed, 731])
     y, x = np.mgrid[0:SIZE_PX, 0:SIZE_PX] / (SIZE_PX * SHOWN)
+    mix: np.ndarray
     if name == "plain":
         mix = np.zeros((SIZE_PX, SIZE_PX))
     elif name == "wood":
@@ -38,7 +39,7 @@ def table_texture(name: str, colours: tuple[tuple[float, ...], tuple[float, ...]
         raise unknown_name("table texture", name, TRAIN_TEXTURES + NOVEL_TEXTURES)
     first, second = np.asarray(colours[0]), np.asarray(colours[1])
     picture = first + (second - first) * np.clip(mix, 0, 1)[..., None]
-    return np.clip(picture * 255 + 0.5, 0, 255).astype(np.uint8)
+    return np.asarray(np.clip(picture * 255 + 0.5, 0, 255), np.uint8)
 
 
 def _smooth_noise(rng: np.random.Generator, cells: int) -> np.ndarray:

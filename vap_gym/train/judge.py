@@ -143,7 +143,7 @@ def load_truths(folders: list[Path], codec: FrameCodec, *, every: int, view: str
             parts["labels"].append(torch.from_numpy(episode.labels[view][pick]))
             parts["points_px"].append(torch.where(inside, pixels, torch.nan))
             parts["held"].append(torch.cat([lifted, torch.zeros(len(pick), 1, dtype=torch.bool)], 1))
-    return Truths(**{k: torch.cat(v) for k, v in parts.items()})  # type: ignore[arg-type]
+    return Truths(**{k: torch.cat(v) for k, v in parts.items()})
 
 
 def judge_loss(

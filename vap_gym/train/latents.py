@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,7 +68,7 @@ def load_latents(
             size = (frames.shape[2], frames.shape[1])
             for key, value in _entry(frames, episode.columns, codec, robot, size).items():
                 parts.setdefault(key, []).append(value)
-    stored = LatentEpisodes(**{k: torch.stack(v) for k, v in parts.items()}, frame_size_px=size, robot=robot)  # type: ignore[arg-type]
+    stored = LatentEpisodes(**{k: torch.stack(v) for k, v in parts.items()}, frame_size_px=size, robot=robot)
     if cache is not None:
         temporary = cache.with_suffix(".tmp")
         torch.save(stored, temporary)
@@ -76,11 +77,15 @@ def load_latents(
 
 
 @torch.no_grad()
-def _entry(frames: Tensor, columns: object, codec: FrameCodec, robot: str, size: tuple[int, int]) -> dict[str, Tensor]:
-    data = {key: torch.from_numpy(np.ascontiguousarray(value)) for key, value in dict(columns).items()}  # type: ignore[call-overload]
+def _entry(
+    frames: Tensor, columns: Mapping[str, np.ndarray], codec: FrameCodec, robot: str, size: tuple[int, int]
+) -> dict[str, Tensor]:
+    data = {key: torch.from_numpy(np.ascontiguousarray(value)) for key, value in columns.items()}
     with autocast(torch.device("cpu")):
         latents = codec.encode(to_pictures(frames).contiguous(memory_format=torch.channels_last))
-    points = Skeleton(load_robot(robot)).at_joints(data["nominal.joint_position"], data["nominal.gripper_position"][:, 0])
+    points = Skeleton(load_robot(robot)).at_joints(
+        data["nominal.joint_position"], data["nominal.gripper_position"][:, 0]
+    )
     camera = Camera(K=data["camera.K"], T_world_camera=data["camera.T_world_camera"], frame_size_px=size)
     return {
         "latents": latents.half(),
