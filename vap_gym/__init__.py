@@ -15,24 +15,26 @@ if TYPE_CHECKING:
     from vap_gym.env import VapEnv
     from vap_gym.geometry import Camera
     from vap_gym.imagine import Imagination, Rig, read_state, write_state
+    from vap_gym.judge import Judge
     from vap_gym.kinematics import Controller
     from vap_gym.oracle_env import OracleEnv
     from vap_gym.prompts.skeleton import Skeleton
     from vap_gym.starts import Start, StartSet, save_starts
     from vap_gym.twin import Twin
     from vap_gym.vector import VapVectorEnv
+    from vap_gym.world.model import WorldModel
 
 __all__ = [
-    "Camera", "Controller", "Imagination", "OracleEnv", "Rig", "Skeleton", "Start", "StartSet", "Twin", "VapEnv",
-    "VapError", "VapVectorEnv", "known_envs", "known_robots", "load_env", "load_robot", "read_state", "save_starts",
-    "write_state",
+    "Camera", "Controller", "Imagination", "Judge", "OracleEnv", "Rig", "Skeleton", "Start", "StartSet", "Twin",
+    "VapEnv", "VapError", "VapVectorEnv", "WorldModel", "known_envs", "known_robots", "load_env", "load_robot",
+    "read_state", "save_starts", "write_state",
 ]  # fmt: skip
 
 _HOME = {
-    "Camera": "geometry", "Controller": "kinematics", "Imagination": "imagine", "OracleEnv": "oracle_env",
-    "Rig": "imagine", "Skeleton": "prompts.skeleton", "Start": "starts", "StartSet": "starts", "Twin": "twin",
-    "VapEnv": "env", "VapVectorEnv": "vector", "read_state": "imagine", "save_starts": "starts",
-    "write_state": "imagine",
+    "Camera": "geometry", "Controller": "kinematics", "Imagination": "imagine", "Judge": "judge",
+    "OracleEnv": "oracle_env", "Rig": "imagine", "Skeleton": "prompts.skeleton", "Start": "starts",
+    "StartSet": "starts", "Twin": "twin", "VapEnv": "env", "VapVectorEnv": "vector", "WorldModel": "world.model",
+    "read_state": "imagine", "save_starts": "starts", "write_state": "imagine",
 }  # fmt: skip
 
 
