@@ -161,20 +161,20 @@ def _positions(
     camera = cameras(clips)
     commanded = camera.project(torch.from_numpy(clips.tool_m[:, 1:]))[0].numpy()
     size = np.array(camera.frame_size_px)
-    inside = ((commanded > 0) & (commanded < size)).all(-1)
+    inside = np.all((commanded > 0) & (commanded < size), axis=-1)
     seen, real = look(judge, imagined, clips), look(judge, true, clips)
     for name, sight in (("", seen), ("_judge", real)):
-        error = np.where(inside, np.linalg.norm(sight.tool_px - commanded, axis=-1), np.nan)
-        per_episode = np.array([np.nanmedian(e) for e in error[inside.any(1)]])
+        off_px = np.where(inside, np.linalg.norm(sight.tool_px - commanded, axis=-1), np.nan)
+        per_episode = np.array([np.nanmedian(row) for row in off_px[np.any(inside, axis=1)]])
         report[f"adherence_px{name}"] = bootstrap_interval(per_episode, statistic=lambda v: float(np.median(v)))
     start, end = clips.objects_m[:, 0], clips.objects_m[:, -1]
     moved_m = np.linalg.norm(end - start, axis=-1)  # NaN where there is no object
     pixels = camera.project(torch.from_numpy(end.astype(np.float32)))[0].numpy()
     visible = ((pixels > 2) & (pixels < size - 2)).all(-1) & (real.confidence[:, -1] > 0.5)
     error = {
-        name: np.linalg.norm(sight.objects_m[:, -1] - end, axis=-1) for name, sight in (("", seen), ("_judge", real))
+        name: np.nan_to_num(np.linalg.norm(sight.objects_m[:, -1] - end, axis=-1), nan=1.0)  # a ray past the table
+        for name, sight in (("", seen), ("_judge", real))
     }
-    error = {name: np.nan_to_num(value, nan=1.0) for name, value in error.items()}  # a ray that misses the table
     untouched = visible & (moved_m < STILL_M)
     there = (seen.confidence[:, -1] > 0.5) & (error[""] <= NEAR_M + error["_judge"])
     report["untouched_there"] = _share_by_episode(there, untouched)

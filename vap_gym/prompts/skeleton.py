@@ -79,9 +79,7 @@ class Skeleton:
         """Return the key-points of robot states by forward kinematics, in metres in the robot's base frame."""
         return self.at_joints(state.q, state.gripper)
 
-    def at_joints(
-        self, q: Float[Tensor, "*batch n"], gripper: Float[Tensor, "*batch"]
-    ) -> Float[Tensor, "*batch P 3"]:
+    def at_joints(self, q: Float[Tensor, "*batch n"], gripper: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch P 3"]:
         """Return the key-points at arm joints [rad] and a closedness (0 open .. 1 closed), as `keypoints` does."""
         if not self._is_arm_only:
             q = torch.cat([q, gripper_joint_values(self.robot.gripper, gripper)], dim=-1)
