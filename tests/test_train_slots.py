@@ -1,0 +1,189 @@
+"""Slots: rollouts that start anywhere in an episode, never read past its end, and remember what they were shown."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from vap_gym.train.frames import label_weight
+from vap_gym.train.latents import LatentEpisodes, loss_weight
+from vap_gym.train.run import seeded
+from vap_gym.train.slots import CONTACT_FRAMES, Slots, SlotSettings, contact_starts
+from vap_gym.train.world import latent_loss
+
+EPISODES, HEIGHT, WIDTH, OBJECTS = 5, 4, 6, 2
+LAGS = (1, 2, 4)
+
+
+def episodes(frames: int) -> LatentEpisodes:
+    """Latents that say which episode and frame they are; the first object moves in the second half of odd episodes."""
+    name = 100.0 * torch.arange(EPISODES)[:, None] + torch.arange(frames)
+    objects = torch.zeros(EPISODES, frames, OBJECTS, 3)
+    objects[1::2, frames // 2 :, 0, 0] = 0.1
+    objects[:, :, 1] = torch.nan
+    return LatentEpisodes(
+        latents=name[..., None, None, None].expand(-1, -1, 3, HEIGHT, WIDTH).half(),
+        keypoints_m=torch.zeros(EPISODES, frames, 1, 3),
+        K=torch.eye(3).repeat(EPISODES, 1, 1),
+        T_world_camera=torch.eye(4).repeat(EPISODES, 1, 1),
+        objects_px=torch.full((EPISODES, frames, OBJECTS, 2), torch.nan),
+        objects_m=objects,
+        tool_px=torch.full((EPISODES, frames, 2), -1e3),
+        frame_size_px=(4 * WIDTH, 4 * HEIGHT),
+        robot="panda_robotiq",
+    )
+
+
+def named(latents: Tensor) -> Tensor:
+    """The names in (…, C, h, w) latents."""
+    assert torch.equal(latents, latents[..., :1, :1, :1].expand_as(latents))
+    return latents[..., 0, 0, 0]
+
+
+def slots_of(frames: int, *, seed: int = 0, batch: int = 16, **settings: float) -> Slots:
+    chosen = SlotSettings(batch_size=batch, lags=LAGS, history_noise=0.0, **settings)  # type: ignore[arg-type]
+    return Slots(episodes(frames), chosen, seeded(seed))
+
+
+@pytest.mark.parametrize("frames", [5, 12, 60])
+@pytest.mark.parametrize("contact_share", [0.0, 0.5, 1.0])
+def test_no_slot_reads_past_its_episode(frames: int, contact_share: float) -> None:
+    slots = slots_of(frames, strides=(0.3, 0.3, 0.4), contact_share=contact_share)
+    seen_last = False
+    for step in range(200):
+        slots.begin_finished(0.5, 1 + step % 40)
+        assert (slots.first >= 0).all()
+        assert (slots.length >= 1).all()
+        assert (slots.first + slots.length * slots.stride <= frames - 1).all()
+        _, truth, taps = slots.inputs()
+        assert all(((tap >= 0) & (tap < frames)).all() for tap in taps)
+        assert torch.equal(named(truth), 100.0 * slots.episode + taps[0])
+        assert torch.equal(taps[0], slots.now + slots.stride)
+        assert (taps[2] >= slots.first).all()
+        assert torch.equal(taps[3], slots.first)
+        seen_last |= bool((taps[0] == frames - 1).any())
+        slots.advance(torch.zeros_like(truth), truth)
+    assert seen_last
+
+
+def test_slots_shown_the_truth_remember_the_truth_and_the_others_their_own_predictions() -> None:
+    slots = slots_of(40, strides=(0.4, 0.3, 0.3))
+    remembered: list[list[float]] = [[] for _ in range(16)]
+    for step in range(60):
+        ended = slots.depth >= slots.length
+        slots.begin_finished(0.5, 12)
+        for i in torch.nonzero(ended)[:, 0].tolist():
+            start = float(100 * slots.episode[i] + slots.first[i])
+            remembered[i] = [start] * 4  # as in an env after reset, all history is the first frame
+            assert named(slots.anchor[i]) == start
+        seen, truth, _ = slots.inputs()
+        for i, past in enumerate(remembered):
+            assert named(seen[i]).tolist() == [past[-lag] for lag in LAGS]
+        predicted = torch.full_like(truth, -1000.0 - step)
+        slots.advance(predicted, truth)
+        for i, past in enumerate(remembered):
+            past.append(-1000.0 - step if slots.own[i] else float(named(truth[i])))
+    assert slots.own.any()
+    assert not slots.own.all()
+
+
+def test_rollouts_are_as_long_and_as_wide_as_asked_for() -> None:
+    slots = slots_of(60, batch=4000, strides=(0.7, 0.2, 0.1), contact_share=0.0)
+    slots.begin_finished(0.25, 9)
+    assert slots.length.unique().tolist() == list(range(1, 10))
+    shares = [(slots.stride == stride).float().mean() for stride in (1, 2, 3)]
+    torch.testing.assert_close(torch.stack(shares), torch.tensor([0.7, 0.2, 0.1]), atol=0.03, rtol=0)
+    assert slots.own.float().mean() == pytest.approx(0.25, abs=0.03)
+    assert slots.episode.unique().tolist() == list(range(EPISODES))
+    before = slots.first.clone()
+    slots.begin_finished(0.25, 9)
+    assert torch.equal(slots.first, before)  # none is at its end yet
+
+
+def test_contact_starts_come_shortly_before_an_object_moves() -> None:
+    starts = contact_starts(episodes(60).objects_m)
+    assert starts[:, 0].unique().tolist() == [1, 3]
+    for episode in (1, 3):
+        mine = starts[starts[:, 0] == episode, 1].tolist()
+        assert mine == list(range(30 - CONTACT_FRAMES, 30))
+    assert len(contact_starts(torch.full((2, 9, 1, 3), torch.nan))) == 0
+    slots = slots_of(60, batch=500, contact_share=1.0, strides=(1.0, 0.0, 0.0))
+    slots.begin_finished(0.5, 5)
+    assert set(slots.episode.tolist()) == {1, 3}
+    assert slots.first.min() >= 30 - CONTACT_FRAMES
+    assert slots.first.max() < 30
+
+
+def test_history_noise_is_for_slots_shown_the_truth_after_their_first_step() -> None:
+    slots = Slots(episodes(30), SlotSettings(batch_size=64, lags=LAGS, history_noise=0.5), seeded(0))
+    slots.begin_finished(0.5, 20)
+    assert torch.equal(slots.inputs()[0], slots.history[:, [lag - 1 for lag in LAGS]])
+    _, truth, _ = slots.inputs()
+    slots.advance(truth, truth)
+    noisy = (slots.inputs()[0] != slots.history[:, [lag - 1 for lag in LAGS]]).flatten(1).any(1)
+    assert torch.equal(noisy, ~slots.own)
+
+
+def test_a_saved_state_goes_on_the_same() -> None:
+    one = slots_of(30, contact_share=0.5)
+    for step in range(10):
+        one.begin_finished(0.5, 8)
+        _, truth, _ = one.inputs()
+        one.advance(truth + step, truth)
+    other = slots_of(30, contact_share=0.5, seed=1)
+    other.restore({key: value.clone() for key, value in one.state().items()})
+    other.rng.set_state(one.rng.get_state())
+    for step in range(10):
+        for slots in (one, other):
+            slots.begin_finished(0.5, 8)
+            _, truth, _ = slots.inputs()
+            slots.advance(truth - step, truth)
+        for key, value in one.state().items():
+            assert torch.equal(value, other.state()[key]), key
+
+
+# --- weights of the loss ---
+
+
+def test_the_loss_weighs_moved_objects_most_and_the_place_they_left() -> None:
+    data = episodes(10)
+    data.objects_px[..., 0, :] = torch.tensor([6.0, 6.0])
+    data.objects_px[1::2, 5:, 0] = torch.tensor([18.0, 10.0])
+    rows = torch.tensor([1, 2])
+    settings = {"gripper": 2.0, "objects": 3.0, "moved": 6.0}
+    frame, first = torch.tensor([8, 8]), torch.tensor([0, 0])
+    weight = loss_weight(data, rows, frame, first, **settings)[:, 0]
+    assert weight.shape == (2, HEIGHT, WIDTH)
+    assert weight[0, 2, 4] == pytest.approx(1 + 9, rel=0.05)  # moved here …
+    assert weight[0, 1, 1] > 1 + 0.9 * 3  # … from there, which has to be cleared
+    assert weight[1, 1, 1] == pytest.approx(1 + 3, rel=0.05)  # never moved
+    assert weight[1, 3, 5] < 1.7
+    before = loss_weight(data, rows[:1], torch.tensor([4]), first[:1], **settings)[0, 0]
+    assert before[1, 1] == pytest.approx(1 + 3, rel=0.05)  # not yet moved
+    assert (weight >= 1).all()
+    assert weight.isfinite().all()  # absent objects have no place
+
+
+def test_the_loss_weighs_the_gripper() -> None:
+    data = episodes(4)
+    data.tool_px[2, 3] = torch.tensor([14.0, 6.0])
+    weight = loss_weight(data, *(torch.tensor([n]) for n in (2, 3, 0)), gripper=2.0, objects=3.0, moved=6.0)[0, 0]
+    assert weight[1, 3] == pytest.approx(3.0, rel=0.02)
+    assert weight.argmax() == WIDTH + 3
+
+
+def test_only_shares_of_the_weight_count() -> None:
+    rng = seeded(0)
+    truth, predicted = torch.rand(2, 3, 4, 4, generator=rng), torch.rand(2, 3, 4, 4, generator=rng)
+    weight = 1 + torch.rand(2, 1, 4, 4, generator=rng)
+    torch.testing.assert_close(latent_loss(predicted, truth, weight), latent_loss(predicted, truth, 5 * weight))
+    assert latent_loss(truth, truth, weight) == 0
+
+
+def test_label_weights_reach_around_gripper_and_objects() -> None:
+    labels = torch.zeros(1, 12, 12, dtype=torch.uint8)
+    labels[0, 2, 2], labels[0, 9, 9], labels[0, 2, 9] = 2, 5, 1
+    weight = label_weight(labels, gripper=2.0, objects=4.0)[0, 0]
+    assert weight[4, 4] == 3
+    assert weight[7, 7] == 5
+    assert weight[2, 9] == 1  # the arm is as the background
+    assert weight[6, 3] == 1
