@@ -129,7 +129,7 @@ class Run:
         with self._log.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
-    def rows(self) -> list[dict[str, float]]:
+    def rows(self) -> list[dict[str, int | float]]:
         """All log lines so far."""
         if not self._log.exists():
             return []
@@ -156,7 +156,8 @@ class Run:
                     axis.plot(*zip(*points, strict=True), label=name, linewidth=1)
             axis.set_xlabel("step")
             axis.grid(alpha=0.3)
-            axis.legend(fontsize=8)
+            if axis.lines:
+                axis.legend(fontsize=8)
         figure.tight_layout()
         temporary = self.folder / ".curves.tmp.png"
         figure.savefig(temporary, dpi=90)
