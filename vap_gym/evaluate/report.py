@@ -1,0 +1,87 @@
+"""Reports: markdown tables that say on which machine, from which commit and when they were measured."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+
+from vap_gym.assets import ROOT
+from vap_gym.errors import VapError
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a markdown table, its columns aligned for those who read the source.
+
+    Raises:
+        VapError: a row of another length than the header's.
+    """
+    wrong = [row for row in rows if len(row) != len(header)]
+    if wrong:
+        raise VapError(f"Every row must have {len(header)} cells ({', '.join(header)}), got {list(wrong[0])}.")
+    cells = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in (header, *rows)]
+    widths = [max(len(row[c]) for row in cells) for c in range(len(header))]
+    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths)) + " |" for row in cells]
+    return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])
+
+
+def machine(device: str = "cpu") -> str:
+    """Say in a line what this runs on: processor, cores that may be used, torch and its threads, the graphics card."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    text = f"{_processor()}, {cores} cores, torch {torch.__version__} with {torch.get_num_threads()} threads"
+    return f"{text}, {torch.cuda.get_device_name(device)}" if device.startswith("cuda") else text
+
+
+def load_average() -> str:
+    """Return how busy the machine was in the last minute, in cores: above about .5 it was not idle."""
+    return f"{os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "unknown"
+
+
+def commit() -> str:
+    """Return the commit of the checkout, with "+" where files differ from it; outside of one, the version."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    if (ROOT / ".git").exists():
+        try:
+            head = _git("rev-parse", "--short=10", "HEAD")
+            return head + ("+" if _git("status", "--porcelain", "--untracked-files=no") else "")
+        except (OSError, subprocess.CalledProcessError):
+            pass  # no git, or a checkout without a commit
+    try:
+        return f"version {version('vap-gym')}"
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def stamp(device: str = "cpu", **settings: object) -> str:
+    """Return the line that belongs under every table: machine, settings, commit, date."""
+    said = "".join(f", {name.replace('_', ' ')} {value}" for name, value in settings.items())
+    return f"Measured on {machine(device)}{said}. Commit {commit()}, {datetime.now(UTC):%Y-%m-%d}."
+
+
+def write(path: Path, text: str) -> None:
+    """Write a report, under a temporary name until it is whole; makes the folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.part")
+    temporary.write_text(text.rstrip("\n") + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", "-C", str(ROOT), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
+
+
+def _processor() -> str:
+    """The processor's name; Python has it only on some systems."""
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
