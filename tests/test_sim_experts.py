@@ -37,13 +37,13 @@ def successes(scene: Scene, nominal: NominalRobot, task: str, behaviour: str, se
 @pytest.mark.parametrize("task", TASK_NAMES)
 def test_experts_mostly_succeed(task: str, scene: Scene, nominal: NominalRobot) -> None:
     # Over seeds 100 to 139: reach .98, push .93, lift .73; the others mostly run out of time.
-    assert successes(scene, nominal, task, "expert", range(120, 126)) >= 4 / 6
+    assert successes(scene, nominal, task, "expert", range(120, 124)) >= 3 / 4
 
 
 @pytest.mark.parametrize("task", TASK_NAMES)
 def test_failing_variants_mostly_do_not(task: str, scene: Scene, nominal: NominalRobot) -> None:
     # Over seeds 100 to 119: reach 0, lift .10, push .25 (a push that misses sideways may still arrive).
-    assert successes(scene, nominal, task, "failing", range(100, 104)) <= 1 / 4
+    assert successes(scene, nominal, task, "failing", range(100, 103)) <= 1 / 3
 
 
 @pytest.mark.parametrize("behaviour", BEHAVIOURS)

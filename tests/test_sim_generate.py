@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -77,15 +76,6 @@ def test_a_killed_run_goes_on_to_the_same_set(by_one: Path, tmp_path: Path) -> N
     assert len(list(out.rglob("*"))) > 0
     main(out, episodes=EPISODES, frames=FRAMES, workers=1)
     assert contents(out) == contents(by_one)
-
-
-def test_a_finished_set_is_left_as_it_is_and_can_grow(by_one: Path, tmp_path: Path) -> None:
-    out = tmp_path / "grown"
-    shutil.copytree(by_one, out)
-    before = [EpisodeSet(out).info(i) for i in range(EPISODES)]
-    main(out, episodes=EPISODES + 1, frames=FRAMES, workers=1)
-    assert [EpisodeSet(out).info(i) for i in range(EPISODES)] == before
-    assert EpisodeSet(out).info(EPISODES)["scene"]["seed"] == EPISODES
 
 
 @pytest.mark.parametrize(("first", "episodes"), [(-1, 3), (HELDOUT_FIRST_SEED - 2, 3), (HELDOUT_FIRST_SEED, 1)])

@@ -169,9 +169,6 @@ def assert_same_run(one: Path, other: Path) -> None:
     assert logs[0] == logs[1]
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the codec's latent noise comes from torch's global generator, which is not saved"
-)
 def test_a_stopped_codec_training_ends_as_one_that_was_not(
     codec_run: Path, codec_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,7 +11,17 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from vap_gym.train.frames import label_weight, load_frames
-from vap_gym.train.run import Ema, Run, Schedule, autocast, load_recipe, mean, seeded, set_learning_rate
+from vap_gym.train.run import (
+    Ema,
+    Run,
+    Schedule,
+    autocast,
+    initialised_with,
+    load_recipe,
+    mean,
+    seeded,
+    set_learning_rate,
+)
 from vap_gym.world.codec import FrameCodec, codec_loss, to_frames, to_pictures
 
 
@@ -58,8 +68,8 @@ def main(
     order = torch.randperm(len(pictures), generator=seeded(settings.seed))
     train, held = order[settings.held_out :], order[: settings.held_out]
     place = torch.device(device)
-    torch.manual_seed(settings.seed)
-    model = FrameCodec(**settings.model).to(place, memory_format=torch.channels_last)
+    with initialised_with(settings.seed):
+        model = FrameCodec(**settings.model).to(place, memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, betas=(0.9, 0.98), weight_decay=1e-4, fused=True)
     schedule = Schedule(peak=settings.learning_rate, steps=settings.steps)
     ema, rng, first = Ema(model, settings.ema_decay), seeded(settings.seed + 1), 0
@@ -76,7 +86,7 @@ def main(
         noise = settings.latent_noise * torch.randn(len(pick), 1, 1, 1, generator=rng).abs().to(place)
         with autocast(place):
             latents = model.encode(batch)
-            rebuilt = model.decode(latents + noise * torch.randn_like(latents))
+            rebuilt = model.decode(latents + noise * torch.randn(latents.shape, generator=rng).to(place))
         loss = codec_loss(rebuilt, batch, weight)
         set_learning_rate(optimizer, schedule(step))
         optimizer.zero_grad(set_to_none=True)

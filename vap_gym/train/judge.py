@@ -15,7 +15,17 @@ from torch.nn import functional as F
 from vap_gym.data import EpisodeSet
 from vap_gym.geometry import Camera
 from vap_gym.judge import STRIDE_PX, JudgeNetwork, peaks_px
-from vap_gym.train.run import Ema, Run, Schedule, autocast, load_recipe, mean, seeded, set_learning_rate
+from vap_gym.train.run import (
+    Ema,
+    Run,
+    Schedule,
+    autocast,
+    initialised_with,
+    load_recipe,
+    mean,
+    seeded,
+    set_learning_rate,
+)
 from vap_gym.world.codec import FrameCodec, to_frames, to_pictures
 
 LIFTED_M = 0.015  # an object this far above its lowest place is off the table
@@ -72,8 +82,8 @@ def main(
     codec = codec.to(memory_format=torch.channels_last)
     data = load_truths([Path(p) for p in settings.data], codec, every=settings.every, view=settings.view)
     held_out, train = torch.arange(settings.held_out), torch.arange(settings.held_out, len(data.latents))
-    torch.manual_seed(settings.seed)
-    model = JudgeNetwork(**settings.model).to(place, memory_format=torch.channels_last)
+    with initialised_with(settings.seed):
+        model = JudgeNetwork(**settings.model).to(place, memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, betas=(0.9, 0.98), weight_decay=1e-3, fused=True)
     schedule = Schedule(peak=settings.learning_rate, steps=settings.steps)
     ema, rng, first = Ema(model, settings.ema_decay), seeded(settings.seed + 1), 0

@@ -6,7 +6,8 @@ import json
 import os
 import time
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -184,6 +185,14 @@ def cpu_has_bf16() -> bool:
 def seeded(seed: int, *, device: torch.device | None = None) -> torch.Generator:
     """A generator of its own, so that no global seed is touched."""
     return torch.Generator(device or "cpu").manual_seed(seed)
+
+
+@contextmanager
+def initialised_with(seed: int) -> Iterator[None]:
+    """Draw initial weights from `seed`; torch's global generator is as before afterwards."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
 
 
 def mean(values: list[Tensor]) -> float:

@@ -12,7 +12,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vap_gym.train.latents import LatentEpisodes, load_latents, loss_weight
-from vap_gym.train.run import Ema, Run, Schedule, autocast, load_recipe, mean, seeded, set_learning_rate
+from vap_gym.train.run import (
+    Ema,
+    Run,
+    Schedule,
+    autocast,
+    initialised_with,
+    load_recipe,
+    mean,
+    seeded,
+    set_learning_rate,
+)
 from vap_gym.train.slots import Slots, SlotSettings
 from vap_gym.world.codec import FrameCodec, charbonnier, to_frames, to_pictures
 from vap_gym.world.dynamics import FrameDynamics
@@ -75,8 +85,8 @@ def main(
     everything = load_latents(
         [Path(p) for p in settings.data], codec, robot=settings.robot, view=settings.view, cache=cache
     )
-    torch.manual_seed(settings.seed)
-    model = FrameDynamics(**settings.model).to(place, memory_format=torch.channels_last)
+    with initialised_with(settings.seed):
+        model = FrameDynamics(**settings.model).to(place, memory_format=torch.channels_last)
     if settings.init:
         model.load_state_dict(FrameDynamics.from_pretrained(settings.init, torch_dtype=torch.float32).state_dict())
     optimizer = torch.optim.AdamW(_groups(model, settings.weight_decay), lr=0.0, betas=(0.9, 0.98), fused=True)
