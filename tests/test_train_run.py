@@ -11,7 +11,17 @@ import torch
 from vap_gym.errors import CardError, CheckpointError, UnknownNameError
 from vap_gym.train.codec import CodecRecipe
 from vap_gym.train.judge import JudgeRecipe
-from vap_gym.train.run import Ema, Run, Schedule, load_recipe, mean, recipes_dir, seeded, set_learning_rate
+from vap_gym.train.run import (
+    Ema,
+    Run,
+    Schedule,
+    initialised_with,
+    load_recipe,
+    mean,
+    recipes_dir,
+    seeded,
+    set_learning_rate,
+)
 from vap_gym.train.world import WorldRecipe
 
 
@@ -100,6 +110,10 @@ def test_small_helpers() -> None:
     torch.manual_seed(5)
     before = torch.get_rng_state()
     assert torch.equal(torch.rand(3, generator=seeded(1)), torch.rand(3, generator=seeded(1)))
+    with initialised_with(4):
+        one = torch.nn.Linear(3, 3)
+    with initialised_with(4):
+        assert torch.equal(torch.nn.Linear(3, 3).weight, one.weight)
     assert torch.equal(torch.get_rng_state(), before)  # no global seed is touched
 
 
