@@ -82,7 +82,7 @@ with trajectory encoder, ControlNet branch and main-branch merge), and a judge t
 - **Use:** planning, evaluation and training *in simulation-like scenes*. Real photographs are outside what it has seen.
 - **Licence:** Apache-2.0, as the code.
 
-| part | samples seen | hours (2-core CPU) | scores while training | sha256 of the weights |
+| part | samples seen | hours by the clock (CPU) | scores while training | sha256 of the weights |
 |---|---|---|---|---|
 {parts}
 """
