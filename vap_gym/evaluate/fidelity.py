@@ -81,11 +81,20 @@ def main(
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(text, encoding="utf-8")
     if scores is not None:
-        plain = {
-            k: {"value": v.value, "low": v.low, "high": v.high, "samples": v.samples} if isinstance(v, Interval) else v
-            for k, v in report.items()
-        }
-        scores.write_text(json.dumps(plain, indent=1) + "\n", encoding="utf-8")
+        scores.write_text(json.dumps(headline(report), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def headline(report: dict[str, Any]) -> dict[str, str]:
+    """The figures that are shipped with the weights, as text with their intervals."""
+    return {
+        "PSNR gap, frozen to codec, closed over steps 1–24": _percent(report["gap_closed"]),
+        "ST-IoU": str(report["st_iou"]),
+        "ST-IoU, right minus swapped prompt": str(report["st_iou_right_minus_swapped"]),
+        "gripper adherence, median px": str(report["adherence_px"]),
+        "untouched objects still there at step 24": _percent(report["untouched_there"]),
+        "error of moved objects, share of the frozen-object error": _percent(report["moved_error_share"]),
+        "episodes": str(report["episodes"]),
+    }
 
 
 def measure(

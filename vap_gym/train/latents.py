@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +47,13 @@ class LatentEpisodes:
         camera = Camera(
             K=self.K[episode], T_world_camera=self.T_world_camera[episode], frame_size_px=self.frame_size_px
         )
-        return draw(self.keypoints_m[episode, frame], camera, Skeleton(load_robot(self.robot)))
+        return draw(self.keypoints_m[episode, frame], camera, _skeleton(self.robot))
+
+
+@lru_cache
+def _skeleton(robot: str) -> Skeleton:
+    """Reading a robot costs more than drawing it, and training draws at every step."""
+    return Skeleton(load_robot(robot))
 
 
 def load_latents(
@@ -83,9 +90,7 @@ def _entry(
     data = {key: torch.from_numpy(np.ascontiguousarray(value)) for key, value in columns.items()}
     with autocast(torch.device("cpu")):
         latents = codec.encode(to_pictures(frames).contiguous(memory_format=torch.channels_last))
-    points = Skeleton(load_robot(robot)).at_joints(
-        data["nominal.joint_position"], data["nominal.gripper_position"][:, 0]
-    )
+    points = _skeleton(robot).at_joints(data["nominal.joint_position"], data["nominal.gripper_position"][:, 0])
     camera = Camera(K=data["camera.K"], T_world_camera=data["camera.T_world_camera"], frame_size_px=size)
     return {
         "latents": latents.half(),

@@ -186,7 +186,7 @@ def score(
     """Roll out `steps` frames on held-out episodes; PSNR against the codec's pictures of the truth, and a strip."""
     place = next(model.parameters()).device
     codec = codec.to(place)
-    n = len(held)
+    n, steps = len(held), min(steps, held.latents.shape[1] - 1)
     episode = torch.arange(n)
     lags = tuple(model.config.lags)
     anchor = held.latents[:, 0].float().to(place)
