@@ -73,7 +73,7 @@ def test_without_simulator_the_demo_runs_and_says_what_is_missing(
     assert {path.name for path in tmp_path.iterdir()} == {
         "demo.mp4", "contact_sheet.png", "five_actions.png", "table.md"
     }  # fmt: skip
-    assert "PSNR" not in (tmp_path / "table.md").read_text()
+    assert "PSNR of imagined" not in (tmp_path / "table.md").read_text()
 
 
 def test_same_seed_same_episode(shipped) -> None:
