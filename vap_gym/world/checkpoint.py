@@ -27,11 +27,20 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
+def replaced_text(path: Path, text: str) -> None:
+    """Write a small file under a temporary name and put it in place."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
 def save_part(part: ModelMixin, folder: Path, name: str, dtype: torch.dtype) -> str:
     """Write config.json and the weights in `dtype` to folder/name; return the weights' sha256."""
     target = folder / name
     target.mkdir(parents=True, exist_ok=True)
-    part.save_config(target)
+    # Without the folder that the part was loaded from: a path of one machine.
+    config = {key: value for key, value in json.loads(part.to_json_string()).items() if key != "_name_or_path"}
+    replaced_text(target / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
     tensors = {
         key: value.detach().to("cpu", dtype if value.is_floating_point() else value.dtype).contiguous()
         for key, value in part.state_dict().items()
