@@ -1,11 +1,12 @@
 """Slots: rollouts that start anywhere in an episode, never read past its end, and remember what they were shown."""
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from vap_gym.train.frames import label_weight
-from vap_gym.train.latents import LatentEpisodes, loss_weight
+from vap_gym.train.latents import LatentEpisodes, loss_weight, lost_objects
 from vap_gym.train.run import seeded
 from vap_gym.train.slots import CONTACT_FRAMES, Slots, SlotSettings, contact_starts
 from vap_gym.train.world import latent_loss
@@ -33,6 +34,18 @@ def episodes(frames: int) -> LatentEpisodes:
     )
 
 
+@pytest.fixture(autouse=True)
+def _named_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prompts that say which episode and frame they are, in place of drawings."""
+
+    def prompts(data: LatentEpisodes, episode: Tensor, frame: Tensor) -> np.ndarray:
+        width, height = data.frame_size_px
+        name = torch.stack([episode, frame, frame], -1)[:, None, None].expand(-1, height, width, -1)
+        return np.asarray(name.to(torch.uint8).numpy())
+
+    monkeypatch.setattr(LatentEpisodes, "prompts", prompts)
+
+
 def named(latents: Tensor) -> Tensor:
     """The names in (…, C, h, w) latents."""
     assert torch.equal(latents, latents[..., :1, :1, :1].expand_as(latents))
@@ -40,7 +53,7 @@ def named(latents: Tensor) -> Tensor:
 
 
 def slots_of(frames: int, *, seed: int = 0, batch: int = 16, **settings: float) -> Slots:
-    chosen = SlotSettings(batch_size=batch, lags=LAGS, history_noise=0.0, **settings)  # type: ignore[arg-type]
+    chosen = SlotSettings(batch_size=batch, lags=LAGS, history_noise=0.0, history_blur=0.0, **settings)  # type: ignore[arg-type]
     return Slots(episodes(frames), chosen, seeded(seed))
 
 
@@ -54,14 +67,17 @@ def test_no_slot_reads_past_its_episode(frames: int, contact_share: float) -> No
         assert (slots.first >= 0).all()
         assert (slots.length >= 1).all()
         assert (slots.first + slots.length * slots.stride <= frames - 1).all()
-        _, truth, taps = slots.inputs()
-        assert all(((tap >= 0) & (tap < frames)).all() for tap in taps)
-        assert torch.equal(named(truth), 100.0 * slots.episode + taps[0])
-        assert torch.equal(taps[0], slots.now + slots.stride)
-        assert (taps[2] >= slots.first).all()
-        assert torch.equal(taps[3], slots.first)
-        seen_last |= bool((taps[0] == frames - 1).any())
-        slots.advance(torch.zeros_like(truth), truth)
+        given = slots.inputs()
+        truth = given.truth
+        assert torch.equal(given.target, slots.now + slots.stride)
+        assert torch.equal(named(truth), 100.0 * slots.episode + given.target)
+        assert torch.equal(named(given.last_truth), 100.0 * slots.episode + slots.now)
+        before = torch.maximum(slots.now - slots.stride, slots.first)
+        taps = torch.stack([given.target, slots.now, before, slots.first], 1)
+        assert torch.equal(given.prompts[:, :, 0, 0, 1], taps.to(torch.uint8))
+        assert torch.equal(given.prompts[:, :, 0, 0, 0], slots.episode[:, None].expand(-1, 4).to(torch.uint8))
+        seen_last |= bool((given.target == frames - 1).any())
+        slots.advance(torch.zeros_like(truth), slots.displacement, truth)
     assert seen_last
 
 
@@ -75,11 +91,13 @@ def test_slots_shown_the_truth_remember_the_truth_and_the_others_their_own_predi
             start = float(100 * slots.episode[i] + slots.first[i])
             remembered[i] = [start] * 4  # as in an env after reset, all history is the first frame
             assert named(slots.anchor[i]) == start
-        seen, truth, _ = slots.inputs()
+        given = slots.inputs()
+        seen, truth = given.seen, given.truth
+        assert torch.equal(slots.displacement[:, 0, 0, 0], slots.depth.float())
         for i, past in enumerate(remembered):
             assert named(seen[i]).tolist() == [past[-lag] for lag in LAGS]
         predicted = torch.full_like(truth, -1000.0 - step)
-        slots.advance(predicted, truth)
+        slots.advance(predicted, slots.displacement + 1, truth)
         for i, past in enumerate(remembered):
             past.append(-1000.0 - step if slots.own[i] else float(named(truth[i])))
     assert slots.own.any()
@@ -113,30 +131,37 @@ def test_contact_starts_come_shortly_before_an_object_moves() -> None:
     assert slots.first.max() < 30
 
 
-def test_history_noise_is_for_slots_shown_the_truth_after_their_first_step() -> None:
-    slots = Slots(episodes(30), SlotSettings(batch_size=64, lags=LAGS, history_noise=0.5), seeded(0))
+@pytest.mark.parametrize("spoilt", ["history_noise", "history_blur"])
+def test_history_is_spoilt_in_slots_shown_the_truth_after_their_first_step(spoilt: str) -> None:
+    settings = {"history_noise": 0.0, "history_blur": 0.0, spoilt: 0.5}
+    data = episodes(30)
+    data.latents.copy_(torch.rand(data.latents.shape, generator=seeded(1)))
+    slots = Slots(data, SlotSettings(batch_size=64, lags=LAGS, **settings), seeded(0))  # type: ignore[arg-type]
     slots.begin_finished(0.5, 20)
-    assert torch.equal(slots.inputs()[0], slots.history[:, [lag - 1 for lag in LAGS]])
-    _, truth, _ = slots.inputs()
-    slots.advance(truth, truth)
-    noisy = (slots.inputs()[0] != slots.history[:, [lag - 1 for lag in LAGS]]).flatten(1).any(1)
-    assert torch.equal(noisy, ~slots.own)
+    assert torch.equal(slots.inputs().seen, slots.history[:, [lag - 1 for lag in LAGS]])
+    truth = slots.inputs().truth
+    slots.advance(truth, slots.displacement, truth)
+    clean = slots.history[:, [lag - 1 for lag in LAGS]]
+    changed = (slots.inputs().seen != clean).flatten(1).any(1)
+    assert not (changed & slots.own).any()
+    assert changed[~slots.own].float().mean() > (0.9 if spoilt == "history_noise" else 0.2)
+    assert spoilt == "history_noise" or changed[~slots.own].float().mean() < 0.8  # half of them
 
 
 def test_a_saved_state_goes_on_the_same() -> None:
     one = slots_of(30, contact_share=0.5)
     for step in range(10):
         one.begin_finished(0.5, 8)
-        _, truth, _ = one.inputs()
-        one.advance(truth + step, truth)
+        truth = one.inputs().truth
+        one.advance(truth + step, one.displacement + 0.1, truth)
     other = slots_of(30, contact_share=0.5, seed=1)
     other.restore({key: value.clone() for key, value in one.state().items()})
     other.rng.set_state(one.rng.get_state())
     for step in range(10):
         for slots in (one, other):
             slots.begin_finished(0.5, 8)
-            _, truth, _ = slots.inputs()
-            slots.advance(truth - step, truth)
+            truth = slots.inputs().truth
+            slots.advance(truth - step, slots.displacement + 0.1, truth)
         for key, value in one.state().items():
             assert torch.equal(value, other.state()[key]), key
 
@@ -161,6 +186,21 @@ def test_the_loss_weighs_moved_objects_most_and_the_place_they_left() -> None:
     assert before[1, 1] == pytest.approx(1 + 3, rel=0.05)  # not yet moved
     assert (weight >= 1).all()
     assert weight.isfinite().all()  # absent objects have no place
+
+
+def test_a_rollout_that_has_lost_a_moved_object_learns_nothing_around_it() -> None:
+    data = episodes(10)
+    data.objects_px[..., 0, :] = torch.tensor([6.0, 6.0])
+    data.objects_px[1::2, 5:, 0] = torch.tensor([18.0, 10.0])
+    rows, frame, first = torch.tensor([1, 1, 2]), torch.tensor([8, 4, 8]), torch.tensor([0, 0, 0])
+    nothing = torch.zeros(3, 3, HEIGHT, WIDTH)
+    assert not lost_objects(data, rows, frame, first, nothing).any()
+    gone = torch.full_like(nothing, 0.7)
+    lost = lost_objects(data, rows, frame, first, gone)[:, 0]
+    assert lost[0, 2, 4] == 1
+    assert lost[0].sum() < HEIGHT * WIDTH  # not everywhere
+    assert not lost[1].any()  # not yet moved
+    assert not lost[2].any()  # never moves
 
 
 def test_the_loss_weighs_the_gripper() -> None:

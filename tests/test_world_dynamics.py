@@ -1,10 +1,10 @@
-"""The dynamics: a step is composed of the last frame moved, the anchor and new content, steered by prompts."""
+"""The dynamics: a step is composed of the last frame moved, the anchor, both as it was and moved along, and new content."""
 
 import pytest
 import torch
 from torch import Tensor
 
-from vap_gym.world.dynamics import PROMPT_TAPS, FrameDynamics, TrajectoryEncoder, transformer_settings, warp
+from vap_gym.world.dynamics import PROMPT_TAPS, SOURCES, FrameDynamics, TrajectoryEncoder, transformer_settings, warp
 from vap_gym.world.layers import ResBlock, zeroed
 
 BATCH, CHANNELS, HEIGHT, WIDTH, FEATURES = 3, 4, 8, 12, 6
@@ -46,32 +46,33 @@ def inputs(seed: int = 0) -> dict[str, Tensor]:
         "time": torch.ones(BATCH),
         "interval": torch.ones(BATCH),
         "prompt_taps": drawn(BATCH, PROMPT_TAPS, FEATURES, HEIGHT, WIDTH),
+        "displacement": 2.0 * drawn(BATCH, 2, HEIGHT, WIDTH),
     }
 
 
 @torch.no_grad()
 def test_every_input_counts_once_trained() -> None:
     model, given = perturbed(), inputs()
-    before = model(**given)
+    before = model(**given).latent
     assert before.shape == (BATCH, CHANNELS, HEIGHT, WIDTH)
     for name, value in given.items():
         other = {"time": value * 0.5, "interval": value * 2}.get(name, -value)
-        assert (model(**{**given, name: other}) - before).abs().max() > 1e-4, name
+        assert (model(**{**given, name: other}).latent - before).abs().max() > 1e-4, name
     for tap in range(PROMPT_TAPS):
         taps = given["prompt_taps"].clone()
         taps[:, tap] *= -1
-        assert (model(**{**given, "prompt_taps": taps}) - before).abs().max() > 1e-4, tap
+        assert (model(**{**given, "prompt_taps": taps}).latent - before).abs().max() > 1e-4, tap
     for lag in range(3):
         history = given["history"].clone()
         history[:, lag] *= -1
-        assert (model(**{**given, "history": history}) - before).abs().max() > 1e-4, lag
+        assert (model(**{**given, "history": history}).latent - before).abs().max() > 1e-4, lag
 
 
 @torch.no_grad()
 def test_untrained_it_ignores_the_prompt_and_mostly_keeps_the_last_frame() -> None:
     model, given = small(), inputs()
-    before = model(**given)
-    assert torch.equal(model(**{**given, "prompt_taps": -given["prompt_taps"]}), before)
+    before = model(**given).latent
+    assert torch.equal(model(**{**given, "prompt_taps": -given["prompt_taps"]}).latent, before)
     last, anchor = given["history"][:, 0], given["anchor"]
     assert (before - last).square().mean() < 0.1 * (before - anchor).square().mean()
 
@@ -80,18 +81,38 @@ def test_untrained_it_ignores_the_prompt_and_mostly_keeps_the_last_frame() -> No
 def test_predictions_stay_within_the_latents_range() -> None:
     model, given = perturbed(), inputs()
     for step in range(20):
-        latent = model(**given)
+        latent, displacement, carried = model(**given)
         assert latent.abs().amax() <= 1
+        assert carried.abs().amax() <= 1
         taps = inputs(step)["prompt_taps"]
         history = torch.cat([latent[:, None], given["history"][:, :-1]], 1)
-        given = {**given, "history": history, "prompt_taps": taps}
+        given = {**given, "history": history, "prompt_taps": taps, "displacement": displacement}
 
 
 @torch.no_grad()
 def test_a_slot_does_not_depend_on_its_batch_mates() -> None:
     model, given, other = perturbed(), inputs(), inputs(1)
     mixed = {name: torch.cat([value[:1], other[name][1:]]) for name, value in given.items()}
-    assert torch.equal(model(**mixed)[0], model(**given)[0])
+    assert all(torch.equal(one[0], other[0]) for one, other in zip(model(**mixed), model(**given), strict=True))
+
+
+@torch.no_grad()
+def test_what_is_carried_comes_from_the_first_frame_along_the_whole_way() -> None:
+    """With a steady flow of one cell a step the anchor is read once, so it stays as sharp as it was."""
+    model, given = small(), inputs()
+    last = model.head[-1]
+    assert isinstance(last, torch.nn.Conv2d)
+    assert last.bias is not None
+    last.weight.zero_()
+    last.bias.zero_()
+    steady = -torch.atanh(torch.tensor(1.0 / model.config.max_flow))  # content moves right: it comes from the left
+    last.bias[CHANNELS + SOURCES] = steady
+    given["displacement"] = torch.zeros_like(given["displacement"])
+    for step in range(1, 6):
+        prediction = model(**given)
+        given["displacement"] = prediction.displacement
+        expected = given["anchor"][..., :-step]
+        torch.testing.assert_close(prediction.carried[..., step:], expected, atol=1e-4, rtol=0)
 
 
 @torch.no_grad()
@@ -127,7 +148,7 @@ def test_gradients_reach_every_weight_after_the_first_steps() -> None:
     model = perturbed().train()
     prompts = torch.rand(BATCH * PROMPT_TAPS, 3, 4 * HEIGHT, 4 * WIDTH)
     taps = model.trajectory.features(prompts).unflatten(0, (BATCH, PROMPT_TAPS))
-    model(**{**inputs(), "prompt_taps": taps}).square().mean().backward()
+    model(**{**inputs(), "prompt_taps": taps}).latent.square().mean().backward()
     without = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     assert without == [f"transformer.base.patch_embed.text_proj.{name}" for name in ("weight", "bias")]  # no words
 

@@ -22,12 +22,13 @@ from vap_gym.world.codec import FrameCodec, to_pictures
 from vap_gym.world.layers import ResBlock
 from vap_gym.world.model import INDEX, checked_device, native_dtype
 
-REST_HEIGHT_M = 0.03  # centre of a typical object that rests on the table
+REST_HEIGHT_M = 0.03  # centre of a typical object that rests on the table; what the network says is relative to it
+HEIGHT_SCALE_M = 0.02
 STRIDE_PX = 4
 
 
 class JudgeNetwork(ModelMixin, ConfigMixin):
-    """Latents (N, C, h, w) → per palette colour and for the tool: heat map, offsets, presence, held; label logits.
+    """Latents (N, C, h, w) → per palette colour and for the tool: heat map, offsets, presence, held, height; label logits.
 
     Args:
         latent_channels: of the codec.
@@ -49,11 +50,11 @@ class JudgeNetwork(ModelMixin, ConfigMixin):
         self.mix = nn.Sequential(ResBlock(fine), ResBlock(fine), nn.SiLU())
         self.places = nn.Conv2d(fine, 3 * points, 3, padding=1)
         self.pixels = nn.Sequential(nn.Conv2d(fine, 4 * labels, 3, padding=1), nn.PixelShuffle(2))
-        self.states = nn.Linear(fine + coarse, 2)
+        self.states = nn.Linear(fine + coarse, 3)
 
     def forward(self, latents: Float[Tensor, "N C h w"]) -> dict[str, Tensor]:
         """Return `heat` (N, P, h, w) logits, `offset` (N, P, 2, h, w) in cells, `state` (N, P, 2) logits of present and
-        held, and `labels` (N, L, 2h, 2w) logits."""
+        held, `height_m` (N, P) of the centre where a thing rests, and `labels` (N, L, 2h, 2w) logits."""
         fine = self.enter(latents)
         coarse = self.context(self.down(fine))
         mixed = self.mix(fine + self.up(coarse))
@@ -64,10 +65,12 @@ class JudgeNetwork(ModelMixin, ConfigMixin):
         at = torch.einsum("nps,ncs->npc", share, mixed.float().flatten(2))
         wide = F.interpolate(coarse.float(), size=(h, w), mode="nearest").flatten(2)
         around = torch.einsum("nps,ncs->npc", share, wide)
+        states = self.states(torch.cat([at, around], -1)).float()
         return {
             "heat": heat,
             "offset": offset.unflatten(1, (-1, 2)),
-            "state": self.states(torch.cat([at, around], -1)).float(),
+            "state": states[..., :2],
+            "height_m": REST_HEIGHT_M + HEIGHT_SCALE_M * states[..., 2],
             "labels": self.pixels(mixed).float(),
         }
 
@@ -148,8 +151,8 @@ class Judge:
     ) -> Reading:
         """Read latents.
 
-        An object's place in the world is where its ray meets the height of resting objects; where it is seen to be held
-        and `tool_m` (known from kinematics) is given, it is the point of its ray nearest to the tool centre.
+        An object's place in the world is where its ray meets the height at which it would rest (a tower's centre is
+        higher than a disc's: the network tells); where it is seen to be held and `tool_m` (known from kinematics) is given, it is the point of its ray nearest to the tool centre.
 
         Args:
             latents: of B frames.
@@ -168,7 +171,7 @@ class Judge:
             gripper_px=places_px[:, -1],
             gripper_confidence=state[:, -1, 0],
             objects_px=objects_px,
-            objects_world_m=_in_world(objects_px, held, camera, tool_m),
+            objects_world_m=_in_world(objects_px, out["height_m"][:, :-1], held, camera, tool_m),
             objects_confidence=state[:, :-1, 0],
             objects_held=held,
             segmentation=segmentation,
@@ -188,11 +191,15 @@ def peaks_px(heat: Float[Tensor, "N P h w"], offset: Float[Tensor, "N P 2 h w"])
 
 
 def _in_world(
-    objects_px: Float[Tensor, "B N 2"], held: Float[Tensor, "B N"], camera: Camera, tool_m: Tensor | None
+    objects_px: Float[Tensor, "B N 2"],
+    height_m: Float[Tensor, "B N"],
+    held: Float[Tensor, "B N"],
+    camera: Camera,
+    tool_m: Tensor | None,
 ) -> Float[Tensor, "B N 3"]:
     # A mirror of what the oracle knows: resting objects lie on the table, held ones are between the fingers.
     camera = camera.to(dtype=torch.float32, device=objects_px.device)
-    resting = camera.unproject_to_plane(objects_px, REST_HEIGHT_M)
+    resting = camera.unproject_to_plane(objects_px, height_m)
     if tool_m is None:
         return resting
     tool = tool_m.to(objects_px)[:, None]

@@ -1,7 +1,8 @@
 """Skeleton prompts as pictures, drawn twice alike: `draw` (numpy, fast on a CPU), `draw_torch` (any device, gradients).
 
 Both draw the same capsules with the same anti-aliasing: a pixel whose centre lies d from a bone's middle line is
-covered by clip(radius + 1/2 − d, 0, 1). `draw` evaluates this only at pixels along a bone, `draw_torch` at every pixel.
+covered by clip(radius + 1/2 − d, 0, 1), the radius being that at the nearest point of the line. `draw` evaluates this
+only at pixels along a bone, `draw_torch` at every pixel.
 """
 
 import itertools
@@ -20,12 +21,10 @@ from vap_gym.prompts.segments import Segments, check_keypoints, project_segments
 from vap_gym.prompts.skeleton import Skeleton
 
 HEIGHT_PER_THICKNESS = 40.0
-"""A bone is as thick as a fortieth of the picture is high: 2.4 px at 96."""
+"""A bone is at least as thick as a fortieth of the picture is high: 2.4 px at 96."""
 
-CHUNK = 64
+CHUNK = 16
 """Pictures drawn at once: few enough for the caches, many enough to hide the cost of a call."""
-
-_SQRT2 = np.float32(1.4142137)
 
 
 def draw(
@@ -42,7 +41,8 @@ def draw(
         keypoints_world: (*batch, P, 3), metres, from `skeleton.keypoints(...)`.
         camera: one for all, or one for each of the leading batch dimensions: (B,) cameras serve (B, T) key-points.
         frame_size_px: (width, height) of the pictures; the camera is resized to it. Default: the camera's own.
-        thickness_px: width of a bone. Default: height / 40.
+        thickness_px: least width of a bone; it is drawn as wide as its `radius_m` appears where that is more.
+            Default: height / 40.
 
     Raises:
         VapError: key-points of another shape or type, NaN or infinity among them, or a camera that does not fit.
@@ -83,10 +83,11 @@ def draw_torch(
     for s in range(like.shape[1]):
         start_u, start_v = segments.start_px[:, s, :, None, None].unbind(1)
         along_u, along_v = (segments.end_px[:, s] - segments.start_px[:, s])[..., None, None].unbind(1)
-        radius = segments.radius_px[:, s, None, None]
+        radius_start, radius_end = segments.radius_px[:, s, :, None, None].unbind(1)
         u, v = x - start_u, y - start_v
         t = ((u * along_u + v * along_v) / (along_u**2 + along_v**2).clamp(min=1e-12)).clamp(0, 1)
         distance = ((u - t * along_u) ** 2 + (v - t * along_v) ** 2).clamp(min=1e-12).sqrt()
+        radius = radius_start + t * (radius_end - radius_start)
         cover = ((radius - distance) / edge_px + 0.5).clamp(0, 1) * (radius > 0)
         pictures = pictures + cover[:, None] * (segments.colour[:, s, :, None, None] - pictures)
     return pictures.reshape(*batch, 3, height, width)
@@ -153,14 +154,15 @@ def _draw_sparse(
 ) -> None:
     """Draw B × S capsules into B pictures, one layer s after the other, evaluating only pixels near them.
 
-    Each capsule is walked along its major axis (the picture axis it runs along most); at every step a short run of
-    pixels across it is evaluated. The runs of all capsules are laid end to end, so that numpy handles them in one go.
+    Each capsule is walked along its major axis (the picture axis it runs along most); at every step a run of pixels
+    across it is evaluated. The runs of all capsules are laid end to end, so that numpy handles them in one go.
     """
-    count, layers = radius_px.shape
+    count, layers, _ = radius_px.shape
     height, width = pictures.shape[1:3]
     a = start_px.swapaxes(0, 1).reshape(-1, 2)
     d = end_px.swapaxes(0, 1).reshape(-1, 2) - a
-    reach = radius_px.T.reshape(-1) + np.float32(0.5)
+    radius = radius_px.swapaxes(0, 1).reshape(-1, 2)
+    reach = radius.max(-1) + np.float32(0.5)
     steep = np.abs(d[:, 1]) > np.abs(d[:, 0])
     a_major, a_minor = np.where(steep, a[:, 1], a[:, 0]), np.where(steep, a[:, 0], a[:, 1])
     d_major, d_minor = np.where(steep, d[:, 1], d[:, 0]), np.where(steep, d[:, 0], d[:, 1])
@@ -168,37 +170,43 @@ def _draw_sparse(
 
     first = np.clip(np.floor(np.minimum(a_major, a_major + d_major) - reach), 0, size_major).astype(np.int64)
     last = np.clip(np.ceil(np.maximum(a_major, a_major + d_major) + reach), 0, size_major).astype(np.int64)
-    steps = np.where(reach > 0, np.maximum(last - first, 0), 0)
-    capsule = np.repeat(np.arange(len(a)), steps)
-    if len(capsule) == 0:
-        return
-    major = first[capsule] + np.arange(len(capsule)) - np.repeat(np.cumsum(steps) - steps, steps)
+    of, major = _runs(first, np.where(reach > 0.5, np.maximum(last - first, 0), 0))  # steps: whose, and where
     length2 = np.maximum(d_major * d_major + d_minor * d_minor, np.float32(1e-12))
     slope = d_minor / np.where(d_major == 0, np.float32(1), d_major)
+    half = reach * np.sqrt(1 + slope * slope)  # of a run: from the middle line to the edge, across the major axis
 
-    # Offsets from the capsule's start, along the major axis (N) and across it (N, run).
-    u = major.astype(np.float32) + np.float32(0.5) - a_major[capsule]
-    run = int(np.ceil(2 * _SQRT2 * reach.max())) + 1
-    lowest = np.floor(slope[capsule] * u + (a_minor - _SQRT2 * reach)[capsule])
-    minor = lowest[:, None] + np.arange(run, dtype=np.float32)
-    v = minor + (np.float32(0.5) - a_minor[capsule])[:, None]
-    t = (u * (d_major / length2)[capsule])[:, None] + v * (d_minor / length2)[capsule][:, None]
+    # Offsets from the capsule's start, along the major axis u and across it v; t is the share of the way to its end.
+    u = major.astype(np.float32) + np.float32(0.5) - a_major[of]
+    middle = slope[of] * np.clip(u, np.minimum(d_major, 0)[of], np.maximum(d_major, 0)[of]) + a_minor[of]
+    low = np.clip(np.floor(middle - half[of]), 0, size_minor[of]).astype(np.int64)
+    high = np.clip(np.ceil(middle + half[of]), 0, size_minor[of]).astype(np.int64)
+    step, minor = _runs(low, high - low)
+    along_u, along_v = (d_major / length2)[of], (d_minor / length2)[of]
+    v0 = np.float32(0.5) - a_minor[of]
+    v = minor.astype(np.float32) + v0[step]
+    t = (u * along_u)[step] + v * along_v[step]
     np.clip(t, 0, 1, out=t)
-    gap_u = u[:, None] - t * d_major[capsule][:, None]
-    gap_v = v - t * d_minor[capsule][:, None]
-    cover = reach[capsule][:, None] - np.sqrt(gap_u * gap_u + gap_v * gap_v)
+    gap_u = u[step] - t * d_major[of][step]
+    v -= t * d_minor[of][step]
+    cover = (radius[:, 0] + np.float32(0.5))[of][step] + t * (radius[:, 1] - radius[:, 0])[of][step]
+    cover -= np.sqrt(gap_u * gap_u + v * v)
 
-    near: tuple[NDArray[np.int64], ...] = np.nonzero(
-        (cover > 0) & (minor >= 0) & (minor < size_minor[capsule][:, None])
-    )
-    row, column = near
-    cover = np.minimum(cover[row, column], 1)[:, None]
-    across, along, capsule = minor[row, column].astype(np.int64), major[row], capsule[row]
-    layer, picture = np.divmod(capsule, count)
-    pixel = np.where(steep[capsule], along * width + across, across * width + along) + picture * (height * width)
-    paint = cover * (colour[picture, layer] * np.float32(255))
+    (near,) = np.nonzero(cover > 0)
+    cover, step = np.minimum(cover[near], 1), step[near]
+    stride_minor, stride_major = np.where(steep, 1, width)[of], np.where(steep, width, 1)[of]
+    layer_of, picture_of = np.divmod(of, count)
+    base = major * stride_major + picture_of * (height * width)
+    pixel = base[step] + minor[near] * stride_minor[step]
+    tint = (colour[picture_of, layer_of] * np.float32(255))[step]
+    bounds = np.searchsorted(layer_of[step], np.arange(layers + 1))
     canvas = pictures.reshape(-1, 3)
-    bounds = np.searchsorted(layer, np.arange(layers + 1))
     for begin, end in itertools.pairwise(bounds):
-        at = pixel[begin:end]  # no pixel twice: within a layer, each picture has one capsule
-        canvas[at] = canvas[at] * (1 - cover[begin:end]) + paint[begin:end] + np.float32(0.5)
+        at, share = pixel[begin:end], cover[begin:end, None]  # no pixel twice: a picture has one capsule per layer
+        below = canvas[at].astype(np.float32)
+        canvas[at] = below + share * (tint[begin:end] - below) + np.float32(0.5)
+
+
+def _runs(first: NDArray[np.int64], length: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Lay the ranges [first, first + length) end to end: which range each element is of, and the element."""
+    of = np.repeat(np.arange(len(first)), length)
+    return of, np.arange(len(of)) + (first - (np.cumsum(length) - length))[of]

@@ -13,6 +13,9 @@ from vap_gym.prompts.skeleton import Skeleton
 NEAR_M = 0.01
 """Bones are cut at this depth in front of the camera, so that one end behind it does not lose the other."""
 
+THICKEST = 0.25
+"""No bone is drawn with a larger radius than this share of the picture's height: a link that all but touches the lens."""
+
 HIDDEN_RADIUS_PX = -1.0
 """Radius of a segment that is not drawn: no pixel is nearer to it than that."""
 
@@ -21,13 +24,13 @@ HIDDEN_RADIUS_PX = -1.0
 class Segments:
     """Capsules in the picture, first drawn first; B pictures of S segments each.
 
-    Pixel coordinates put the centre of the top-left pixel at (0.5, 0.5). Colours are in [0, 1].
-    A segment that is not to be seen has a negative radius.
+    Pixel coordinates put the centre of the top-left pixel at (0.5, 0.5). Colours are in [0, 1]. The radius changes
+    linearly from start to end. A segment that is not to be seen has negative radii.
     """
 
     start_px: Float[Tensor, "B S 2"]
     end_px: Float[Tensor, "B S 2"]
-    radius_px: Float[Tensor, "B S"]
+    radius_px: Float[Tensor, "B S 2"]  # at start and end
     colour: Float[Tensor, "B S 3"]
 
 
@@ -46,25 +49,32 @@ def project_segments(
     Args:
         keypoints_world: metres, in the skeleton's key-point order.
         camera: its K and T_world_camera have no batch dimension, or B of them.
-        thickness_px: width of a bone; the drop line is thinner (`DROP_THICKNESS`).
+        thickness_px: least width of a bone, which is drawn as wide as its `radius_m` appears from the camera where
+            that is more; the drop line is thinner (`DROP_THICKNESS`).
     """
     strokes = skeleton.strokes(keypoints_world)
     homogeneous = _project(strokes.points_world, camera)
     a, b = homogeneous[:, strokes.start], homogeneous[:, strokes.end]
     a, b, in_front = _clip_near(a, b)
     uv_a, uv_b = a[..., :2] / a[..., 2:], b[..., :2] / b[..., 2:]
-    radius = (strokes.width * (thickness_px / 2)).expand(uv_a.shape[:-1])
-    frame = torch.tensor(camera.frame_size_px, dtype=uv_a.dtype, device=uv_a.device)
-    margin = float(strokes.width.max()) * thickness_px / 2 + 2.0
-    uv_a, uv_b, in_picture = _clip_rectangle(uv_a, uv_b, -margin, frame + margin)
-    radius = torch.where(in_front & in_picture, radius, torch.full_like(radius, HIDDEN_RADIUS_PX))
+    width, height = camera.frame_size_px
+    least = (strokes.width * (thickness_px / 2))[:, None]
+    appears = camera.K[..., 1, 1].reshape(-1, 1, 1).to(uv_a) * strokes.radius_m[:, None]
+    radius = torch.maximum(appears / torch.stack([a[..., 2], b[..., 2]], dim=-1), least)
+    radius = torch.minimum(radius, least.clamp(min=THICKEST * height))
+    frame = torch.tensor((width, height), dtype=uv_a.dtype, device=uv_a.device)
+    margin = radius.detach().amax(-1, keepdim=True) + 2.0
+    uv_a, uv_b, share, in_picture = _clip_rectangle(uv_a, uv_b, -margin, frame + margin)
+    radius = radius[..., :1] + share * (radius[..., 1:] - radius[..., :1])
+    seen = (in_front & in_picture)[..., None]
+    radius = torch.where(seen, radius, torch.full_like(radius, HIDDEN_RADIUS_PX))
     depth = torch.where(strokes.is_ground, torch.inf, a[..., 2] + b[..., 2])
     order = torch.argsort(depth.detach(), dim=-1, descending=True, stable=True)
     pick = order[..., None]
     return Segments(
         start_px=torch.take_along_dim(uv_a, pick, dim=1),
         end_px=torch.take_along_dim(uv_b, pick, dim=1),
-        radius_px=torch.take_along_dim(radius, order, dim=1),
+        radius_px=torch.take_along_dim(radius, pick, dim=1),
         colour=strokes.colour[order],
     )
 
@@ -94,9 +104,12 @@ def _clip_near(
 
 
 def _clip_rectangle(
-    a: Float[Tensor, "B S 2"], b: Float[Tensor, "B S 2"], low: float, high: Float[Tensor, "2"]
-) -> tuple[Float[Tensor, "B S 2"], Float[Tensor, "B S 2"], Tensor]:
-    """Cut segments at the rectangle [low, high] (Liang–Barsky); those wholly outside are flagged False."""
+    a: Float[Tensor, "B S 2"], b: Float[Tensor, "B S 2"], low: Float[Tensor, "B S 1"], high: Float[Tensor, "B S 2"]
+) -> tuple[Float[Tensor, "B S 2"], Float[Tensor, "B S 2"], Float[Tensor, "B S 2"], Tensor]:
+    """Cut segments at the rectangles [low, high] (Liang–Barsky); those wholly outside are flagged False.
+
+    Also returns where along the old segment the new ends lie, in [0, 1].
+    """
     d = b - a
     flat = d.abs() < 1e-9
     safe = torch.where(flat, torch.ones_like(d), d)
@@ -108,7 +121,7 @@ def _clip_rectangle(
     keep = visible[..., None]
     new_a = torch.where(keep, a + enter[..., None] * d, torch.zeros_like(a))
     new_b = torch.where(keep, a + leave[..., None] * d, torch.zeros_like(a))
-    return new_a, new_b, visible
+    return new_a, new_b, torch.stack([enter, leave], dim=-1), visible
 
 
 def check_keypoints(keypoints_world: Tensor, skeleton: Skeleton) -> None:

@@ -24,7 +24,8 @@ FOOT_THICKNESS = 1.6
 class Strokes:
     """What is drawn between points: S lines from point `start` to point `end` (a dot where they are the same point).
 
-    Widths are shares of a bone's width, colours are in [0, 1]. `is_ground` marks the drop line and its foot, which lie
+    Widths are shares of a bone's least width in the picture, `radius_m` is half a bone's width in the world (0: a mere
+    line); colours are in [0, 1]. `is_ground` marks the drop line and its foot, which lie
     below every bone.
     """
 
@@ -32,6 +33,7 @@ class Strokes:
     start: Int64[Tensor, "S"]
     end: Int64[Tensor, "S"]
     width: Float[Tensor, "S"]
+    radius_m: Float[Tensor, "S"]
     colour: Float[Tensor, "S 3"]
     is_ground: Bool[Tensor, "S"]
 
@@ -52,11 +54,13 @@ class Skeleton:
         index = {name: i for i, name in enumerate(self.keypoint_names)}
         start, end = [index[bone.start] for bone in card.bones], [index[bone.end] for bone in card.bones]
         width, colour = [1.0] * len(start), [bone.colour_rgb for bone in card.bones]
+        radius = [bone.radius_m for bone in card.bones]
         ground = [False] * len(start)
         if card.drop_from:  # two more points: the top of the drop line, and its foot
             top, foot = len(index), len(index) + 1
             start, end = [top, foot, *start], [foot, foot, *end]
             width, colour = [DROP_THICKNESS, FOOT_THICKNESS, *width], [card.drop_colour_rgb] * 2 + colour
+            radius = [0.0, 0.0, *radius]
             ground = [True, True, *ground]
 
         def indices(values: Sequence[int]) -> Int64[Tensor, "_"]:
@@ -72,7 +76,7 @@ class Skeleton:
         self._per_closing_m = figures([point.offset_per_closing_m for point in card.keypoints])
         self._drop_from = indices([index[name] for name in card.drop_from])
         self._start, self._end = indices(start), indices(end)
-        self._width, self._colour = figures(width), figures(colour) / 255
+        self._width, self._radius_m, self._colour = figures(width), figures(radius), figures(colour) / 255
         self._is_ground = torch.tensor(ground, device=device)
 
     def keypoints(self, state: RobotState) -> Float[Tensor, "*batch P 3"]:
@@ -116,6 +120,7 @@ class Skeleton:
             start=self._start,
             end=self._end,
             width=self._width,
+            radius_m=self._radius_m,
             colour=self._colour,
             is_ground=self._is_ground,
         )

@@ -18,6 +18,7 @@ Script = Iterator[Float[np.ndarray, " 7"]]
 _APPROACH_GAIN = 20.0  # command per metre of error: closes about 30 % of the gap per step on a gain-0.2 controller
 _TURN_GAIN = 8.0  # command per radian
 _SAFE_HEIGHT_M = 0.11
+_CLOSING_STEPS = 9  # at .075 of the range per step: fingers meet the narrowest object and squeeze it
 
 
 @dataclass
@@ -178,7 +179,7 @@ def _lift(
 
     yield from _goto(s, grasp, yaw=yaw, grip=-1.0, within_m=0.007, steps=26, pace=pace)
     place = s.tool_m.copy()
-    for _ in range(6):
+    for _ in range(_CLOSING_STEPS):
         yield _toward(s, place, yaw=None, grip=1.0 if close else -1.0)
     top = place + [0, 0, height_m]
     sway = np.array([*s.rng.normal(0.0, 0.04, 2), 0.0]) * (s.rng.random() < 0.5)

@@ -143,9 +143,7 @@ def draw_scene(seed: int, *, split: str = "train", task: str | None = None, near
     objects = _draw_objects(rng, split, task)
     target = objects[0].index
     near = bool(rng.random() < 0.6) if near is None else near
-    angle, reach = rng.uniform(-np.pi, np.pi), rng.uniform(0.12, 0.22)
-    goal = np.asarray(objects[0].xy_m) + reach * np.array([np.cos(angle), np.sin(angle)])
-    goal = np.clip(goal, [0.32, -0.26], [0.66, 0.26])
+    goal = _draw_goal(rng, np.asarray(objects[0].xy_m))
     start = _draw_start(rng, objects, near)
     texture = str(rng.choice(TRAIN_TEXTURES if split == "train" else NOVEL_TEXTURES))
     order = rng.permutation(len(objects))
@@ -214,6 +212,16 @@ def _draw_objects(rng: np.random.Generator, split: str, task: str) -> list[Objec
             )
         )
     return placed
+
+
+def _draw_goal(rng: np.random.Generator, object_xy_m: np.ndarray) -> np.ndarray:
+    for _ in range(50):  # held to the table's reachable part, a goal may fall back onto the object: draw again
+        angle, reach = rng.uniform(-np.pi, np.pi), rng.uniform(0.12, 0.22)
+        goal = object_xy_m + reach * np.array([np.cos(angle), np.sin(angle)])
+        goal = np.clip(goal, [0.32, -0.26], [0.66, 0.26])
+        if np.hypot(*(goal - object_xy_m)) >= 0.08:
+            break
+    return np.asarray(goal)
 
 
 def _draw_camera(rng: np.random.Generator) -> CameraSpec:

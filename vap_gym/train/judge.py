@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from vap_gym.data import EpisodeSet
 from vap_gym.geometry import Camera
-from vap_gym.judge import STRIDE_PX, JudgeNetwork, peaks_px
+from vap_gym.judge import HEIGHT_SCALE_M, STRIDE_PX, JudgeNetwork, peaks_px
 from vap_gym.train.run import (
     Ema,
     Run,
@@ -59,6 +59,7 @@ class Truths:
     labels: UInt8[Tensor, "N H W"]
     points_px: Float[Tensor, "N P 2"]  # NaN where there is nothing, or it is out of the picture
     held: Bool[Tensor, "N P"]
+    height_m: Float[Tensor, "N P"]  # of things at rest, else NaN
 
 
 def main(
@@ -100,7 +101,7 @@ def main(
         latents = latents + level * torch.randn(latents.shape, generator=rng)
         with autocast(place):
             out_ = model(latents.to(place).contiguous(memory_format=torch.channels_last))
-        loss = judge_loss(out_, *(t[pick].to(place) for t in (data.labels, data.points_px, data.held)))
+        loss = judge_loss(out_, *(t[pick].to(place) for t in (data.labels, data.points_px, data.held, data.height_m)))
         set_learning_rate(optimizer, schedule(step))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -129,7 +130,7 @@ def load_truths(folders: list[Path], codec: FrameCodec, *, every: int, view: str
     """Every `every`-th frame of the sets, half of them as the codec shows them after a round trip."""
     from tqdm import tqdm
 
-    parts: dict[str, list[Tensor]] = {"latents": [], "labels": [], "points_px": [], "held": []}
+    parts: dict[str, list[Tensor]] = {"latents": [], "labels": [], "points_px": [], "held": [], "height_m": []}
     for folder in folders:
         episodes = EpisodeSet(folder)
         for i in tqdm(range(len(episodes)), desc=f"encoding {folder}", unit="episode", mininterval=5):
@@ -153,13 +154,19 @@ def load_truths(folders: list[Path], codec: FrameCodec, *, every: int, view: str
             parts["labels"].append(torch.from_numpy(episode.labels[view][pick]))
             parts["points_px"].append(torch.where(inside, pixels, torch.nan))
             parts["held"].append(torch.cat([lifted, torch.zeros(len(pick), 1, dtype=torch.bool)], 1))
+            height = torch.where(lifted, torch.nan, columns["objects_m"][..., 2])
+            parts["height_m"].append(torch.cat([height, torch.full((len(pick), 1), torch.nan)], 1))
     return Truths(**{k: torch.cat(v) for k, v in parts.items()})
 
 
 def judge_loss(
-    out: dict[str, Tensor], labels: UInt8[Tensor, "N H W"], points_px: Float[Tensor, "N P 2"], held: Bool[Tensor, "N P"]
+    out: dict[str, Tensor],
+    labels: UInt8[Tensor, "N H W"],
+    points_px: Float[Tensor, "N P 2"],
+    held: Bool[Tensor, "N P"],
+    height_m: Float[Tensor, "N P"],
 ) -> Tensor:
-    """Cross-entropy of heat maps against narrow Gaussians and of the segmentation; offsets, presence, held."""
+    """Cross-entropy of heat maps against narrow Gaussians and of the segmentation; offsets, presence, held, height."""
     h, w = out["heat"].shape[-2:]
     there = ~points_px.isnan().any(-1)
     cells = torch.nan_to_num(points_px) / STRIDE_PX - 0.5
@@ -173,19 +180,21 @@ def judge_loss(
     present = F.binary_cross_entropy_with_logits(out["state"][..., 0], there.float())
     lifted = F.binary_cross_entropy_with_logits(out["state"][..., 1], held.float(), reduction="none")
     lifted = (lifted * there).sum() / there.sum().clamp_min(1)
+    rests = there & ~height_m.isnan()
+    height = ((out["height_m"] - height_m.nan_to_num()).abs() * rests).sum() / rests.sum().clamp_min(1) / HEIGHT_SCALE_M
     coarse: Int64[Tensor, "N h2 w2"] = labels[:, ::2, ::2].long()
     classes = out["labels"].shape[1]
     rare = torch.full((classes,), 3.0, device=cells.device)
     rare[:2] = 1.0
     pixels = F.cross_entropy(out["labels"], coarse, weight=rare)
-    return (heat * there).sum() / there.sum().clamp_min(1) + offset + 2 * present + lifted + 2 * pixels
+    return (heat * there).sum() / there.sum().clamp_min(1) + offset + 2 * present + lifted + height + 2 * pixels
 
 
 @torch.no_grad()
 def score(model: JudgeNetwork, data: Truths, pick: Int64[Tensor, " n"]) -> dict[str, float]:
     """Errors on true frames: pixels of tool and objects, accuracy of presence and held, IoU of object pixels."""
     place = next(model.parameters()).device
-    errors, seen, lifted, union, common = [], [], [], 0, 0
+    errors, seen, lifted, heights, union, common = [], [], [], [], 0, 0
     for part in pick.split(64):
         with autocast(place):
             out = model(data.latents[part].float().to(place).contiguous(memory_format=torch.channels_last))
@@ -194,6 +203,7 @@ def score(model: JudgeNetwork, data: Truths, pick: Int64[Tensor, " n"]) -> dict[
         errors.append(torch.where(there, (peaks_px(out["heat"], out["offset"]) - truth).norm(dim=-1), torch.nan))
         seen.append((out["state"][..., 0] > 0) == there)
         lifted.append(((out["state"][..., 1] > 0) == data.held[part].to(place))[there])
+        heights.append((out["height_m"] - data.height_m[part].to(place)).abs()[there])
         mine, real = out["labels"].argmax(1), data.labels[part][:, ::2, ::2].long().to(place)
         common += int(((mine == real) & (real >= 4)).sum())
         union += int(((mine >= 4) | (real >= 4)).sum())
@@ -204,5 +214,6 @@ def score(model: JudgeNetwork, data: Truths, pick: Int64[Tensor, " n"]) -> dict[
         "object_px_p90": float(error[:, :-1].flatten().nanquantile(0.9)),
         "present": float(torch.cat(seen).float().mean()),
         "held": float(torch.cat(lifted).float().mean()),
+        "height_cm": 100 * float(torch.cat(heights).nanmedian()),
         "object_iou": common / max(union, 1),
     }

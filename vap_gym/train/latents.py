@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
+from torch.nn import functional as F
 
 from vap_gym.cards import load_robot
 from vap_gym.data import EpisodeSet
@@ -57,9 +58,9 @@ def _skeleton(robot: str) -> Skeleton:
 
 
 def load_latents(
-    folders: list[Path], codec: FrameCodec, *, robot: str, view: str, cache: Path | None = None
+    folders: list[Path], codec: FrameCodec, *, robot: str, view: str, episodes: int = 0, cache: Path | None = None
 ) -> LatentEpisodes:
-    """Encode all episodes of the sets (which must be of one length), or read them from `cache`."""
+    """Encode the first `episodes` of every set (0: all; they must be of one length), or read them from `cache`."""
     if cache is not None and cache.exists():
         stored: LatentEpisodes = torch.load(cache, weights_only=False, mmap=True)
         return stored
@@ -68,9 +69,10 @@ def load_latents(
     parts: dict[str, list[Tensor]] = {}
     size = (0, 0)
     for folder in folders:
-        episodes = EpisodeSet(folder)
-        for i in tqdm(range(len(episodes)), desc=f"encoding {folder}", unit="episode", mininterval=5):
-            episode = episodes.read(i, labels=[])
+        source = EpisodeSet(folder)
+        count = min(episodes or len(source), len(source))
+        for i in tqdm(range(count), desc=f"encoding {folder}", unit="episode", mininterval=5):
+            episode = source.read(i, labels=[])
             frames = torch.from_numpy(episode.frames[view])
             size = (frames.shape[2], frames.shape[1])
             for key, value in _entry(frames, episode.columns, codec, robot, size).items():
@@ -103,6 +105,12 @@ def _entry(
     }
 
 
+LOST_CELLS = 3.0
+LOST_ERROR = 0.25
+"""Mean squared latent error over 3 × 3 cells within about three cells of an object, above which it counts as lost.
+On latents of the shipped codec an object that is gone has .5, one that is half a cell off .1."""
+
+
 def loss_weight(
     data: LatentEpisodes,
     episode: Int64[Tensor, " B"],
@@ -117,18 +125,41 @@ def loss_weight(
 
     Where a moved object stood at first counts like an object: the place has to be cleared.
     """
-    h, w = data.latents.shape[-2:]
-    y, x = torch.meshgrid(torch.arange(h) + 0.5, torch.arange(w) + 0.5, indexing="ij")
-
-    def blobs(points_px: Tensor, sigma_cells: float) -> Tensor:
-        cells = torch.nan_to_num(points_px / 4.0, nan=-1e4)[..., None, None]
-        return torch.exp(-((x - cells[..., 0, :, :]) ** 2 + (y - cells[..., 1, :, :]) ** 2) / (2 * sigma_cells**2))
-
+    size = data.latents.shape[-2:]
     now, then = data.objects_px[episode, frame], data.objects_px[episode, first]
-    distance = (data.objects_m[episode, frame] - data.objects_m[episode, first]).norm(dim=-1)
-    has_moved: Bool[Tensor, "B N"] = distance > 0.01
-    here = blobs(now, 1.6)
+    has_moved = _has_moved(data, episode, frame, first)
+    here = _blobs(now, 1.6, size)
     strength = torch.where(has_moved, objects + moved, objects)[..., None, None]
-    weight = (strength * here).amax(1) + (objects * has_moved[..., None, None] * blobs(then, 1.6)).amax(1)
-    weight = torch.maximum(weight, gripper * blobs(data.tool_px[episode, frame], 2.5))
+    weight = (strength * here).amax(1) + (objects * has_moved[..., None, None] * _blobs(then, 1.6, size)).amax(1)
+    weight = torch.maximum(weight, gripper * _blobs(data.tool_px[episode, frame], 2.5, size))
     return 1.0 + weight[:, None]
+
+
+def lost_objects(
+    data: LatentEpisodes,
+    episode: Int64[Tensor, " B"],
+    frame: Int64[Tensor, " B"],
+    first: Int64[Tensor, " B"],
+    error: Float[Tensor, "B C h w"],
+) -> Float[Tensor, "B 1 h w"]:
+    """Where a rollout has lost a moved object: 1 around it where `error`, imagined minus true frame, is large, else 0.
+
+    From there on the truth is no lesson. A model cannot know that the object it sees here really lies there; to be
+    punished for it teaches it to fade objects out as doubt grows (Huszár 2015, arXiv 1511.05101).
+    """
+    has_moved = _has_moved(data, episode, frame, first)[..., None, None]
+    around = (has_moved * _blobs(data.objects_px[episode, frame], LOST_CELLS, data.latents.shape[-2:])).amax(1) > 0.6
+    wrong = F.avg_pool2d(error.square().mean(1, keepdim=True), 3, stride=1, padding=1) * around[:, None]
+    return (around[:, None] & (wrong.amax((2, 3), keepdim=True) > LOST_ERROR)).float()
+
+
+def _has_moved(data: LatentEpisodes, episode: Tensor, frame: Tensor, first: Tensor) -> Bool[Tensor, "B N"]:
+    distance = (data.objects_m[episode, frame] - data.objects_m[episode, first]).norm(dim=-1)
+    moved: Tensor = distance > 0.01
+    return moved
+
+
+def _blobs(points_px: Tensor, sigma_cells: float, size: torch.Size | tuple[int, int]) -> Tensor:
+    y, x = torch.meshgrid(torch.arange(size[0]) + 0.5, torch.arange(size[1]) + 0.5, indexing="ij")
+    cells = torch.nan_to_num(points_px / 4.0, nan=-1e4)[..., None, None]
+    return torch.exp(-((x - cells[..., 0, :, :]) ** 2 + (y - cells[..., 1, :, :]) ** 2) / (2 * sigma_cells**2))

@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
+from torch.nn import functional as F
 
 from vap_gym.train.latents import LatentEpisodes
+from vap_gym.world.dynamics import PROMPT_TAPS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +29,7 @@ class SlotSettings:
     own_rollouts: float = 0.8
     strides: tuple[float, ...] = (0.75, 0.15, 0.10)
     history_noise: float = 0.05
+    history_blur: float = 0.6  # where the truth is shown: the most that it is mixed with its own blur
     contact_share: float = 0.5  # of rollouts that begin shortly before an object moves
 
 
@@ -40,6 +43,17 @@ def contact_starts(objects_m: Float[Tensor, "E T N 3"]) -> Int64[Tensor, "S 2"]:
     last = (torch.arange(frames) + CONTACT_FRAMES).clamp(max=frames - 1)
     moved = (objects_m[:, last] - objects_m).norm(dim=-1).nan_to_num(0.0).amax(-1)
     return torch.nonzero(moved > CONTACT_M)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlotInputs:
+    """One step of every slot. `prompts` are the next frame's, the last two's and the anchor's."""
+
+    seen: Float[Tensor, "B L C h w"]
+    truth: Float[Tensor, "B C h w"]  # of the next frame
+    last_truth: Float[Tensor, "B C h w"]
+    prompts: UInt8[Tensor, "B taps H W 3"]
+    target: Int64[Tensor, " B"]  # the next frame's index
 
 
 class Slots:
@@ -58,6 +72,9 @@ class Slots:
         self.own = torch.zeros(b, dtype=torch.bool)
         self.anchor = torch.zeros(b, *shape)
         self.history = torch.zeros(b, max(settings.lags), *shape)
+        self.displacement = torch.zeros(b, 2, *shape[1:])
+        width, height = data.frame_size_px
+        self.prompts = torch.zeros(b, PROMPT_TAPS, height, width, 3, dtype=torch.uint8)
 
     @property
     def now(self) -> Tensor:
@@ -90,23 +107,35 @@ class Slots:
         anchor = self.data.latents[self.episode[done], first].float()
         self.anchor[done] = anchor
         self.history[done] = anchor[:, None].expand(-1, self.history.shape[1], -1, -1, -1)
+        self.displacement[done] = 0.0
+        self.prompts[done] = torch.from_numpy(self.data.prompts(self.episode[done], first))[:, None]
 
-    def inputs(self) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """History at the lags, the next frame's true latents, and the frame indices of the prompt taps."""
-        lags = [lag - 1 for lag in self.settings.lags]
-        seen = self.history[:, lags]
-        level = self.settings.history_noise * torch.rand(len(seen), 1, 1, 1, generator=self.rng)
-        level = torch.where(self.own[:, None, None, None] | (self.depth == 0)[:, None, None, None], 0.0, level)
-        seen = seen + (level * torch.randn(seen.shape[0], *seen.shape[2:], generator=self.rng))[:, None]
+    def inputs(self) -> SlotInputs:
+        """What the dynamics see of every slot, and the truth to compare with."""
+        settings, n = self.settings, len(self.history)
+        seen = self.history[:, [lag - 1 for lag in settings.lags]]
+        shown = ~self.own & (self.depth > 0)  # the truth, spoilt a little, so that the model learns to mend it
+        blur = settings.history_blur * torch.rand(n, generator=self.rng) * (torch.rand(n, generator=self.rng) < 0.5)
+        level = settings.history_noise * torch.rand(n, generator=self.rng)
+        blur, level = ((x * shown)[:, None, None, None, None] for x in (blur, level))
+        seen = torch.lerp(seen, _blurred(seen), blur)
+        seen = seen + level * torch.randn(n, 1, *seen.shape[2:], generator=self.rng)
         target = self.now + self.stride
-        truth = self.data.latents[self.episode, target].float()
-        taps = [target, self.now, torch.maximum(self.now - self.stride, self.first), self.first]
-        return seen, truth, taps
+        drawn = torch.from_numpy(self.data.prompts(self.episode, target))
+        self.prompts = torch.cat([drawn[:, None], self.prompts[:, :-2], self.prompts[:, -1:]], dim=1)
+        return SlotInputs(
+            seen=seen,
+            truth=self.data.latents[self.episode, target].float(),
+            last_truth=self.data.latents[self.episode, self.now].float(),
+            prompts=self.prompts,
+            target=target,
+        )
 
-    def advance(self, predicted: Tensor, truth: Tensor) -> None:
+    def advance(self, predicted: Tensor, displacement: Tensor, truth: Tensor) -> None:
         """Take the prediction (or, in slots that are shown the truth, the truth) as the newest frame."""
         newest = torch.where(self.own[:, None, None, None], predicted.detach().float().cpu(), truth)
         self.history = torch.cat([newest[:, None], self.history[:, :-1]], dim=1)
+        self.displacement = displacement.detach().float().cpu()
         self.depth += 1
 
     def state(self) -> dict[str, Any]:
@@ -117,3 +146,9 @@ class Slots:
         """Take up a saved state."""
         for key, value in state.items():
             setattr(self, key, value)
+
+
+def _blurred(frames: Float[Tensor, "B L C h w"]) -> Float[Tensor, "B L C h w"]:
+    """Mean over 3 × 3 cells: what moving a picture by fractions of a cell, again and again, makes of it."""
+    flat = F.pad(frames.flatten(0, 2)[:, None], (1, 1, 1, 1), mode="replicate")
+    return F.avg_pool2d(flat, 3, stride=1).reshape(frames.shape)

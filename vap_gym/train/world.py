@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from vap_gym.train.latents import LatentEpisodes, load_latents, loss_weight
+from vap_gym.train.latents import LatentEpisodes, load_latents, loss_weight, lost_objects
 from vap_gym.train.run import (
     Ema,
     Run,
@@ -25,7 +25,7 @@ from vap_gym.train.run import (
 )
 from vap_gym.train.slots import Slots, SlotSettings
 from vap_gym.world.codec import FrameCodec, charbonnier, to_frames, to_pictures
-from vap_gym.world.dynamics import FrameDynamics
+from vap_gym.world.dynamics import PROMPT_TAPS, SOURCES, FrameDynamics
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,12 +52,14 @@ class WorldRecipe:
     gripper_weight: float = 2.0
     object_weight: float = 3.0
     moved_weight: float = 6.0
+    carried_loss: float = 0.1  # share of the loss that the displaced anchor has by itself
     ema_decay: float = 0.999
     held_out: int = 24
     log_every: int = 50
     save_every: int = 500
     seed: int = 0
-    init: str = ""
+    init: str = ""  # folder of dynamics to start from
+    episodes: int = 0  # the first so many of the data; 0: all
     strides: list[float] = field(default_factory=lambda: [0.75, 0.15, 0.10])
 
 
@@ -83,12 +85,17 @@ def main(
     codec = codec.to(memory_format=torch.channels_last)
     cache = Path(settings.cache) if settings.cache else run.folder / "latents.pt"
     everything = load_latents(
-        [Path(p) for p in settings.data], codec, robot=settings.robot, view=settings.view, cache=cache
+        [Path(p) for p in settings.data],
+        codec,
+        robot=settings.robot,
+        view=settings.view,
+        episodes=settings.episodes,
+        cache=cache,
     )
     with initialised_with(settings.seed):
         model = FrameDynamics(**settings.model).to(place, memory_format=torch.channels_last)
     if settings.init:
-        model.load_state_dict(FrameDynamics.from_pretrained(settings.init, torch_dtype=torch.float32).state_dict())
+        _take_up(model, Path(settings.init))
     optimizer = torch.optim.AdamW(_groups(model, settings.weight_decay), lr=0.0, betas=(0.9, 0.98), fused=True)
     schedule = Schedule(
         peak=settings.learning_rate, steps=settings.steps, warmup_steps=settings.warmup_steps, decay=settings.decay
@@ -142,33 +149,42 @@ def _loss(
     model: FrameDynamics, slots: Slots, settings: WorldRecipe, rng: torch.Generator, place: torch.device
 ) -> Tensor:
     """One step of every slot: predict the next latents, compare, and advance."""
-    seen, truth, taps = slots.inputs()
-    batch = len(truth)
-    pictures = [to_pictures(torch.from_numpy(slots.data.prompts(slots.episode, frame))) for frame in taps]
-    prompts = torch.cat(pictures).contiguous(memory_format=torch.channels_last).to(place)
+    given = slots.inputs()
+    batch = len(given.truth)
     level = torch.sigmoid(torch.randn(batch, generator=rng))
     level = torch.where(torch.rand(batch, generator=rng) < settings.pure_noise, torch.ones(batch), level)
-    noise = float(model.config.noise_scale) * torch.randn(truth.shape, generator=rng)
-    noisy = (1 - level)[:, None, None, None] * truth + level[:, None, None, None] * noise
-    target_frame = slots.now + slots.stride
+    noise = float(model.config.noise_scale) * torch.randn(given.truth.shape, generator=rng)
+    noisy = (1 - level)[:, None, None, None] * given.truth + level[:, None, None, None] * noise
     weight = loss_weight(
-        slots.data, slots.episode, target_frame, slots.first,
+        slots.data, slots.episode, given.target, slots.first,
         gripper=settings.gripper_weight, objects=settings.object_weight, moved=settings.moved_weight,
     )  # fmt: skip
+    lost = lost_objects(slots.data, slots.episode, slots.now, slots.first, given.seen[:, 0] - given.last_truth)
+    weight = torch.where(slots.own[:, None, None, None], weight * (1 - lost), weight)
     with autocast(place):
-        features = model.trajectory.features(prompts)
-        features = features.unflatten(0, (len(taps), batch)).transpose(0, 1)
-        inputs = (
-            seen.to(place),
+        now = model.trajectory.features(_pictures(given.prompts[:, 0], place))[:, None]
+        with torch.no_grad():  # those of earlier prompts come out of the state, as in use
+            past = model.trajectory.features(_pictures(given.prompts[:, 1:].flatten(0, 1), place))
+        features = torch.cat([now, past.unflatten(0, (batch, PROMPT_TAPS - 1))], dim=1)
+        predicted = model(
+            given.seen.to(place),
             slots.anchor.to(place),
             noisy.to(place),
             level.to(place),
             slots.stride.float().to(place),
+            features,
+            slots.displacement.to(place),
         )
-        predicted = model(*inputs, features)
-    loss = latent_loss(predicted, truth.to(place), weight.to(place))
-    slots.advance(predicted, truth)
+    truth, weight = given.truth.to(place), weight.to(place)
+    loss = latent_loss(predicted.latent, truth, weight)
+    moving = (weight - 1.0).clamp(min=0.0)  # around gripper and objects; what stands still needs no displacement
+    loss = loss + settings.carried_loss * latent_loss(predicted.carried, truth, moving)
+    slots.advance(predicted.latent, predicted.displacement, given.truth)
     return loss
+
+
+def _pictures(prompts: UInt8[Tensor, "N H W 3"], place: torch.device) -> Float[Tensor, "N 3 H W"]:
+    return to_pictures(prompts).contiguous(memory_format=torch.channels_last).to(place)
 
 
 def latent_loss(
@@ -176,7 +192,7 @@ def latent_loss(
 ) -> Tensor:
     """Weighted squared plus absolute error, normalised by the mean weight (Sec. 3.3)."""
     error = predicted - truth
-    return ((error.square() + 0.3 * charbonnier(error)) * weight).mean() / weight.mean()
+    return ((error.square() + 0.3 * charbonnier(error)) * weight).mean() / weight.mean().clamp(min=1e-3)
 
 
 @torch.no_grad()
@@ -191,6 +207,7 @@ def score(
     lags = tuple(model.config.lags)
     anchor = held.latents[:, 0].float().to(place)
     history = anchor[:, None].repeat(1, max(lags), 1, 1, 1)
+    displacement = torch.zeros_like(anchor[:, :2])
     features = []
     for t in range(steps + 1):
         pictures = to_pictures(torch.from_numpy(held.prompts(episode, torch.full((n,), t))))
@@ -203,7 +220,8 @@ def score(
         noise = float(model.config.noise_scale) * torch.randn(anchor.shape, generator=seeded(t)).to(place)
         ones = torch.ones(n, device=place)
         with autocast(place):
-            latent = model(history[:, [lag - 1 for lag in lags]], anchor, noise, ones, ones, taps)
+            made_now = model(history[:, [lag - 1 for lag in lags]], anchor, noise, ones, ones, taps, displacement)
+        latent, displacement = made_now.latent, made_now.displacement
         history = torch.cat([latent[:, None], history[:, :-1]], 1)
         truth = held.latents[:, t].float().to(place)
         with autocast(place):
@@ -226,6 +244,24 @@ def score(
         Image.fromarray(torch.cat(rows, 0).numpy()).save(picture)
     codec.to("cpu")
     return scores
+
+
+def _take_up(model: FrameDynamics, folder: Path) -> None:
+    """Start from the weights of a folder. Those of the first release lack the displacement: what knows of it is zero."""
+    from safetensors.torch import load_file
+
+    given = {k: v.float() for k, v in load_file(folder / "diffusion_pytorch_model.safetensors").items()}
+    channels, lags = int(model.config.latent_channels), len(model.config.lags)
+    first, last = "conv_in.weight", ("head.1.weight", "head.1.bias")
+    if given[first].shape[1] == channels * (lags + 2) + 2:
+        seen = given[first]
+        unseen = seen.new_zeros(len(seen), channels + 2, *seen.shape[2:])
+        at = channels * (lags + 1)
+        given[first] = torch.cat([seen[:, :at], unseen, seen[:, at:]], dim=1)
+        for name in last:
+            made, share, flow = given[name].split([channels, SOURCES - 1, 2])
+            given[name] = torch.cat([made, share, torch.zeros_like(share[:1]), flow, torch.zeros_like(flow)])
+    model.load_state_dict(given)
 
 
 def _groups(model: FrameDynamics, weight_decay: float) -> list[dict[str, Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -16,6 +16,8 @@ from vap_gym.world.attention import PlainAttention
 from vap_gym.world.layers import ResBlock, zeroed
 from vap_gym.world.transformer import ControlledTransformer
 
+SOURCES = 4  # of a cell's content: last frame moved, anchor, newly made, anchor moved all the way
+DISPLACEMENT_SCALE = 8.0  # cells that the network sees as 1
 PROMPT_TAPS = 4  # prompt features joined for one frame: this frame's, the two before it, the anchor's
 
 
@@ -48,12 +50,23 @@ class TrajectoryEncoder(nn.Module):
         return self.join_frames(taps.flatten(1, 2))  # type: ignore[no-any-return]
 
 
+class Prediction(NamedTuple):
+    """What the dynamics say of the next frame: its latents, the displacement to hand in with the step after it, and the
+    anchor moved along that displacement (one of the latents' sources, trained to be right by itself)."""
+
+    latent: Float[Tensor, "B C h w"]
+    displacement: Float[Tensor, "B 2 h w"]
+    carried: Float[Tensor, "B C h w"]
+
+
 class FrameDynamics(ModelMixin, ConfigMixin):
     """One frame a step: history and action latents → the next frame's latents.
 
-    The prediction is composed per latent cell from three sources, after Finn et al. 2016 (arXiv 1605.07157) and the
+    The prediction is composed per latent cell from four sources, after Finn et al. 2016 (arXiv 1605.07157) and the
     skip connections of Ebert et al. 2017 (arXiv 1710.05268): the last frame moved along a predicted flow, the anchor
-    frame, and newly made content. What does not move is carried over exactly, which is what keeps objects whole.
+    frame, newly made content, and the anchor frame moved along the *whole way since then*. That way, a displacement per
+    cell, is memory: every step's flow is added to it. An object that is pushed along for twenty steps is thus sampled
+    once from the sharp first frame, where moving the last frame along would blur it twenty times.
 
     Args:
         latent_channels: of the codec.
@@ -64,6 +77,7 @@ class FrameDynamics(ModelMixin, ConfigMixin):
         control_layers: of the ControlNet.
         action_channels, prompt_features: of the trajectory encoder.
         max_flow: largest movement per step, in latent cells.
+        max_change: largest correction of the displacement per step, in latent cells.
     """
 
     @register_to_config
@@ -81,11 +95,12 @@ class FrameDynamics(ModelMixin, ConfigMixin):
         action_channels: int = 16,
         prompt_features: int = 24,
         max_flow: float = 3.0,
+        max_change: float = 1.0,
         noise_scale: float = 0.5,
     ) -> None:
         super().__init__()
         fine, coarse = widths
-        seen = latent_channels * (len(lags) + 2) + 2
+        seen = latent_channels * (len(lags) + 3) + 4
         self.trajectory = TrajectoryEncoder(action_channels=action_channels, features=prompt_features)
         self.conv_in = nn.Conv2d(seen, fine, 3, padding=1)
         self.action_fine = zeroed(nn.Conv2d(action_channels, fine, 3, padding=1))
@@ -119,7 +134,7 @@ class FrameDynamics(ModelMixin, ConfigMixin):
         self.up_coarse = nn.Sequential(*[ResBlock(coarse) for _ in range(blocks[1])])
         self.to_fine = nn.Sequential(nn.SiLU(), nn.Conv2d(coarse, 4 * fine, 3, padding=1), nn.PixelShuffle(2))
         self.up_fine = nn.Sequential(*[ResBlock(fine) for _ in range(blocks[0] + 1)])
-        self.head = nn.Sequential(nn.SiLU(), nn.Conv2d(fine, latent_channels + 5, 3, padding=1))
+        self.head = nn.Sequential(nn.SiLU(), nn.Conv2d(fine, latent_channels + SOURCES + 4, 3, padding=1))
         self.interval = nn.Sequential(
             nn.Linear(4, time_embed_dim), nn.SiLU(), nn.Linear(time_embed_dim, time_embed_dim)
         )
@@ -129,7 +144,8 @@ class FrameDynamics(ModelMixin, ConfigMixin):
             assert last.bias is not None
             last.weight.mul_(0.1)
             last.bias.zero_()
-            last.bias[latent_channels : latent_channels + 3] = torch.tensor([2.5, -1.0, 0.0])  # mostly the last frame
+            mostly_the_last_frame = torch.tensor([2.5, -1.0, 0.0, 0.0])
+            last.bias[latent_channels : latent_channels + SOURCES] = mostly_the_last_frame
 
     def forward(
         self,
@@ -139,7 +155,8 @@ class FrameDynamics(ModelMixin, ConfigMixin):
         time: Float[Tensor, " B"],
         interval: Float[Tensor, " B"],
         prompt_taps: Float[Tensor, "B taps F h w"],
-    ) -> Float[Tensor, "B C h w"]:
+        displacement: Float[Tensor, "B 2 h w"],
+    ) -> Prediction:
         """Predict the next clean latents (x0) from noisy ones.
 
         Args:
@@ -149,11 +166,15 @@ class FrameDynamics(ModelMixin, ConfigMixin):
             time: t in [0, 1]; 1 is pure noise.
             interval: control steps per frame (1 at the control rate).
             prompt_taps: features of the prompts: next frame, last, one before, anchor.
+            displacement: from each cell of the last frame to where its content was in the anchor frame, x and y in
+                cells; zero at the start, then as the last prediction gave it.
         """
         batch, _, _, h, w = history.shape
         action = self.trajectory(prompt_taps)
         levels = torch.stack([time, interval / 3.0], dim=1)[:, :, None, None].expand(batch, 2, h, w)
-        x = torch.cat([history.flatten(1, 2), anchor, noisy, levels.to(history.dtype)], dim=1)
+        carried = warp(anchor.float(), displacement.float())
+        way = displacement / DISPLACEMENT_SCALE
+        x = torch.cat([history.flatten(1, 2), anchor, carried, way, noisy, levels.to(history.dtype)], dim=1)
         x = x.contiguous(memory_format=torch.channels_last)
         fine = self.down_fine(self.conv_in(x) + self.action_fine(action))
         coarse = self.down_coarse(self.to_coarse(F.silu(fine)) + self.action_coarse(action))
@@ -166,14 +187,17 @@ class FrameDynamics(ModelMixin, ConfigMixin):
         )[:, 0]
         coarse = self.up_coarse(coarse + tokens.contiguous(memory_format=torch.channels_last))
         fine = self.up_fine(fine + self.to_fine(coarse))
-        return self._compose(self.head(fine).float(), history[:, 0].float(), anchor.float())
+        return self._compose(self.head(fine).float(), history[:, 0].float(), anchor.float(), displacement.float())
 
-    def _compose(self, head: Tensor, last: Tensor, anchor: Tensor) -> Float[Tensor, "B C h w"]:
-        channels = last.shape[1]
-        made = torch.tanh(head[:, :channels])
-        share = torch.softmax(head[:, channels : channels + 3], dim=1)
-        flow = self.config.max_flow * torch.tanh(head[:, channels + 3 :])
-        return share[:, :1] * warp(last, flow) + share[:, 1:2] * anchor + share[:, 2:] * made
+    def _compose(self, head: Tensor, last: Tensor, anchor: Tensor, displacement: Tensor) -> Prediction:
+        made, share, flow, change = head.split([last.shape[1], SOURCES, 2, 2], dim=1)
+        share = torch.softmax(share, dim=1)
+        flow = self.config.max_flow * torch.tanh(flow)
+        displacement = warp(displacement, flow) + flow + self.config.max_change * torch.tanh(change)
+        carried = warp(anchor, displacement)
+        sources = (warp(last, flow), anchor, torch.tanh(made), carried)
+        latent = torch.stack([share[:, i : i + 1] * source for i, source in enumerate(sources)]).sum(0)
+        return Prediction(latent=latent, displacement=displacement, carried=carried)
 
 
 def warp(picture: Float[Tensor, "B C h w"], flow_cells: Float[Tensor, "B 2 h w"]) -> Float[Tensor, "B C h w"]:

@@ -28,8 +28,8 @@ class WorldModel:
     """An action-to-video model with explicit state.
 
     `state` is a flat TensorDict with batch size [B]: `latent` (B, C, h, w) is the newest frame, `history` the last
-    frames' latents, `anchor` the first frame's, `prompt_features` and `anchor_prompt` those of the last prompts,
-    `step` and `seed` drive the noise. Index assignment is a partial reset, `expand` a branch.
+    frames' latents, `anchor` the first frame's, `displacement` (B, 2, h, w) says where in it each cell's content was,
+    `prompt_features` and `anchor_prompt` are those of the last prompts, `step` and `seed` drive the noise. Index assignment is a partial reset, `expand` a branch.
 
     Args:
         codec, dynamics: the two networks.
@@ -151,6 +151,7 @@ class WorldModel:
                 "latent": latent,
                 "history": latent[:, None].expand(-1, max(self.lags), -1, -1, -1).clone(),
                 "anchor": latent.clone(),
+                "displacement": latent.new_zeros(batch, 2, *latent.shape[2:]),
                 "prompt_features": features[:, None].expand(-1, PROMPT_TAPS - 2, -1, -1, -1).clone(),
                 "anchor_prompt": features,
                 "step": torch.zeros(batch, dtype=torch.int64, device=self.device),
@@ -196,19 +197,20 @@ class WorldModel:
         now = self._features(prompts)
         taps = torch.cat([now[:, None], state["prompt_features"], state["anchor_prompt"][:, None]], dim=1)
         seen = history[:, [lag - 1 for lag in self.lags]]
-        scale, latent = float(self.dynamics.config.noise_scale), None
+        scale, made = float(self.dynamics.config.noise_scale), None
         spans = torch.full((batch,), float(interval), device=self.device)
         for i in range(evaluations):
-            level = 1.0 if latent is None else NEAR_CLEAN
+            level = 1.0 if made is None else NEAR_CLEAN
             noise = counter_noise(state["seed"], state["step"], i, tuple(history.shape[2:]))
-            noisy = scale * noise if latent is None else (1 - level) * latent + level * scale * noise
+            noisy = scale * noise if made is None else (1 - level) * made.latent + level * scale * noise
             times = torch.full((batch,), level, device=self.device)
             with self._autocast():
-                latent = self.dynamics(seen, state["anchor"], noisy, times, spans, taps)
-        assert latent is not None
+                made = self.dynamics(seen, state["anchor"], noisy, times, spans, taps, state["displacement"])
+        assert made is not None
         following = state.copy()
-        following["latent"] = latent
-        following["history"] = torch.cat([latent[:, None], history[:, :-1]], dim=1)
+        following["latent"] = made.latent
+        following["displacement"] = made.displacement
+        following["history"] = torch.cat([made.latent[:, None], history[:, :-1]], dim=1)
         following["prompt_features"] = torch.cat([now[:, None], state["prompt_features"][:, :-1]], dim=1)
         following["step"] = state["step"] + 1
         return following
