@@ -27,7 +27,7 @@ LAYERS = (
     ("judge",),
     ("data",),
     ("sim",),
-    ("photo", "starts", "stage", "imagine", "loading", "viewer", "env", "vector", "oracle_env", "twin"),
+    ("photo", "starts", "trust", "stage", "imagine", "loading", "viewer", "env", "vector", "oracle_env", "twin"),
     ("real_start", "scripted"),
     ("train",),
     ("plan",),

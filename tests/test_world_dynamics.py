@@ -47,7 +47,14 @@ def inputs(seed: int = 0) -> dict[str, Tensor]:
         "interval": torch.ones(BATCH),
         "prompt_taps": drawn(BATCH, PROMPT_TAPS, FEATURES, HEIGHT, WIDTH),
         "displacement": 2.0 * drawn(BATCH, 2, HEIGHT, WIDTH),
+        "bones": bones(rng),
     }
+
+
+def bones(rng: torch.Generator) -> Tensor:
+    """Two bones in three views: within the picture, wide enough to cover cells, in front of the camera."""
+    ends = torch.rand(BATCH, 3, 2, 4, generator=rng) * torch.tensor([48.0, 32.0, 48.0, 32.0])
+    return torch.cat([ends, torch.full((BATCH, 3, 2, 2), 5.0), torch.ones(BATCH, 3, 2, 2)], dim=-1)
 
 
 @torch.no_grad()
@@ -56,7 +63,7 @@ def test_every_input_counts_once_trained() -> None:
     before = model(**given).latent
     assert before.shape == (BATCH, CHANNELS, HEIGHT, WIDTH)
     for name, value in given.items():
-        other = {"time": value * 0.5, "interval": value * 2}.get(name, -value)
+        other = {"time": value * 0.5, "interval": value * 2, "bones": value.flip(1)}.get(name, -value)
         assert (model(**{**given, name: other}).latent - before).abs().max() > 1e-4, name
     for tap in range(PROMPT_TAPS):
         taps = given["prompt_taps"].clone()
@@ -90,6 +97,23 @@ def test_predictions_stay_within_the_latents_range() -> None:
 
 
 @torch.no_grad()
+def test_the_robots_first_picture_moves_with_its_bones() -> None:
+    """Untrained: what kinematics says is followed, and what it does not say is left to the network."""
+    model, given = small(), inputs()
+    for parameter in (model.head[-1].weight, model.head[-1].bias):  # type: ignore[union-attr]
+        parameter.data.zero_()  # type: ignore[union-attr]
+    here = torch.tensor([8.0, 16.0, 28.0, 16.0, 6.0, 6.0, 1.0, 1.0])
+    there = here + torch.tensor([8.0, 4.0, 8.0, 4.0, 0.0, 0.0, 0.0, 0.0])
+    given["bones"] = torch.stack([there, here, here])[None, :, None].expand(BATCH, -1, -1, -1)
+    given["displacement"] = torch.zeros_like(given["displacement"])
+    _, displacement, carried = model(**given)
+    assert not displacement.any()  # the robot's own way is not remembered: bones tell it anew at every step
+    shifted = torch.roll(given["anchor"], (1, 2), dims=(2, 3))
+    torch.testing.assert_close(carried[:, :, 5, 5:8], shifted[:, :, 5, 5:8], atol=1e-4, rtol=0)
+    torch.testing.assert_close(carried[:, :, 0], given["anchor"][:, :, 0], atol=1e-4, rtol=0)
+
+
+@torch.no_grad()
 def test_a_slot_does_not_depend_on_its_batch_mates() -> None:
     model, given, other = perturbed(), inputs(), inputs(1)
     mixed = {name: torch.cat([value[:1], other[name][1:]]) for name, value in given.items()}
@@ -105,6 +129,7 @@ def test_what_is_carried_comes_from_the_first_frame_along_the_whole_way() -> Non
     assert last.bias is not None
     last.weight.zero_()
     last.bias.zero_()
+    given["bones"] = given["bones"][:, :, :0]
     steady = -torch.atanh(torch.tensor(1.0 / model.config.max_flow))  # content moves right: it comes from the left
     last.bias[CHANNELS + SOURCES] = steady
     given["displacement"] = torch.zeros_like(given["displacement"])

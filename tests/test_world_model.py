@@ -246,3 +246,42 @@ def test_bfloat16_is_the_default_only_where_it_is_native() -> None:
     native = torch.cpu._is_avx512_bf16_supported()
     assert native_dtype(torch.device("cpu")) == (torch.bfloat16 if native else torch.float32)
     assert WorldModel(*networks()).dtype == native_dtype(torch.device("cpu"))
+
+
+# --- bones ---
+
+
+def bones(*batch: int, seed: int = 0) -> Tensor:
+    rng = torch.Generator().manual_seed(seed)
+    ends = torch.rand(*batch, 2, 4, generator=rng) * torch.tensor([WIDTH, HEIGHT, WIDTH, HEIGHT])
+    return torch.cat([ends, torch.full((*batch, 2, 2), 5.0), torch.ones(*batch, 2, 2)], dim=-1)
+
+
+def test_bones_steer_and_are_remembered(world: WorldModel) -> None:
+    seen, prompts, later = bones(BATCH), pictures(BATCH, STEPS, seed=1), bones(BATCH, STEPS, seed=2)
+    state = world.start(pictures(BATCH), pictures(BATCH, seed=100), torch.arange(BATCH), bones=seen)
+    assert torch.equal(state["bones"], seen)
+    together, frames = world.predict(state, prompts, bones=later)
+    assert torch.equal(together["bones"], later[:, -1])
+    assert torch.equal(together["anchor_bones"], seen)
+    one, _ = world.predict(state, prompts[:, :2], bones=later[:, :2])
+    parts, _ = world.predict(one, prompts[:, 2:], bones=later[:, 2:])
+    assert_same(parts, together)
+    other = world.predict(state, prompts, bones=later.flip(1))[1]
+    assert frames is not None
+    assert other is not None
+    assert not torch.equal(frames, other)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_bones_of_another_shape_or_at_one_end_only_are_refused(world: WorldModel) -> None:
+    good, seed = pictures(BATCH), torch.arange(BATCH)
+    with pytest.raises(VapError, match=r"bones must have shape \(3, bones, 8\), got \(3, 2, 6\)"):
+        world.start(good, good, seed, bones=bones(BATCH)[..., :6])
+    told = world.start(good, good, seed, bones=bones(BATCH))
+    with pytest.raises(VapError, match=r"bones must have shape \(3, 4, bones, 8\), got \(3, 2, 8\)"):
+        world.predict(told, pictures(BATCH, STEPS), bones=bones(BATCH))
+    with pytest.raises(VapError, match=r"those that start\(\) was given \(2 of them\), got 0"):
+        world.predict(told, pictures(BATCH, STEPS))
+    with pytest.raises(VapError, match=r"those that start\(\) was given \(0 of them\), got 2"):
+        world.predict(begun(world), pictures(BATCH, STEPS), bones=bones(BATCH, STEPS))

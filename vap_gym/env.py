@@ -42,6 +42,9 @@ class VapEnv(gym.Env[Observation, np.ndarray]):
         task: "reach", "push", "lift" or "any": which shipped starts are drawn.
         starts: another file of start states.
         reward: "progress" or "success".
+        trust_samples: imagine every step so many times with other noise; `info["trust"]["spread_grey"]` then tells how
+            far the samples have come apart, in grey levels. 0: not; 4 costs about four times as much.
+        max_adherence_px: truncate where the judge sees the gripper further than this from where it was commanded to be.
         render_mode: "rgb_array", "human" (a window, with pygame) or None.
     """
 
@@ -63,6 +66,8 @@ class VapEnv(gym.Env[Observation, np.ndarray]):
         task: str | None = None,
         starts: str | Path | None = None,
         reward: str = "progress",
+        trust_samples: int = 0,
+        max_adherence_px: float | None = None,
         render_mode: str | None = None,
     ) -> None:
         if render_mode not in (None, *self.metadata["render_modes"]):
@@ -70,6 +75,7 @@ class VapEnv(gym.Env[Observation, np.ndarray]):
         self._made_with: dict[str, Any] = {
             "card": card, "world_model": world_model, "device": device, "dtype": dtype, "prompt": prompt,
             "action_mode": action_mode, "obs_type": obs_type, "robot": robot, "judge": judge, "reward": reward,
+            "trust_samples": trust_samples, "max_adherence_px": max_adherence_px,
         }  # fmt: skip
         self._own: dict[str, Any] = {"camera": camera, "task": task, "starts": starts}
         self._stage = build_stage(**self._made_with)
@@ -124,7 +130,8 @@ class VapEnv(gym.Env[Observation, np.ndarray]):
         self._state, outcome = self._stage.advance(self.state, action_row[None, None])
         self._show()
         info = self._stage.info(self._state["about"][0], outcome.motion, 0, 0, outcome)
-        return self._observation(), float(outcome.reward[0, 0]), self._ends(outcome.success[0, 0]), False, info
+        terminated, truncated = self._ends(outcome.success[0, 0]), bool(outcome.untrusted[0, 0])
+        return self._observation(), float(outcome.reward[0, 0]), terminated, truncated, info
 
     def step_chunk(
         self, actions: object
@@ -149,7 +156,7 @@ class VapEnv(gym.Env[Observation, np.ndarray]):
         ]
         infos = [self._stage.info(about, outcome.motion, 0, k, outcome) for k in range(count)]
         terminated = np.array([self._ends(success) for success in outcome.success[0]])
-        return stacked(steps), outcome.reward[0].copy(), terminated, np.zeros(count, bool), infos
+        return stacked(steps), outcome.reward[0].copy(), terminated, outcome.untrusted[0].copy(), infos
 
     def save(self) -> TensorDict:
         """Return a snapshot: the whole state, batch size [1]. `imagine.write_state` puts it into a file.

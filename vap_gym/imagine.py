@@ -23,7 +23,7 @@ from vap_gym.errors import ActionError, CheckpointError, VapError, unknown_name
 from vap_gym.geometry import Camera, xyz_euler_from_pose
 from vap_gym.interfaces import World
 from vap_gym.kinematics import Clipped, Controller, RobotState, gripper_joint_values
-from vap_gym.prompts.raster import draw
+from vap_gym.prompts.raster import bone_figures, draw
 from vap_gym.prompts.skeleton import Skeleton
 
 Batched = TypeVar("Batched", RobotState, Clipped, "Motion")
@@ -41,6 +41,7 @@ class Motion:
     tool_m: Float[Tensor, "B K 3"]  # the centre between the finger ends, base frame
     tool_px: Float[Tensor, "B K 2"]  # the same in the frame
     prompts: UInt8[Tensor, "B K H W 3"]
+    bones: Float[Tensor, "B K bones 8"]  # where the prompts' bones are, see `prompts.raster.bone_figures`
     clipped: Clipped  # batch (B, K)
 
     def at(self, k: int) -> Motion:
@@ -79,6 +80,7 @@ class Rig:
 
     def look(self, robot: RobotState, camera: Camera, clipped: Clipped | None = None) -> Motion:
         """Return poses, pixels and prompts of robot states of batch (B,), as a motion of one step (K = 1)."""
+        points = self.skeleton.keypoints(robot)
         T_tip, T_tool = self._links.links(self._joints(robot)).unbind(-3)
         tool_px, _ = camera.project(T_tool[:, None, :3, 3])
         if clipped is None:
@@ -94,7 +96,8 @@ class Rig:
             cartesian=xyz_euler_from_pose(T_tip)[:, None],
             tool_m=T_tool[:, None, :3, 3],
             tool_px=tool_px,
-            prompts=self._draw(robot, camera)[:, None],
+            prompts=self._draw(points, camera)[:, None],
+            bones=self._bones(points, camera)[:, None],
             clipped=mapped(clipped, lambda x: x[:, None]),
         )
 
@@ -102,12 +105,15 @@ class Rig:
         gripper = gripper_joint_values(self.robot.gripper, robot.gripper)
         return torch.cat([robot.q, gripper], -1)[..., self._joint_order]
 
-    def _draw(self, robot: RobotState, camera: Camera) -> UInt8[Tensor, "B H W 3"]:
+    def _draw(self, points: Float[Tensor, "B P 3"], camera: Camera) -> UInt8[Tensor, "B H W 3"]:
         width, height = self.frame_size_px
         if self.prompt == "none":
-            return torch.zeros(len(robot.gripper), height, width, 3, dtype=torch.uint8)
-        pictures = draw(self.skeleton.keypoints(robot), camera, self.skeleton, frame_size_px=self.frame_size_px)
-        return torch.from_numpy(pictures)
+            return torch.zeros(len(points), height, width, 3, dtype=torch.uint8)
+        return torch.from_numpy(draw(points, camera, self.skeleton, frame_size_px=self.frame_size_px))
+
+    def _bones(self, points: Float[Tensor, "B P 3"], camera: Camera) -> Float[Tensor, "B bones 8"]:
+        figures = bone_figures(points, camera, self.skeleton, frame_size_px=self.frame_size_px).float()
+        return torch.zeros_like(figures) if self.prompt == "none" else figures  # zeros: nowhere to be seen
 
 
 class Imagination:
@@ -147,8 +153,13 @@ class Imagination:
         slots["camera_K"] = camera.K.float().expand(B, 3, 3).clone()
         slots["camera_T_world_camera"] = camera.T_world_camera.float().expand(B, 4, 4).clone()
         slots["step"] = torch.zeros(B, dtype=torch.int64)
-        prompts = self.look(TensorDict(slots, batch_size=[B])).prompts[:, 0]
-        world = self.world.start(frames.to(self.device), prompts.to(self.device), seed.to(self.device))
+        seen = self.look(TensorDict(slots, batch_size=[B]))
+        world = self.world.start(
+            frames.to(self.device),
+            seen.prompts[:, 0].to(self.device),
+            seed.to(self.device),
+            bones=seen.bones[:, 0].to(self.device),
+        )
         slots |= {f"world_{key}": value for key, value in world.items()}
         return TensorDict(slots, batch_size=[B])
 
@@ -188,7 +199,11 @@ class Imagination:
     ) -> tuple[TensorDict, UInt8[Tensor, "B K H W 3"] | None]:
         """Return the state and the frames after a motion that began in `state`: the second half of `step`."""
         world, frames = self.world.predict(
-            self._world_state(state), motion.prompts.to(self.device), decode=decode, evaluations=evaluations
+            self._world_state(state),
+            motion.prompts.to(self.device),
+            bones=motion.bones.to(self.device),
+            decode=decode,
+            evaluations=evaluations,
         )
         return self._advanced(state, motion, world), frames
 
@@ -202,10 +217,13 @@ class Imagination:
             the state after T steps, the latent of every step (for `Judge.read_latents`), and what the robot did.
         """
         motion = self.follow(state, actions)
-        prompts = motion.prompts.to(self.device)
+        prompts, bones = motion.prompts.to(self.device), motion.bones.to(self.device)
         world, latents = self._world_state(state), []
         for t in range(prompts.shape[1]):
-            world, _ = self.world.predict(world, prompts[:, t : t + 1], decode=False, evaluations=evaluations)
+            now = slice(t, t + 1)
+            world, _ = self.world.predict(
+                world, prompts[:, now], bones=bones[:, now], decode=False, evaluations=evaluations
+            )
             latents.append(world["latent"])
         return self._advanced(state, motion, world), torch.stack(latents, 1), motion
 

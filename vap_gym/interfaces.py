@@ -26,9 +26,15 @@ class World(Protocol):
         ...
 
     def start(
-        self, frames: UInt8[Tensor, "B H W 3"], prompts: UInt8[Tensor, "B H W 3"], seed: Int64[Tensor, "B"]
+        self,
+        frames: UInt8[Tensor, "B H W 3"],
+        prompts: UInt8[Tensor, "B H W 3"],
+        seed: Int64[Tensor, "B"],
+        *,
+        bones: Float[Tensor, "B bones 8"] | None = None,
     ) -> TensorDict:
-        """Return the state after seeing the first frames and their prompts; `seed` is each slot's own noise."""
+        """Return the state after seeing the first frames and their prompts; `seed` is each slot's own noise, `bones`
+        say in numbers where the prompts' bones are (see `prompts.raster.bone_figures`)."""
         ...
 
     def predict(
@@ -36,6 +42,7 @@ class World(Protocol):
         state: TensorDict,
         prompts: UInt8[Tensor, "B K H W 3"],
         *,
+        bones: Float[Tensor, "B K bones 8"] | None = None,
         decode: bool = True,
         evaluations: int | None = None,
     ) -> tuple[TensorDict, UInt8[Tensor, "B K H W 3"] | None]:

@@ -31,6 +31,8 @@ def build_stage(
     robot: str | Path | None = None,
     judge: str | Path | Judge | None = "tiny",
     reward: str = "progress",
+    trust_samples: int = 0,
+    max_adherence_px: float | None = None,
 ) -> Stage:
     """Return the stage that a card and its overrides describe; None takes the card's own."""
     env_card = load_env(card)
@@ -49,6 +51,8 @@ def build_stage(
         reads_latents=isinstance(judge, str | Path) and str(judge) == str(named),
         reward=reward,
         obs_type=obs_type or env_card.obs_type,
+        trust_samples=trust_samples,
+        max_adherence_px=max_adherence_px,
     )
 
 

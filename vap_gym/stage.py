@@ -1,7 +1,8 @@
 """A stage: imagination, judge and task put together, as functions of one explicit state; envs are thin over it.
 
 The state is imagination's TensorDict and these keys: `frame` (the newest picture), `about` (instruction and scene, JSON
-bytes), `tool_start_m`, `object_start_m`, `object_m` (where the task's object was last seen) and `progress`.
+bytes), `tool_start_m`, `object_start_m`, `object_m` (where the task's object was last seen) and `progress`; with
+trust samples also theirs, `sample_*`.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from vap_gym.interfaces import Judge, Reading
 from vap_gym.sim.spec import SceneSpec
 from vap_gym.sim.tasks import progress
 from vap_gym.starts import Start
+from vap_gym.trust import SampleSpread
 
 OBS_TYPES = ("pixels", "pixels_agent_pos")
 REWARDS = ("progress", "success")
@@ -57,6 +59,8 @@ class Outcome:
     motion: Motion
     adherence_px: Float[np.ndarray, "B K"] | None  # None without a judge
     gripper_confidence: Float[np.ndarray, "B K"] | None
+    spread_grey: Float[np.ndarray, "B K"] | None  # None unless trust_samples are asked for
+    untrusted: Bool[np.ndarray, "B K"]  # the gripper is seen further from where it should be than is allowed
     timings: Timings
 
 
@@ -70,6 +74,9 @@ class Stage:
         reads_latents: the judge knows the world model's latents and reads those, which saves encoding the frames.
         reward: "progress" (how much of the task this step solved) or "success" (1 where it is solved).
         obs_type: "pixels", or "pixels_agent_pos" for a dict with the joints and closedness beside the frame.
+        trust_samples: imagine every slot so many times and tell how much the pictures differ; 0: not.
+        max_adherence_px: truncate an episode where the judge sees the gripper further than this from where it was
+            commanded to be (and it was to be in the picture); None: never.
     """
 
     def __init__(
@@ -81,9 +88,14 @@ class Stage:
         reads_latents: bool = False,
         reward: str = "progress",
         obs_type: str = "pixels",
+        trust_samples: int = 0,
+        max_adherence_px: float | None = None,
     ) -> None:
         if reward not in REWARDS:
             raise unknown_name("reward", reward, REWARDS)
+        if max_adherence_px is not None and (judge is None or not max_adherence_px > 0):
+            got = "no judge" if judge is None else f"max_adherence_px={max_adherence_px}"
+            raise VapError(f"max_adherence_px must be above 0 and needs a judge to see the gripper, got {got}. Try 10.")
         self.card = card
         self.imagination = imagination
         self.rig = imagination.rig
@@ -91,6 +103,8 @@ class Stage:
         self.reads_latents = reads_latents
         self.reward = reward
         self.obs_type = obs_type
+        self.spread = SampleSpread(imagination.world, trust_samples) if trust_samples else None
+        self.max_adherence_px = max_adherence_px
         self.observation_space = observation_space(self.rig, obs_type)
         self.action_space = action_space(self.rig)
 
@@ -114,7 +128,16 @@ class Stage:
             state["object_m"] = self._last_seen(state, self.read(state, tool_m))
         state["object_start_m"] = state["object_m"].clone()
         state["progress"] = torch.zeros(len(starts), dtype=torch.float64)
+        if self.spread is not None:
+            self.spread.start(state)
         return state
+
+    @property
+    def state_keys(self) -> tuple[str, ...]:
+        """What a snapshot must hold to be loaded here."""
+        memory: tuple[str, ...] = getattr(self.imagination.world, "state_keys", ())
+        samples = [f"sample_{key}" for key in memory] if self.spread is not None else []
+        return ("frame", "about", "robot_q", "step", *(f"world_{key}" for key in memory), *samples)
 
     @torch.no_grad()
     def advance(self, state: TensorDict, actions: Float[Tensor, "B K A"]) -> tuple[TensorDict, Outcome]:
@@ -134,6 +157,9 @@ class Stage:
             state["frame"] = frames[:, 0].cpu()
             imagined = time.perf_counter()
             rows.append(self._score(state, motion.at(k)))
+            if self.spread is not None:
+                prompts, bones = (x[:, k].to(self.imagination.device) for x in (motion.prompts, motion.bones))
+                rows[-1]["spread_grey"] = self.spread.step(state, prompts, bones, frames[:, 0]).double().numpy()
             world_s, judge_s = world_s + imagined - began, judge_s + time.perf_counter() - imagined
         columns: dict[str, Any] = {
             key: None if rows[0][key] is None else np.stack([row[key] for row in rows], 1) for key in rows[0]
@@ -154,7 +180,8 @@ class Stage:
         B = len(state)
         row: dict[str, Any] = {
             "frames": state["frame"].numpy(), "reward": np.zeros(B), "progress": np.zeros(B),
-            "success": np.zeros(B, bool), "adherence_px": None, "gripper_confidence": None,
+            "success": np.zeros(B, bool), "adherence_px": None, "gripper_confidence": None, "spread_grey": None,
+            "untrusted": np.zeros(B, bool),
         }  # fmt: skip
         if self.judge is None:
             return row
@@ -165,6 +192,11 @@ class Stage:
         row["progress"], row["success"] = value, value >= 1.0
         row["reward"] = np.float64(value >= 1.0) if self.reward == "success" else value - state["progress"].numpy()
         row["adherence_px"] = (reading.gripper_px.cpu().float() - motion.tool_px[:, 0]).norm(dim=-1).double().numpy()
+        if self.max_adherence_px is not None:
+            width, height = self.rig.frame_size_px
+            at = motion.tool_px[:, 0].numpy()
+            inside = ((at >= 0) & (at < (width, height))).all(-1)
+            row["untrusted"] = inside & (row["adherence_px"] > self.max_adherence_px)
         row["gripper_confidence"] = reading.gripper_confidence.cpu().double().numpy()
         state["progress"] = torch.from_numpy(value)
         return row
@@ -221,6 +253,8 @@ class Stage:
                     "adherence_px": float(outcome.adherence_px[i, k]),
                     "gripper_confidence": float(outcome.gripper_confidence[i, k]),
                 }
+            if outcome.spread_grey is not None:
+                info["trust"]["spread_grey"] = float(outcome.spread_grey[i, k])
         return info
 
 
@@ -316,13 +350,13 @@ def fitting_snapshot(snapshot: TensorDict | str | Path, stage: Stage, *, slots: 
             f"A snapshot of {slots} slot(s) is needed, got batch size {tuple(state.batch_size)}. "
             "Index it: snapshot[i : i + 1]."
         )
-    missing = [key for key in ("frame", "about", "robot_q", "step") if key not in state.keys()]  # noqa: SIM118
+    missing = [key for key in stage.state_keys if key not in state.keys()]  # noqa: SIM118
     if missing or state["robot_q"].shape[-1] != len(stage.rig.robot.arm_joints):
         raise VapError(
             f"The snapshot is of another env: {f'it lacks {missing}' if missing else 'its robot has other joints'}. "
             "Load one that save() of an env made in the same way gave."
         )
-    for key in [key for key in state.keys() if key.startswith("world_")]:  # noqa: SIM118
+    for key in [key for key in state.keys() if key.startswith(("world_", "sample_"))]:  # noqa: SIM118
         state[key] = state[key].to(stage.imagination.device)
     return state
 

@@ -66,6 +66,8 @@ class VapVectorEnv(VectorEnv[Observation, np.ndarray, np.ndarray]):
         task: str | None = None,
         starts: str | Path | None = None,
         reward: str = "progress",
+        trust_samples: int = 0,
+        max_adherence_px: float | None = None,
         render_mode: str | None = None,
     ) -> None:
         if num_envs < 1:
@@ -75,6 +77,7 @@ class VapVectorEnv(VectorEnv[Observation, np.ndarray, np.ndarray]):
         self._made_with: dict[str, Any] = {
             "card": card, "world_model": world_model, "device": device, "dtype": dtype, "prompt": prompt,
             "action_mode": action_mode, "obs_type": obs_type, "robot": robot, "judge": judge, "reward": reward,
+            "trust_samples": trust_samples, "max_adherence_px": max_adherence_px,
         }  # fmt: skip
         self._own: dict[str, Any] = {"camera": camera, "task": task, "starts": starts}
         self._stage = build_stage(**self._made_with)
@@ -154,7 +157,7 @@ class VapVectorEnv(VectorEnv[Observation, np.ndarray, np.ndarray]):
         self._state, outcome = self._stage.advance(self.state, rows[:, None])
         rewards, success = outcome.reward[:, 0].copy(), outcome.success[:, 0]
         terminated = success & self._stage.card.terminate_on_success
-        truncated = self._truncated()
+        truncated = self._truncated() | outcome.untrusted[:, 0]
         anew = np.zeros(self.num_envs, bool)
         if self.autoreset_mode is AutoresetMode.NEXT_STEP:
             anew = self._ended

@@ -20,7 +20,7 @@ from vap_gym.geometry import Camera
 from vap_gym.judge import Judge
 from vap_gym.kinematics.control import Controller
 from vap_gym.metrics import Interval, bootstrap_interval, paired_bootstrap_interval
-from vap_gym.prompts.raster import draw
+from vap_gym.prompts.raster import bone_figures, draw
 from vap_gym.prompts.skeleton import Skeleton
 from vap_gym.world.model import WorldModel
 
@@ -221,14 +221,22 @@ def cameras(clips: Clips) -> Camera:
     )
 
 
-def prompts_of(clips: Clips, robot: str) -> UInt8[np.ndarray, "N T H W 3"]:
+@dataclass(frozen=True, kw_only=True)
+class Prompted:
+    """What the world model is told of N clips' robots, frame by frame."""
+
+    prompts: UInt8[np.ndarray, "N T H W 3"]
+    bones: Float[np.ndarray, "N T bones 8"]
+
+
+def prompts_of(clips: Clips, robot: str) -> Prompted:
     """The prompts of the clips' nominal states."""
     skeleton = Skeleton(load_robot(robot))
     points = skeleton.at_joints(torch.from_numpy(clips.joints_rad).float(), torch.from_numpy(clips.closedness).float())
-    return draw(points, cameras(clips), skeleton)
+    return _prompted(points, clips, skeleton)
 
 
-def swapped_prompts(clips: Clips, actions: np.ndarray, robot: str) -> UInt8[np.ndarray, "N T H W 3"]:
+def swapped_prompts(clips: Clips, actions: np.ndarray, robot: str) -> Prompted:
     """Prompts of other actions from the clips' own starts, through the nominal controller."""
     card = load_robot(robot)
     controller, skeleton = Controller(card), Skeleton(card)
@@ -239,19 +247,25 @@ def swapped_prompts(clips: Clips, actions: np.ndarray, robot: str) -> UInt8[np.n
     for t in range(STEPS):
         state, _ = controller.step(state, torch.from_numpy(actions[:, t]).float())
         points.append(skeleton.keypoints(state))
-    return draw(torch.stack(points, 1), cameras(clips), skeleton)
+    return _prompted(torch.stack(points, 1), clips, skeleton)
+
+
+def _prompted(points: torch.Tensor, clips: Clips, skeleton: Skeleton) -> Prompted:
+    seen_by = cameras(clips)
+    return Prompted(prompts=draw(points, seen_by, skeleton), bones=bone_figures(points, seen_by, skeleton).numpy())
 
 
 def imagine(
-    world: WorldModel, clips: Clips, prompts: np.ndarray, *, batch: int, evaluations: int | None
+    world: WorldModel, clips: Clips, told: Prompted, *, batch: int, evaluations: int | None
 ) -> UInt8[np.ndarray, "N S H W 3"]:
     """Imagine the STEPS frames after each clip's first."""
     made = []
     for i in range(0, len(clips), batch):
         part = slice(i, i + batch)
-        given = torch.from_numpy(prompts[part])
-        state = world.start(torch.from_numpy(clips.frames[part, 0]), given[:, 0], torch.arange(i, i + len(given)))
-        _, frames = world.predict(state, given[:, 1:], evaluations=evaluations)
+        prompts, bones = torch.from_numpy(told.prompts[part]), torch.from_numpy(told.bones[part])
+        seeds = torch.arange(i, i + len(prompts))
+        state = world.start(torch.from_numpy(clips.frames[part, 0]), prompts[:, 0], seeds, bones=bones[:, 0])
+        _, frames = world.predict(state, prompts[:, 1:], bones=bones[:, 1:], evaluations=evaluations)
         assert frames is not None
         made.append(frames.numpy())
     return np.concatenate(made)

@@ -14,6 +14,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
+from tensordict import TensorDict
 
 from vap_gym.cards import load_env, load_robot
 from vap_gym.env import VapEnv
@@ -182,11 +183,12 @@ def rollout_figures(made: dict[str, Any], *, repeats: int, seed: int, batch: int
         must=120.0,
         aim=300.0,
     )
-    prompts = imagination.follow(state, actions).prompts.to(imagination.device)
-    own = imagination.world.start(state["frame"].to(prompts.device), prompts[:, 0], state["step"].to(prompts.device))
+    motion = imagination.follow(state, actions)
+    prompts, bones = motion.prompts.to(imagination.device), motion.bones.to(imagination.device)
+    own = TensorDict({k[6:]: v for k, v in state.items() if k.startswith("world_")}, batch_size=state.batch_size)
     yield Figure(
         name=f"latent steps, batch {batch}: world model alone",
-        seconds=timed(lambda: imagination.world.predict(own, prompts, decode=False), max(repeats // 3, 1)),
+        seconds=timed(lambda: imagination.world.predict(own, prompts, bones=bones, decode=False), max(repeats // 3, 1)),
         per=batch * steps,
     )
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vap_gym.errors import VapError
 from vap_gym.geometry import Camera
-from vap_gym.prompts.segments import Segments, check_keypoints, project_segments
+from vap_gym.prompts.segments import Segments, check_keypoints, project_bones, project_segments
 from vap_gym.prompts.skeleton import Skeleton
 
 HEIGHT_PER_THICKNESS = 40.0
@@ -93,6 +93,25 @@ def draw_torch(
     return pictures.reshape(*batch, 3, height, width)
 
 
+def bone_figures(
+    keypoints_world: Tensor,
+    camera: Camera,
+    skeleton: Skeleton,
+    *,
+    frame_size_px: tuple[int, int] | None = None,
+    thickness_px: float | None = None,
+) -> Float[Tensor, "*batch bones 8"]:
+    """Return in numbers where `draw` draws the bones: start u, v, end u, v, radii [px], depth [m], 1 if in front.
+
+    Arguments and errors as for `draw`. World models follow each bit of the robot by them from picture to picture.
+    """
+    batch = keypoints_world.shape[:-2]
+    flat, camera, thickness = _checked(keypoints_world, camera, skeleton, frame_size_px, thickness_px)
+    with torch.no_grad():
+        figures = project_bones(flat, camera, skeleton, thickness_px=thickness)
+    return figures.reshape(*batch, *figures.shape[1:])
+
+
 def overlay(frame: NDArray[Any], prompt: NDArray[Any], alpha: float = 1.0) -> UInt8[np.ndarray, "*batch H W 3"]:
     """Lay prompts over frames, both uint8 (*batch, H, W, 3): where lit, they replace the frame by `alpha`."""
     if frame.shape != prompt.shape or frame.dtype != np.uint8 or prompt.dtype != np.uint8:
@@ -114,17 +133,27 @@ def _segments(
     thickness_px: float | None,
 ) -> tuple[Segments, tuple[int, int]]:
     """Check the input, flatten its batch, and project it; also return (width, height)."""
+    flat, camera, thickness = _checked(keypoints_world, camera, skeleton, frame_size_px, thickness_px)
+    return project_segments(flat, camera, skeleton, thickness_px=thickness), camera.frame_size_px
+
+
+def _checked(
+    keypoints_world: Tensor,
+    camera: Camera,
+    skeleton: Skeleton,
+    frame_size_px: tuple[int, int] | None,
+    thickness_px: float | None,
+) -> tuple[Float[Tensor, "B P 3"], Camera, float]:
+    """Check the input; return it over a flat batch, with the camera at the frame's size, and the thickness."""
     check_keypoints(keypoints_world, skeleton)
     if frame_size_px is not None and tuple(frame_size_px) != tuple(camera.frame_size_px):
         camera = camera.resized(frame_size_px)
-    width, height = camera.frame_size_px
+    height = camera.frame_size_px[1]
     thickness = height / HEIGHT_PER_THICKNESS if thickness_px is None else thickness_px
     if not 0 < thickness < height:
         raise VapError(f"thickness_px must be between 0 and the picture's height {height}, got {thickness}. Try 2.4.")
-    batch = keypoints_world.shape[:-2]
-    camera = _flat_camera(camera, batch)
     flat = keypoints_world.reshape(-1, *keypoints_world.shape[-2:])
-    return project_segments(flat, camera, skeleton, thickness_px=thickness), (width, height)
+    return flat, _flat_camera(camera, keypoints_world.shape[:-2]), thickness
 
 
 def _flat_camera(camera: Camera, batch: torch.Size) -> Camera:
@@ -155,7 +184,8 @@ def _draw_sparse(
     """Draw B × S capsules into B pictures, one layer s after the other, evaluating only pixels near them.
 
     Each capsule is walked along its major axis (the picture axis it runs along most); at every step a run of pixels
-    across it is evaluated. The runs of all capsules are laid end to end, so that numpy handles them in one go.
+    across it is covered, wholly but for its ends. The runs of all capsules are laid end to end, so that numpy handles
+    them in one go.
     """
     count, layers, _ = radius_px.shape
     height, width = pictures.shape[1:3]
@@ -177,33 +207,51 @@ def _draw_sparse(
 
     # Offsets from the capsule's start, along the major axis u and across it v; t is the share of the way to its end.
     u = major.astype(np.float32) + np.float32(0.5) - a_major[of]
-    middle = slope[of] * np.clip(u, np.minimum(d_major, 0)[of], np.maximum(d_major, 0)[of]) + a_minor[of]
+    on_line = np.clip(u, np.minimum(d_major, 0)[of], np.maximum(d_major, 0)[of])
+    middle = slope[of] * on_line + a_minor[of]
     low = np.clip(np.floor(middle - half[of]), 0, size_minor[of]).astype(np.int64)
     high = np.clip(np.ceil(middle + half[of]), 0, size_minor[of]).astype(np.int64)
-    step, minor = _runs(low, high - low)
-    along_u, along_v = (d_major / length2)[of], (d_minor / length2)[of]
-    v0 = np.float32(0.5) - a_minor[of]
-    v = minor.astype(np.float32) + v0[step]
-    t = (u * along_u)[step] + v * along_v[step]
-    np.clip(t, 0, 1, out=t)
-    gap_u = u[step] - t * d_major[of][step]
-    v -= t * d_minor[of][step]
-    cover = (radius[:, 0] + np.float32(0.5))[of][step] + t * (radius[:, 1] - radius[:, 0])[of][step]
-    cover -= np.sqrt(gap_u * gap_u + v * v)
 
-    (near,) = np.nonzero(cover > 0)
-    cover, step = np.minimum(cover[near], 1), step[near]
+    # The disc about that point of the middle line is covered wholly: no distance needs to be evaluated in it.
+    growth = radius[:, 1] - radius[:, 0]
+    at_line = radius[:, 0][of] + on_line / np.where(d_major == 0, np.float32(1), d_major)[of] * growth[of]
+    disc = (at_line - np.float32(0.5)) / (1 + np.abs(growth) / np.sqrt(length2))[of]
+    chord = np.sqrt(np.maximum(disc * np.abs(disc) - (u - on_line) ** 2, 0))
+    inner_low = np.clip(np.ceil(middle - chord - np.float32(0.5)), low, high).astype(np.int64)
+    inner_high = np.clip(np.floor(middle + chord + np.float32(0.5)), inner_low, high).astype(np.int64)
+
     stride_minor, stride_major = np.where(steep, 1, width)[of], np.where(steep, width, 1)[of]
     layer_of, picture_of = np.divmod(of, count)
     base = major * stride_major + picture_of * (height * width)
-    pixel = base[step] + minor[near] * stride_minor[step]
+    step, minor = _runs(inner_low, inner_high - inner_low)
+    top = np.zeros(count * height * width, np.uint8)  # the highest layer that covers a pixel wholly, plus one
+    top[base[step] + minor * stride_minor[step]] = (layer_of + 1).astype(np.uint8)[step]  # the last, so the highest
+    (filled,) = np.nonzero(top)
+    flat_colour = (colour.reshape(-1, 3) * np.float32(255) + np.float32(0.5)).astype(np.uint8)
+    canvas = pictures.reshape(-1, 3)
+    canvas[filled] = flat_colour[filled // (height * width) * layers + top[filled] - 1]
+
+    # What is left are the capsules' edges, a pixel or two wide, where nothing above hides them.
+    below, above = _runs(low, inner_low - low), _runs(inner_high, high - inner_high)
+    step, minor = np.concatenate([below[0], above[0]]), np.concatenate([below[1], above[1]])
+    pixel = base[step] + minor * stride_minor[step]
+    (open_,) = np.nonzero(layer_of[step] + 1 > top[pixel])
+    step, minor, pixel = step[open_], minor[open_], pixel[open_]
+    v = minor.astype(np.float32) + (np.float32(0.5) - a_minor[of])[step]
+    t = (u * (d_major / length2)[of])[step] + v * (d_minor / length2)[of][step]
+    np.clip(t, 0, 1, out=t)
+    gap_u = u[step] - t * d_major[of][step]
+    v -= t * d_minor[of][step]
+    cover = (radius[:, 0] + np.float32(0.5))[of][step] + t * growth[of][step] - np.sqrt(gap_u * gap_u + v * v)
+    (near,) = np.nonzero(cover > 0)
+    near = near[np.argsort(layer_of[step[near]], kind="stable")]
+    cover, step, pixel = np.minimum(cover[near], 1)[:, None], step[near], pixel[near]
     tint = (colour[picture_of, layer_of] * np.float32(255))[step]
     bounds = np.searchsorted(layer_of[step], np.arange(layers + 1))
-    canvas = pictures.reshape(-1, 3)
     for begin, end in itertools.pairwise(bounds):
-        at, share = pixel[begin:end], cover[begin:end, None]  # no pixel twice: a picture has one capsule per layer
-        below = canvas[at].astype(np.float32)
-        canvas[at] = below + share * (tint[begin:end] - below) + np.float32(0.5)
+        at, share = pixel[begin:end], cover[begin:end]  # no pixel twice: a picture has one capsule per layer
+        under = canvas[at].astype(np.float32)
+        canvas[at] = under + share * (tint[begin:end] - under) + np.float32(0.5)
 
 
 def _runs(first: NDArray[np.int64], length: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from vap_gym.errors import VapError
 from vap_gym.geometry import Camera
-from vap_gym.prompts.skeleton import Skeleton
+from vap_gym.prompts.skeleton import Skeleton, Strokes
 
 NEAR_M = 0.01
 """Bones are cut at this depth in front of the camera, so that one end behind it does not lose the other."""
@@ -57,11 +57,8 @@ def project_segments(
     a, b = homogeneous[:, strokes.start], homogeneous[:, strokes.end]
     a, b, in_front = _clip_near(a, b)
     uv_a, uv_b = a[..., :2] / a[..., 2:], b[..., :2] / b[..., 2:]
+    radius = _radius_px(a, b, strokes, camera, thickness_px)
     width, height = camera.frame_size_px
-    least = (strokes.width * (thickness_px / 2))[:, None]
-    appears = camera.K[..., 1, 1].reshape(-1, 1, 1).to(uv_a) * strokes.radius_m[:, None]
-    radius = torch.maximum(appears / torch.stack([a[..., 2], b[..., 2]], dim=-1), least)
-    radius = torch.minimum(radius, least.clamp(min=THICKEST * height))
     frame = torch.tensor((width, height), dtype=uv_a.dtype, device=uv_a.device)
     margin = radius.detach().amax(-1, keepdim=True) + 2.0
     uv_a, uv_b, share, in_picture = _clip_rectangle(uv_a, uv_b, -margin, frame + margin)
@@ -77,6 +74,33 @@ def project_segments(
         radius_px=torch.take_along_dim(radius, pick, dim=1),
         colour=strokes.colour[order],
     )
+
+
+def project_bones(
+    keypoints_world: Float[Tensor, "B P 3"], camera: Camera, skeleton: Skeleton, *, thickness_px: float
+) -> Float[Tensor, "B bones 8"]:
+    """Where each bone of the card is in the picture, in the card's order: start u, v, end u, v, radius at start and end
+    (all px), mean depth [m], and 1, or 0 where it is wholly behind the camera. Not cut at the picture's edges, so that
+    a place along a bone means the same in every picture."""
+    strokes = skeleton.strokes(keypoints_world)
+    bones = (~strokes.is_ground).nonzero()[:, 0]
+    homogeneous = _project(strokes.points_world, camera)
+    a, b, in_front = _clip_near(homogeneous[:, strokes.start], homogeneous[:, strokes.end])
+    radius = _radius_px(a, b, strokes, camera, thickness_px)
+    depth = (a[..., 2:] + b[..., 2:]) / 2
+    seen = in_front[..., None].to(a)
+    figures = torch.cat([a[..., :2] / a[..., 2:], b[..., :2] / b[..., 2:], radius, depth, seen], dim=-1)
+    return figures.index_select(1, bones)
+
+
+def _radius_px(
+    a: Float[Tensor, "B S 3"], b: Float[Tensor, "B S 3"], strokes: Strokes, camera: Camera, thickness_px: float
+) -> Float[Tensor, "B S 2"]:
+    """Radii in the picture at both ends: as large as they appear there, within the least and the largest drawn."""
+    least = (strokes.width * (thickness_px / 2))[:, None]
+    appears = camera.K[..., 1, 1].reshape(-1, 1, 1).to(a) * strokes.radius_m[:, None]
+    radius = torch.maximum(appears / torch.stack([a[..., 2], b[..., 2]], dim=-1), least)
+    return torch.minimum(radius, least.clamp(min=THICKEST * camera.frame_size_px[1]))
 
 
 def _project(points_world: Float[Tensor, "B N 3"], camera: Camera) -> Float[Tensor, "B N 3"]:

@@ -49,6 +49,8 @@ class JudgeRecipe:
     log_every: int = 50
     save_every: int = 500
     seed: int = 0
+    init: str = ""  # folder of a judge to start from
+    episodes: int = 0  # the first so many of the data; 0: all
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,10 +83,14 @@ def main(
     saved = run.load()
     codec = FrameCodec.from_pretrained(settings.codec, torch_dtype=torch.float32).eval().requires_grad_(False)
     codec = codec.to(memory_format=torch.channels_last)
-    data = load_truths([Path(p) for p in settings.data], codec, every=settings.every, view=settings.view)
+    data = load_truths(
+        [Path(p) for p in settings.data], codec, every=settings.every, view=settings.view, episodes=settings.episodes
+    )
     held_out, train = torch.arange(settings.held_out), torch.arange(settings.held_out, len(data.latents))
     with initialised_with(settings.seed):
         model = JudgeNetwork(**settings.model).to(place, memory_format=torch.channels_last)
+    if settings.init:
+        _take_up(model, Path(settings.init))
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, betas=(0.9, 0.98), weight_decay=1e-3, fused=True)
     schedule = Schedule(peak=settings.learning_rate, steps=settings.steps)
     ema, rng, first = Ema(model, settings.ema_decay), seeded(settings.seed + 1), 0
@@ -126,15 +132,27 @@ def main(
             averaged.save_pretrained(run.folder / "model")
 
 
-def load_truths(folders: list[Path], codec: FrameCodec, *, every: int, view: str) -> Truths:
-    """Every `every`-th frame of the sets, half of them as the codec shows them after a round trip."""
+def _take_up(model: JudgeNetwork, folder: Path) -> None:
+    """Start from the weights of a folder. The first release's say nothing of heights: those weights start at zero."""
+    from safetensors.torch import load_file
+
+    given = {k: v.float() for k, v in load_file(folder / "diffusion_pytorch_model.safetensors").items()}
+    for name in ("states.weight", "states.bias"):
+        missing = len(model.state_dict()[name]) - len(given[name])
+        given[name] = torch.cat([given[name], given[name].new_zeros(missing, *given[name].shape[1:])])
+    model.load_state_dict(given)
+
+
+def load_truths(folders: list[Path], codec: FrameCodec, *, every: int, view: str, episodes: int = 0) -> Truths:
+    """Every `every`-th frame of the sets' first `episodes` (0: all), half of them after a round trip of the codec."""
     from tqdm import tqdm
 
     parts: dict[str, list[Tensor]] = {"latents": [], "labels": [], "points_px": [], "held": [], "height_m": []}
     for folder in folders:
-        episodes = EpisodeSet(folder)
-        for i in tqdm(range(len(episodes)), desc=f"encoding {folder}", unit="episode", mininterval=5):
-            episode = episodes.read(i)
+        source = EpisodeSet(folder)
+        count = min(episodes or len(source), len(source))
+        for i in tqdm(range(count), desc=f"encoding {folder}", unit="episode", mininterval=5):
+            episode = source.read(i)
             pick = np.arange(i % every, len(episode), every)
             frames = torch.from_numpy(episode.frames[view][pick])
             with torch.no_grad(), autocast(torch.device("cpu")):

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from vap_gym.cards import load_robot
 from vap_gym.data import EpisodeSet
 from vap_gym.geometry import Camera
-from vap_gym.prompts.raster import draw
+from vap_gym.prompts.raster import bone_figures, draw
 from vap_gym.prompts.skeleton import Skeleton
 from vap_gym.train.run import autocast
 from vap_gym.world.codec import FrameCodec, to_pictures
@@ -45,10 +45,15 @@ class LatentEpisodes:
 
     def prompts(self, episode: Int64[Tensor, " B"], frame: Int64[Tensor, " B"]) -> np.ndarray:
         """Draw the prompts of single frames: uint8 (B, H, W, 3)."""
-        camera = Camera(
-            K=self.K[episode], T_world_camera=self.T_world_camera[episode], frame_size_px=self.frame_size_px
-        )
-        return draw(self.keypoints_m[episode, frame], camera, _skeleton(self.robot))
+        return draw(self.keypoints_m[episode, frame], self._cameras(episode), _skeleton(self.robot))
+
+    def bones(self, episode: Int64[Tensor, " B"], frame: Int64[Tensor, " B"]) -> Float[Tensor, "B bones 8"]:
+        """Where the bones of those prompts are."""
+        return bone_figures(self.keypoints_m[episode, frame], self._cameras(episode), _skeleton(self.robot))
+
+    def _cameras(self, episode: Int64[Tensor, " B"]) -> Camera:
+        K, T_world_camera = self.K[episode], self.T_world_camera[episode]
+        return Camera(K=K, T_world_camera=T_world_camera, frame_size_px=self.frame_size_px)
 
 
 @lru_cache

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from vap_gym.errors import VapError
 from vap_gym.judge import Judge, JudgeNetwork
 from vap_gym.world.codec import FrameCodec
 from vap_gym.world.dynamics import FrameDynamics
@@ -29,21 +30,21 @@ def main(
 
     Args:
         out: the folder to write, e.g. vap_gym/weights/tiny.
-        codec, world, judge: folders of the three runs.
+        codec, world, judge: folders of the three runs, or of a published model whose part is to be kept.
         data: a sentence on the training data for the card.
         evaluations: network evaluations per frame that the model shall use by default.
     """
-    parts = {
-        "codec": FrameCodec.from_pretrained(codec / "model", torch_dtype=torch.float32),
-        "dynamics": FrameDynamics.from_pretrained(world / "model", torch_dtype=torch.float32),
-    }
-    model = WorldModel(parts["codec"], parts["dynamics"], evaluations=evaluations)
-    model.save_pretrained(out)
-    network = JudgeNetwork.from_pretrained(judge / "model", torch_dtype=torch.float32)
-    Judge(network, parts["codec"]).save_into(out)
-    index = json.loads((out / INDEX).read_text(encoding="utf-8"))
     runs = {"codec": codec, "dynamics": world, "judge": judge}
-    rows = [_row(name, run, index["sha256"][name]) for name, run in runs.items()]
+    kept = {name: _kept_row(name, run) for name, run in runs.items() if (run / INDEX).is_file()}
+    folders = {name: run / (name if name in kept else "model") for name, run in runs.items()}
+    frames = FrameCodec.from_pretrained(folders["codec"], torch_dtype=torch.float32)
+    dynamics = FrameDynamics.from_pretrained(folders["dynamics"], torch_dtype=torch.float32)
+    network = JudgeNetwork.from_pretrained(folders["judge"], torch_dtype=torch.float32)
+    model = WorldModel(frames, dynamics, evaluations=evaluations)
+    model.save_pretrained(out)
+    Judge(network, frames).save_into(out)
+    index = json.loads((out / INDEX).read_text(encoding="utf-8"))
+    rows = [kept.get(name) or _row(name, run, index["sha256"][name]) for name, run in runs.items()]
     card = _card(out.name, rows, data, model.dynamics)
     temporary = out / f".{CARD}.tmp"
     temporary.write_text(card, encoding="utf-8")
@@ -62,6 +63,16 @@ def _row(name: str, run: Path, sha256: str) -> dict[str, Any]:
     figures = ", ".join(f"{k} {v:.2f}" for k, v in scores.items() if k not in ("step", "seconds"))
     samples = lines[-1]["step"] * recipe["batch_size"]
     return {"part": name, "samples": samples, "hours": hours / 3600, "scores": figures, "sha256": sha256}
+
+
+def _kept_row(name: str, folder: Path) -> dict[str, Any]:
+    """What a published model's card says of a part of it."""
+    for line in (folder / CARD).read_text(encoding="utf-8").splitlines():
+        cells = [cell.strip() for cell in line.strip().strip("|").split("|")]
+        if cells[0] == name and len(cells) == 5:
+            samples, hours = int(cells[1].replace(",", "")), float(cells[2])
+            return {"part": name, "samples": samples, "hours": hours, "scores": cells[3], "sha256": cells[4].strip("`")}
+    raise VapError(f"The card '{folder / CARD}' has no row for '{name}'. Give the folder of a run, or of a model.")
 
 
 def _card(name: str, rows: list[dict[str, Any]], data: str, dynamics: FrameDynamics) -> str:

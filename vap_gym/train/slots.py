@@ -47,12 +47,14 @@ def contact_starts(objects_m: Float[Tensor, "E T N 3"]) -> Int64[Tensor, "S 2"]:
 
 @dataclass(frozen=True, kw_only=True)
 class SlotInputs:
-    """One step of every slot. `prompts` are the next frame's, the last two's and the anchor's."""
+    """One step of every slot. `prompts` are the next frame's, the last two's and the anchor's, `bones` the next frame's,
+    the last's and the anchor's."""
 
     seen: Float[Tensor, "B L C h w"]
     truth: Float[Tensor, "B C h w"]  # of the next frame
     last_truth: Float[Tensor, "B C h w"]
     prompts: UInt8[Tensor, "B taps H W 3"]
+    bones: Float[Tensor, "B views bones 8"]
     target: Int64[Tensor, " B"]  # the next frame's index
 
 
@@ -123,11 +125,13 @@ class Slots:
         target = self.now + self.stride
         drawn = torch.from_numpy(self.data.prompts(self.episode, target))
         self.prompts = torch.cat([drawn[:, None], self.prompts[:, :-2], self.prompts[:, -1:]], dim=1)
+        views = (target, self.now, self.first)
         return SlotInputs(
             seen=seen,
             truth=self.data.latents[self.episode, target].float(),
             last_truth=self.data.latents[self.episode, self.now].float(),
             prompts=self.prompts,
+            bones=torch.stack([self.data.bones(self.episode, frame) for frame in views], dim=1),
             target=target,
         )
 

@@ -174,6 +174,7 @@ def _loss(
             slots.stride.float().to(place),
             features,
             slots.displacement.to(place),
+            given.bones.to(place),
         )
     truth, weight = given.truth.to(place), weight.to(place)
     loss = latent_loss(predicted.latent, truth, weight)
@@ -213,6 +214,7 @@ def score(
         pictures = to_pictures(torch.from_numpy(held.prompts(episode, torch.full((n,), t))))
         with autocast(place):
             features.append(model.trajectory.features(pictures.contiguous(memory_format=torch.channels_last).to(place)))
+    bones = [held.bones(episode, torch.full((n,), t)).to(place) for t in range(steps + 1)]
     rows: list[Tensor] = []
     made, real = [], []
     for t in range(1, steps + 1):
@@ -220,7 +222,8 @@ def score(
         noise = float(model.config.noise_scale) * torch.randn(anchor.shape, generator=seeded(t)).to(place)
         ones = torch.ones(n, device=place)
         with autocast(place):
-            made_now = model(history[:, [lag - 1 for lag in lags]], anchor, noise, ones, ones, taps, displacement)
+            seen, views = history[:, [lag - 1 for lag in lags]], torch.stack([bones[t], bones[t - 1], bones[0]], 1)
+            made_now = model(seen, anchor, noise, ones, ones, taps, displacement, views)
         latent, displacement = made_now.latent, made_now.displacement
         history = torch.cat([latent[:, None], history[:, :-1]], 1)
         truth = held.latents[:, t].float().to(place)
@@ -247,18 +250,17 @@ def score(
 
 
 def _take_up(model: FrameDynamics, folder: Path) -> None:
-    """Start from the weights of a folder. Those of the first release lack the displacement: what knows of it is zero."""
+    """Start from the weights of a folder. The first release's lack the displacement: weights to do with it are zero."""
     from safetensors.torch import load_file
 
     given = {k: v.float() for k, v in load_file(folder / "diffusion_pytorch_model.safetensors").items()}
     channels, lags = int(model.config.latent_channels), len(model.config.lags)
-    first, last = "conv_in.weight", ("head.1.weight", "head.1.bias")
-    if given[first].shape[1] == channels * (lags + 2) + 2:
-        seen = given[first]
-        unseen = seen.new_zeros(len(seen), channels + 2, *seen.shape[2:])
-        at = channels * (lags + 1)
-        given[first] = torch.cat([seen[:, :at], unseen, seen[:, at:]], dim=1)
-        for name in last:
+    seen, known = given["conv_in.weight"], channels * (lags + 1)
+    more = model.conv_in.in_channels - seen.shape[1]
+    if more:
+        unseen = seen.new_zeros(len(seen), more, *seen.shape[2:])
+        given["conv_in.weight"] = torch.cat([seen[:, :known], unseen, seen[:, known:]], dim=1)
+        for name in ("head.1.weight", "head.1.bias"):
             made, share, flow = given[name].split([channels, SOURCES - 1, 2])
             given[name] = torch.cat([made, share, torch.zeros_like(share[:1]), flow, torch.zeros_like(flow)])
     model.load_state_dict(given)

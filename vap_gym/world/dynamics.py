@@ -12,12 +12,15 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vap_gym.world.articulated import robot_flow
 from vap_gym.world.attention import PlainAttention
 from vap_gym.world.layers import ResBlock, zeroed
 from vap_gym.world.transformer import ControlledTransformer
 
 SOURCES = 4  # of a cell's content: last frame moved, anchor, newly made, anchor moved all the way
 DISPLACEMENT_SCALE = 8.0  # cells that the network sees as 1
+ROBOT_PRIOR = 4.0  # how much likelier the displaced anchor is at first where it shows the robot (in logits)
+STRIDE_PX = 4.0  # of a latent cell
 PROMPT_TAPS = 4  # prompt features joined for one frame: this frame's, the two before it, the anchor's
 
 
@@ -59,6 +62,15 @@ class Prediction(NamedTuple):
     carried: Float[Tensor, "B C h w"]
 
 
+class RobotMotion(NamedTuple):
+    """What kinematics says of the robot's cells: the flow from the last frame and from the anchor, and where it holds."""
+
+    from_last: Float[Tensor, "B 2 h w"]
+    in_last: Float[Tensor, "B 1 h w"]
+    from_anchor: Float[Tensor, "B 2 h w"]
+    in_anchor: Float[Tensor, "B 1 h w"]
+
+
 class FrameDynamics(ModelMixin, ConfigMixin):
     """One frame a step: history and action latents → the next frame's latents.
 
@@ -66,7 +78,8 @@ class FrameDynamics(ModelMixin, ConfigMixin):
     skip connections of Ebert et al. 2017 (arXiv 1710.05268): the last frame moved along a predicted flow, the anchor
     frame, newly made content, and the anchor frame moved along the *whole way since then*. That way, a displacement per
     cell, is memory: every step's flow is added to it. An object that is pushed along for twenty steps is thus sampled
-    once from the sharp first frame, where moving the last frame along would blur it twenty times.
+    once from the sharp first frame, where moving the last frame along would blur it twenty times. Of the robot both
+    movements are known beforehand, from the bones of the prompts (`robot_flow`): the network only corrects them.
 
     Args:
         latent_channels: of the codec.
@@ -100,7 +113,7 @@ class FrameDynamics(ModelMixin, ConfigMixin):
     ) -> None:
         super().__init__()
         fine, coarse = widths
-        seen = latent_channels * (len(lags) + 3) + 4
+        seen = latent_channels * (len(lags) + 4) + 6
         self.trajectory = TrajectoryEncoder(action_channels=action_channels, features=prompt_features)
         self.conv_in = nn.Conv2d(seen, fine, 3, padding=1)
         self.action_fine = zeroed(nn.Conv2d(action_channels, fine, 3, padding=1))
@@ -156,6 +169,7 @@ class FrameDynamics(ModelMixin, ConfigMixin):
         interval: Float[Tensor, " B"],
         prompt_taps: Float[Tensor, "B taps F h w"],
         displacement: Float[Tensor, "B 2 h w"],
+        bones: Float[Tensor, "B views bones 8"],
     ) -> Prediction:
         """Predict the next clean latents (x0) from noisy ones.
 
@@ -168,13 +182,17 @@ class FrameDynamics(ModelMixin, ConfigMixin):
             prompt_taps: features of the prompts: next frame, last, one before, anchor.
             displacement: from each cell of the last frame to where its content was in the anchor frame, x and y in
                 cells; zero at the start, then as the last prediction gave it.
+            bones: where the robot's bones are in the next frame, the last, and the anchor (3 views); none (0) will do.
         """
         batch, _, _, h, w = history.shape
+        robot = self._robot(bones.float(), (h, w))
+        last, anchor, displacement = history[:, 0].float(), anchor.float(), displacement.float()
         action = self.trajectory(prompt_taps)
         levels = torch.stack([time, interval / 3.0], dim=1)[:, :, None, None].expand(batch, 2, h, w)
-        carried = warp(anchor.float(), displacement.float())
-        way = displacement / DISPLACEMENT_SCALE
-        x = torch.cat([history.flatten(1, 2), anchor, carried, way, noisy, levels.to(history.dtype)], dim=1)
+        way = torch.lerp(displacement, robot.from_anchor, robot.in_anchor)
+        seen = (history.flatten(1, 2), anchor, warp(anchor, way), warp(last, robot.in_last * robot.from_last))
+        shares = (way / DISPLACEMENT_SCALE, robot.in_anchor, robot.in_last)
+        x = torch.cat([*seen, *shares, noisy, levels.to(history.dtype)], dim=1)
         x = x.contiguous(memory_format=torch.channels_last)
         fine = self.down_fine(self.conv_in(x) + self.action_fine(action))
         coarse = self.down_coarse(self.to_coarse(F.silu(fine)) + self.action_coarse(action))
@@ -187,15 +205,25 @@ class FrameDynamics(ModelMixin, ConfigMixin):
         )[:, 0]
         coarse = self.up_coarse(coarse + tokens.contiguous(memory_format=torch.channels_last))
         fine = self.up_fine(fine + self.to_fine(coarse))
-        return self._compose(self.head(fine).float(), history[:, 0].float(), anchor.float(), displacement.float())
+        return self._compose(self.head(fine).float(), last, anchor, displacement, robot)
 
-    def _compose(self, head: Tensor, last: Tensor, anchor: Tensor, displacement: Tensor) -> Prediction:
+    def _robot(self, bones: Tensor, size: tuple[int, int]) -> RobotMotion:
+        now, last, anchor = bones.unbind(1)
+        from_last, in_last = robot_flow(now, last, size, STRIDE_PX)
+        from_anchor, in_anchor = robot_flow(now, anchor, size, STRIDE_PX)
+        return RobotMotion(from_last=from_last, in_last=in_last, from_anchor=from_anchor, in_anchor=in_anchor)
+
+    def _compose(
+        self, head: Tensor, last: Tensor, anchor: Tensor, displacement: Tensor, robot: RobotMotion
+    ) -> Prediction:
         made, share, flow, change = head.split([last.shape[1], SOURCES, 2, 2], dim=1)
-        share = torch.softmax(share, dim=1)
-        flow = self.config.max_flow * torch.tanh(flow)
-        displacement = warp(displacement, flow) + flow + self.config.max_change * torch.tanh(change)
-        carried = warp(anchor, displacement)
-        sources = (warp(last, flow), anchor, torch.tanh(made), carried)
+        flow, change = self.config.max_flow * torch.tanh(flow), self.config.max_change * torch.tanh(change)
+        displacement = warp(displacement, flow) + flow + change
+        carried = warp(anchor, torch.lerp(displacement, robot.from_anchor + change, robot.in_anchor))
+        moved = warp(last, robot.in_last * robot.from_last + flow)
+        likely = torch.cat([torch.zeros_like(share[:, 1:]), ROBOT_PRIOR * robot.in_anchor], dim=1)
+        share = torch.softmax(share + likely, dim=1)
+        sources = (moved, anchor, torch.tanh(made), carried)
         latent = torch.stack([share[:, i : i + 1] * source for i, source in enumerate(sources)]).sum(0)
         return Prediction(latent=latent, displacement=displacement, carried=carried)
 

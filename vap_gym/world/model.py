@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vap_gym.assets import weights_dir
 from vap_gym.errors import CheckpointError, VapError, unknown_name
+from vap_gym.world.articulated import BONE_FIGURES
 from vap_gym.world.checkpoint import load_part, read_json, save_part
 from vap_gym.world.codec import FrameCodec, to_frames, to_pictures
 from vap_gym.world.dynamics import PROMPT_TAPS, FrameDynamics
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from tensordict import TensorDict
 
 INDEX = "model_index.json"
+STATE_KEYS = (
+    "latent", "history", "anchor", "displacement", "prompt_features", "anchor_prompt", "bones", "anchor_bones", "step", "seed"
+)  # fmt: skip
 NEAR_CLEAN = 0.5  # noise level of the second evaluation: predict, renoise, predict
 
 
@@ -29,7 +33,8 @@ class WorldModel:
 
     `state` is a flat TensorDict with batch size [B]: `latent` (B, C, h, w) is the newest frame, `history` the last
     frames' latents, `anchor` the first frame's, `displacement` (B, 2, h, w) says where in it each cell's content was,
-    `prompt_features` and `anchor_prompt` are those of the last prompts, `step` and `seed` drive the noise. Index assignment is a partial reset, `expand` a branch.
+    `bones` and `anchor_bones` where the robot's bones were, `prompt_features` and `anchor_prompt` are those of the last
+    prompts, `step` and `seed` drive the noise. Index assignment is a partial reset, `expand` a branch.
 
     Args:
         codec, dynamics: the two networks.
@@ -59,6 +64,7 @@ class WorldModel:
         form = {"memory_format": torch.channels_last}
         self.codec = codec.to(self.device, **form).eval().requires_grad_(False)
         self.dynamics = dynamics.to(self.device, **form).eval().requires_grad_(False)
+        self.state_keys = STATE_KEYS
         self.lags: tuple[int, ...] = tuple(dynamics.config.lags)
         height, width = dynamics.config.latent_size
         self.frame_size_px = (4 * width, 4 * height)
@@ -131,9 +137,21 @@ class WorldModel:
 
     @torch.no_grad()
     def start(
-        self, frames: UInt8[Tensor, "B H W 3"], prompts: UInt8[Tensor, "B H W 3"], seed: Int64[Tensor, " B"]
+        self,
+        frames: UInt8[Tensor, "B H W 3"],
+        prompts: UInt8[Tensor, "B H W 3"],
+        seed: Int64[Tensor, " B"],
+        *,
+        bones: Float[Tensor, "B bones 8"] | None = None,
     ) -> TensorDict:
-        """Return the state after seeing each slot's first frame and its prompt; `seed` is each slot's own noise."""
+        """Return the state after seeing each slot's first frame and its prompt.
+
+        Args:
+            frames, prompts: of each slot.
+            seed: each slot's own noise.
+            bones: where the prompts' bones are (`prompts.raster.bone_figures`). Without them (the default) the model
+                runs, but has to guess how the robot moved.
+        """
         from tensordict import TensorDict
 
         self._check_frames(frames, "frames")
@@ -154,6 +172,8 @@ class WorldModel:
                 "displacement": latent.new_zeros(batch, 2, *latent.shape[2:]),
                 "prompt_features": features[:, None].expand(-1, PROMPT_TAPS - 2, -1, -1, -1).clone(),
                 "anchor_prompt": features,
+                "bones": self._checked_bones(bones, (batch,)),
+                "anchor_bones": self._checked_bones(bones, (batch,)).clone(),
                 "step": torch.zeros(batch, dtype=torch.int64, device=self.device),
                 "seed": seed.to(self.device, torch.int64),
             },
@@ -166,6 +186,7 @@ class WorldModel:
         state: TensorDict,
         prompts: UInt8[Tensor, "B K H W 3"],
         *,
+        bones: Float[Tensor, "B K bones 8"] | None = None,
         decode: bool = True,
         evaluations: int | None = None,
         interval: int = 1,
@@ -175,6 +196,7 @@ class WorldModel:
         Args:
             state: from `start` or an earlier call.
             prompts: the visual action prompts of the K frames to come.
+            bones: where their bones are, if `start` was told.
             decode: False leaves the frames out: for planners, which read latents.
             evaluations: network evaluations per frame, 1 or 2.
             interval: control steps per frame (1 to 3).
@@ -185,18 +207,25 @@ class WorldModel:
         evaluations = self.evaluations if evaluations is None else evaluations
         if evaluations < 1:
             raise VapError(f"evaluations must be 1 or more, got {evaluations}. None takes the model's own.")
+        places = self._checked_bones(bones, tuple(prompts.shape[:2]))
+        if places.shape[2] != state["bones"].shape[1]:
+            raise VapError(
+                f"bones must be those that start() was given ({state['bones'].shape[1]} of them), "
+                f"got {places.shape[2]}. Give them to both or to neither."
+            )
         frames = []
         for k in range(prompts.shape[1]):
-            state = self._step(state, prompts[:, k], evaluations, interval)
+            state = self._step(state, prompts[:, k], places[:, k], evaluations, interval)
             if decode:
                 frames.append(self.decode(state["latent"]))
         return state, torch.stack(frames, dim=1) if decode else None
 
-    def _step(self, state: TensorDict, prompts: Tensor, evaluations: int, interval: int) -> TensorDict:
+    def _step(self, state: TensorDict, prompts: Tensor, bones: Tensor, evaluations: int, interval: int) -> TensorDict:
         history, batch = state["history"], len(state)
         now = self._features(prompts)
         taps = torch.cat([now[:, None], state["prompt_features"], state["anchor_prompt"][:, None]], dim=1)
         seen = history[:, [lag - 1 for lag in self.lags]]
+        views = torch.stack([bones, state["bones"], state["anchor_bones"]], dim=1)
         scale, made = float(self.dynamics.config.noise_scale), None
         spans = torch.full((batch,), float(interval), device=self.device)
         for i in range(evaluations):
@@ -205,11 +234,11 @@ class WorldModel:
             noisy = scale * noise if made is None else (1 - level) * made.latent + level * scale * noise
             times = torch.full((batch,), level, device=self.device)
             with self._autocast():
-                made = self.dynamics(seen, state["anchor"], noisy, times, spans, taps, state["displacement"])
+                made = self.dynamics(seen, state["anchor"], noisy, times, spans, taps, state["displacement"], views)
         assert made is not None
         following = state.copy()
         following["latent"] = made.latent
-        following["displacement"] = made.displacement
+        following["displacement"], following["bones"] = made.displacement, bones
         following["history"] = torch.cat([made.latent[:, None], history[:, :-1]], dim=1)
         following["prompt_features"] = torch.cat([now[:, None], state["prompt_features"][:, :-1]], dim=1)
         following["step"] = state["step"] + 1
@@ -220,6 +249,17 @@ class WorldModel:
         with self._autocast():
             features: Tensor = self.dynamics.trajectory.features(pictures).float()
         return features
+
+    def _checked_bones(self, bones: Tensor | None, batch: tuple[int, ...]) -> Float[Tensor, "*batch bones 8"]:
+        if bones is None:
+            return torch.zeros(*batch, 0, BONE_FIGURES, device=self.device)
+        if bones.ndim != len(batch) + 2 or tuple(bones.shape[:-2]) != batch or bones.shape[-1] != BONE_FIGURES:
+            told = ", ".join(str(n) for n in batch)
+            raise VapError(
+                f"bones must have shape ({told}, bones, {BONE_FIGURES}), got {tuple(bones.shape)}. "
+                "Make them with vap_gym.prompts.raster.bone_figures."
+            )
+        return bones.to(self.device, torch.float32)
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16)
