@@ -34,6 +34,11 @@ def episodes(frames: int) -> LatentEpisodes:
     )
 
 
+def shown(latents: Tensor) -> Tensor:
+    """Pictures with the names of the latents."""
+    return latents[:, :3].repeat_interleave(4, -1).repeat_interleave(4, -2)
+
+
 @pytest.fixture(autouse=True)
 def _named_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Prompts that say which episode and frame they are, in place of drawings."""
@@ -43,7 +48,11 @@ def _named_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
         name = torch.stack([episode, frame, frame], -1)[:, None, None].expand(-1, height, width, -1)
         return np.asarray(name.to(torch.uint8).numpy())
 
+    def bones(data: LatentEpisodes, episode: Tensor, frame: Tensor) -> Tensor:
+        return torch.stack([episode, frame], -1)[:, None].repeat(1, 1, 4).float()
+
     monkeypatch.setattr(LatentEpisodes, "prompts", prompts)
+    monkeypatch.setattr(LatentEpisodes, "bones", bones)
 
 
 def named(latents: Tensor) -> Tensor:
@@ -54,7 +63,7 @@ def named(latents: Tensor) -> Tensor:
 
 def slots_of(frames: int, *, seed: int = 0, batch: int = 16, **settings: float) -> Slots:
     chosen = SlotSettings(batch_size=batch, lags=LAGS, history_noise=0.0, history_blur=0.0, **settings)  # type: ignore[arg-type]
-    return Slots(episodes(frames), chosen, seeded(seed))
+    return Slots(episodes(frames), chosen, seeded(seed), shown)
 
 
 @pytest.mark.parametrize("frames", [5, 12, 60])
@@ -76,6 +85,9 @@ def test_no_slot_reads_past_its_episode(frames: int, contact_share: float) -> No
         taps = torch.stack([given.target, slots.now, before, slots.first], 1)
         assert torch.equal(given.prompts[:, :, 0, 0, 1], taps.to(torch.uint8))
         assert torch.equal(given.prompts[:, :, 0, 0, 0], slots.episode[:, None].expand(-1, 4).to(torch.uint8))
+        views = torch.stack([given.target, slots.now, slots.first], 1)
+        assert torch.equal(given.bones[:, :, 0, 1], views.float())
+        assert torch.equal(named(slots.first_picture), named(slots.anchor))
         seen_last |= bool((given.target == frames - 1).any())
         slots.advance(torch.zeros_like(truth), slots.displacement, truth)
     assert seen_last
@@ -136,7 +148,7 @@ def test_history_is_spoilt_in_slots_shown_the_truth_after_their_first_step(spoil
     settings = {"history_noise": 0.0, "history_blur": 0.0, spoilt: 0.5}
     data = episodes(30)
     data.latents.copy_(torch.rand(data.latents.shape, generator=seeded(1)))
-    slots = Slots(data, SlotSettings(batch_size=64, lags=LAGS, **settings), seeded(0))  # type: ignore[arg-type]
+    slots = Slots(data, SlotSettings(batch_size=64, lags=LAGS, **settings), seeded(0), shown)  # type: ignore[arg-type]
     slots.begin_finished(0.5, 20)
     assert torch.equal(slots.inputs().seen, slots.history[:, [lag - 1 for lag in LAGS]])
     truth = slots.inputs().truth

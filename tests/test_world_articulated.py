@@ -10,8 +10,7 @@ from vap_gym.cards import load_robot
 from vap_gym.geometry import Camera
 from vap_gym.prompts.raster import bone_figures
 from vap_gym.prompts.skeleton import Skeleton
-from vap_gym.world.articulated import robot_flow
-from vap_gym.world.dynamics import warp
+from vap_gym.world.articulated import posed_picture, robot_flow
 
 SIZE, STRIDE = (24, 36), 4.0
 
@@ -82,6 +81,19 @@ def test_what_was_out_of_view_has_no_flow() -> None:
         assert not share.any()
 
 
+def test_a_posed_picture_has_the_robot_in_both_places_and_the_rest_untouched() -> None:
+    first = torch.rand(1, 3, 96, 144, generator=torch.Generator().manual_seed(0)) * 0.2
+    before = bone((20.0, 40.0), (60.0, 40.0), radius=8.0)[None, None]
+    first[..., 32:48, 14:66] = 0.9
+    now = before + torch.tensor([60.0, 30.0, 60.0, 30.0, 0, 0, 0, 0])
+    posed = posed_picture(first, now, before)
+    assert (posed[..., 64:76, 82:118] > 0.85).all()
+    assert torch.equal(posed[..., :56, :70], first[..., :56, :70])  # also the robot's old place: who knows what is behind
+    assert torch.equal(posed[..., :, 134:], first[..., :, 134:])
+    torch.testing.assert_close(posed_picture(first, before, before), first, atol=1e-4, rtol=0)
+    assert torch.equal(posed_picture(first, before[:, :0], before[:, :0]), first)
+
+
 def test_slots_do_not_mix() -> None:
     now = torch.cat([turned(ARM, 0.1, 1.0, (5.0, 5.0)), turned(ARM, -0.1, 1.1, (0.0, 0.0))])
     both, alone = robot_flow(now, ARM.expand(2, -1, -1), SIZE, STRIDE), robot_flow(now[1:], ARM, SIZE, STRIDE)
@@ -111,11 +123,12 @@ def test_the_first_frame_moved_along_shows_the_oracles_robot_where_it_is() -> No
             assert bones.shape == (16, len(card.skeleton.bones), 8)
             frames = torch.from_numpy(episode.frames[VIEW]).float().permute(0, 3, 1, 2) / 255
             first = frames[:1].expand_as(frames)
-            flow, share = robot_flow(bones, bones[:1].expand_as(bones), (96, 144), 1.0)
+            _, share = robot_flow(bones, bones[:1].expand_as(bones), (96, 144), 1.0)
+            posed = posed_picture(first, bones, bones[:1].expand_as(bones))
             labels = torch.from_numpy(episode.labels[VIEW])
             robot = ((labels == 1) | (labels == 2)) & (share[:, 0] > 0.5)
             robot[:8] = False
-            moved, frozen = ((x - frames).square().mean(1)[robot] for x in (warp(first, flow), first))
+            moved, frozen = ((x - frames).square().mean(1)[robot] for x in (posed, first))
             errors.append(torch.stack([moved.mean(), frozen.mean()]))
     moved, frozen = torch.stack(errors).mean(0)
     assert moved < frozen / 3

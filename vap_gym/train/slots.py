@@ -7,6 +7,7 @@ the others are shown the truth. A sample costs one forward and backward pass wha
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,10 +60,19 @@ class SlotInputs:
 
 
 class Slots:
-    """The batch's state: which episode and frame each slot is at, and its latent history."""
+    """The batch's state: which episode and frame each slot is at, and its latent history.
 
-    def __init__(self, data: LatentEpisodes, settings: SlotSettings, rng: torch.Generator) -> None:
-        self.data, self.settings, self.rng = data, settings, rng
+    `decode` shows what first frames look like (as the codec shows them: only latents are kept in memory).
+    """
+
+    def __init__(
+        self,
+        data: LatentEpisodes,
+        settings: SlotSettings,
+        rng: torch.Generator,
+        decode: Callable[[Float[Tensor, "N C h w"]], Float[Tensor, "N 3 H W"]],
+    ) -> None:
+        self.data, self.settings, self.rng, self._decode = data, settings, rng, decode
         self._contact = contact_starts(data.objects_m)
         b = settings.batch_size
         shape = data.latents.shape[2:]
@@ -77,6 +87,7 @@ class Slots:
         self.displacement = torch.zeros(b, 2, *shape[1:])
         width, height = data.frame_size_px
         self.prompts = torch.zeros(b, PROMPT_TAPS, height, width, 3, dtype=torch.uint8)
+        self.first_picture = torch.zeros(b, 3, height, width)
 
     @property
     def now(self) -> Tensor:
@@ -108,6 +119,7 @@ class Slots:
         self.own[done] = torch.rand(n, generator=self.rng) < own_rollouts
         anchor = self.data.latents[self.episode[done], first].float()
         self.anchor[done] = anchor
+        self.first_picture[done] = self._decode(anchor)
         self.history[done] = anchor[:, None].expand(-1, self.history.shape[1], -1, -1, -1)
         self.displacement[done] = 0.0
         self.prompts[done] = torch.from_numpy(self.data.prompts(self.episode[done], first))[:, None]

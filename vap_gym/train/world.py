@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from vap_gym.train.run import (
     set_learning_rate,
 )
 from vap_gym.train.slots import Slots, SlotSettings
+from vap_gym.world.articulated import posed_picture
 from vap_gym.world.codec import FrameCodec, charbonnier, to_frames, to_pictures
 from vap_gym.world.dynamics import PROMPT_TAPS, SOURCES, FrameDynamics
 
@@ -92,6 +94,7 @@ def main(
         episodes=settings.episodes,
         cache=cache,
     )
+    codec = codec.to(place)
     with initialised_with(settings.seed):
         model = FrameDynamics(**settings.model).to(place, memory_format=torch.channels_last)
     if settings.init:
@@ -103,7 +106,7 @@ def main(
     train = _slice(everything, slice(settings.held_out, None))
     held = _slice(everything, slice(0, settings.held_out))
     ema, rng, first = Ema(model, settings.ema_decay), seeded(settings.seed + 1), 0
-    slots = Slots(train, _slot_settings(settings, model), rng)
+    slots = Slots(train, _slot_settings(settings, model), rng, partial(_decoded, codec))
     if saved is not None:
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
@@ -116,7 +119,7 @@ def main(
         ramp = min(1.0, step / max(1, 0.3 * settings.steps))
         horizon = round(settings.first_horizon + (settings.horizon - settings.first_horizon) * ramp)
         slots.begin_finished(settings.own_rollouts * min(1.0, step / max(1, 0.05 * settings.steps)), horizon)
-        loss = _loss(model, slots, settings, rng, place)
+        loss = _loss(model, codec, slots, settings, rng, place)
         set_learning_rate(optimizer, schedule(step))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -146,7 +149,12 @@ def main(
 
 
 def _loss(
-    model: FrameDynamics, slots: Slots, settings: WorldRecipe, rng: torch.Generator, place: torch.device
+    model: FrameDynamics,
+    codec: FrameCodec,
+    slots: Slots,
+    settings: WorldRecipe,
+    rng: torch.Generator,
+    place: torch.device,
 ) -> Tensor:
     """One step of every slot: predict the next latents, compare, and advance."""
     given = slots.inputs()
@@ -175,6 +183,7 @@ def _loss(
             features,
             slots.displacement.to(place),
             given.bones.to(place),
+            _posed(codec, slots.first_picture, given.bones[:, 0], given.bones[:, -1]).to(place),
         )
     truth, weight = given.truth.to(place), weight.to(place)
     loss = latent_loss(predicted.latent, truth, weight)
@@ -186,6 +195,22 @@ def _loss(
 
 def _pictures(prompts: UInt8[Tensor, "N H W 3"], place: torch.device) -> Float[Tensor, "N 3 H W"]:
     return to_pictures(prompts).contiguous(memory_format=torch.channels_last).to(place)
+
+
+@torch.no_grad()
+def _decoded(codec: FrameCodec, latents: Float[Tensor, "N C h w"]) -> Float[Tensor, "N 3 H W"]:
+    place = next(codec.parameters()).device
+    with autocast(place):
+        return codec.decode(latents.to(place).contiguous(memory_format=torch.channels_last)).float().clamp(-1, 1).cpu()
+
+
+@torch.no_grad()
+def _posed(codec: FrameCodec, first: Tensor, now: Tensor, anchor: Tensor) -> Float[Tensor, "N C h w"]:
+    """Latents of first pictures with their robots posed as `now`."""
+    place = next(codec.parameters()).device
+    pictures = posed_picture(first.to(place), now.to(place), anchor.to(place))
+    with autocast(place):
+        return codec.encode(pictures.contiguous(memory_format=torch.channels_last)).float()
 
 
 def latent_loss(
@@ -202,7 +227,6 @@ def score(
 ) -> dict[str, float]:
     """Roll out `steps` frames on held-out episodes; PSNR against the codec's pictures of the truth, and a strip."""
     place = next(model.parameters()).device
-    codec = codec.to(place)
     n, steps = len(held), min(steps, held.latents.shape[1] - 1)
     episode = torch.arange(n)
     lags = tuple(model.config.lags)
@@ -214,6 +238,7 @@ def score(
         pictures = to_pictures(torch.from_numpy(held.prompts(episode, torch.full((n,), t))))
         with autocast(place):
             features.append(model.trajectory.features(pictures.contiguous(memory_format=torch.channels_last).to(place)))
+    first_picture = _decoded(codec, anchor)
     bones = [held.bones(episode, torch.full((n,), t)).to(place) for t in range(steps + 1)]
     rows: list[Tensor] = []
     made, real = [], []
@@ -223,7 +248,8 @@ def score(
         ones = torch.ones(n, device=place)
         with autocast(place):
             seen, views = history[:, [lag - 1 for lag in lags]], torch.stack([bones[t], bones[t - 1], bones[0]], 1)
-            made_now = model(seen, anchor, noise, ones, ones, taps, displacement, views)
+            posed = _posed(codec, first_picture, bones[t], bones[0])
+            made_now = model(seen, anchor, noise, ones, ones, taps, displacement, views, posed)
         latent, displacement = made_now.latent, made_now.displacement
         history = torch.cat([latent[:, None], history[:, :-1]], 1)
         truth = held.latents[:, t].float().to(place)
@@ -245,7 +271,6 @@ def score(
         from PIL import Image
 
         Image.fromarray(torch.cat(rows, 0).numpy()).save(picture)
-    codec.to("cpu")
     return scores
 
 

@@ -10,13 +10,20 @@ from __future__ import annotations
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional as F
 
 BONE_FIGURES = 8  # of a bone: start u, v · end u, v · radius at start and end, all px · mean depth in m · 1 if in front
-REACH_PX = 3.0  # cells so far outside a capsule still move with it: robots are no capsules
+REACH_PX = 3.0  # cells so far outside a capsule still belong to it: robots are no capsules
+POSED_REACH_PX = 1.0  # the same for pixels
+POSED_STRIDE_PX = 2  # pixels so far apart share a flow: a quarter of the work, and it changes little between them
 
 
 def robot_flow(
-    now: Float[Tensor, "B S 8"], before: Float[Tensor, "B S 8"], size: tuple[int, int], stride_px: float
+    now: Float[Tensor, "B S 8"],
+    before: Float[Tensor, "B S 8"],
+    size: tuple[int, int],
+    stride_px: float,
+    reach_px: float = REACH_PX,
 ) -> tuple[Float[Tensor, "B 2 h w"], Float[Tensor, "B 1 h w"]]:
     """Return the flow of robot cells, from `now` to where they were in `before`, and how far it holds for a cell.
 
@@ -24,6 +31,7 @@ def robot_flow(
         now, before: bones of one robot in two pictures, as `prompts.raster.bone_figures` gives them.
         size: (h, w) cells.
         stride_px: of a cell.
+        reach_px: how far outside a capsule its flow still holds.
 
     Returns:
         the flow, x and y in cells, 0 where it holds for nothing; and its share in [0, 1], 0 where no bone is or where
@@ -39,7 +47,7 @@ def robot_flow(
     at = torch.stack([x, y], -1).reshape(1, 1, h * w, 2) * stride_px
     along, across, beyond, radius = _on_bone(now[:, :, None], at)
     distance = (beyond.square() + across.square()).sqrt() * radius
-    cover = ((radius + REACH_PX - distance) / stride_px + 0.5).clamp(0.0, 1.0) * now[:, :, 7, None]
+    cover = ((radius + reach_px - distance) / stride_px + 0.5).clamp(0.0, 1.0) * now[:, :, 7, None]
     nearness = 10.0 - now[:, :, 6, None].clamp(0.0, 9.0)
     best = torch.where(cover >= 0.5, nearness.expand_as(cover), cover).argmax(1, keepdim=True)  # B 1 cells
 
@@ -52,6 +60,32 @@ def robot_flow(
     share = on_best(cover) * (inside & (then[..., 7] > 0))
     flow = (source - at[:, 0]) / stride_px * (share > 0)[..., None]
     return flow.mT.reshape(B, 2, h, w), share.reshape(B, 1, h, w)
+
+
+def posed_picture(
+    first: Float[Tensor, "B C H W"], now: Float[Tensor, "B S 8"], before: Float[Tensor, "B S 8"]
+) -> Float[Tensor, "B C H W"]:
+    """Return the first picture with a copy of its robot in another pose: `now` in place of `before`.
+
+    What stood behind the robot in the first picture is not known here: there the robot stays visible as well.
+    """
+    height, width = first.shape[-2:]
+    size = (-(-height // POSED_STRIDE_PX), -(-width // POSED_STRIDE_PX))
+    flow, share = robot_flow(now, before, size, POSED_STRIDE_PX, POSED_REACH_PX)
+    fine = F.interpolate(torch.cat([flow * POSED_STRIDE_PX, share], 1), scale_factor=POSED_STRIDE_PX, mode="nearest")
+    fine = fine[..., :height, :width]
+    return torch.lerp(first, warp(first, fine[:, :2]), fine[:, 2:])
+
+
+def warp(picture: Float[Tensor, "B C h w"], flow_cells: Float[Tensor, "B 2 h w"]) -> Float[Tensor, "B C h w"]:
+    """Sample `picture` at each cell plus its flow (x, y in cells), bilinear, edges repeated."""
+    _, _, h, w = picture.shape
+    x = torch.arange(w, device=picture.device, dtype=picture.dtype)
+    y = torch.arange(h, device=picture.device, dtype=picture.dtype)[:, None]
+    grid = torch.stack(
+        [(x + flow_cells[:, 0] + 0.5) * (2.0 / w) - 1.0, (y + flow_cells[:, 1] + 0.5) * (2.0 / h) - 1.0], dim=-1
+    )
+    return F.grid_sample(picture, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 
 def _on_bone(bones: Tensor, at: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

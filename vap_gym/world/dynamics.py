@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vap_gym.world.articulated import robot_flow
+from vap_gym.world.articulated import robot_flow, warp
 from vap_gym.world.attention import PlainAttention
 from vap_gym.world.layers import ResBlock, zeroed
 from vap_gym.world.transformer import ControlledTransformer
@@ -63,12 +63,14 @@ class Prediction(NamedTuple):
 
 
 class RobotMotion(NamedTuple):
-    """What kinematics says of the robot's cells: the flow from the last frame and from the anchor, and where it holds."""
+    """What kinematics says of the robot's cells: the flow from the last frame and from the anchor, where it holds, and
+    latents of the first picture with the robot posed anew."""
 
     from_last: Float[Tensor, "B 2 h w"]
     in_last: Float[Tensor, "B 1 h w"]
     from_anchor: Float[Tensor, "B 2 h w"]
     in_anchor: Float[Tensor, "B 1 h w"]
+    posed: Float[Tensor, "B C h w"]
 
 
 class FrameDynamics(ModelMixin, ConfigMixin):
@@ -79,7 +81,8 @@ class FrameDynamics(ModelMixin, ConfigMixin):
     frame, newly made content, and the anchor frame moved along the *whole way since then*. That way, a displacement per
     cell, is memory: every step's flow is added to it. An object that is pushed along for twenty steps is thus sampled
     once from the sharp first frame, where moving the last frame along would blur it twenty times. Of the robot both
-    movements are known beforehand, from the bones of the prompts (`robot_flow`): the network only corrects them.
+    movements are known beforehand, from the bones of the prompts (`robot_flow`). A robot is thin, and latents blur when
+    moved by parts of a cell; so its first picture is moved as pixels (`posed_picture`) and encoded anew at every step.
 
     Args:
         latent_channels: of the codec.
@@ -170,6 +173,7 @@ class FrameDynamics(ModelMixin, ConfigMixin):
         prompt_taps: Float[Tensor, "B taps F h w"],
         displacement: Float[Tensor, "B 2 h w"],
         bones: Float[Tensor, "B views bones 8"],
+        posed: Float[Tensor, "B C h w"],
     ) -> Prediction:
         """Predict the next clean latents (x0) from noisy ones.
 
@@ -183,14 +187,16 @@ class FrameDynamics(ModelMixin, ConfigMixin):
             displacement: from each cell of the last frame to where its content was in the anchor frame, x and y in
                 cells; zero at the start, then as the last prediction gave it.
             bones: where the robot's bones are in the next frame, the last, and the anchor (3 views); none (0) will do.
+            posed: latents of the first picture with the robot posed as in the next frame; seen where it was in view.
         """
         batch, _, _, h, w = history.shape
-        robot = self._robot(bones.float(), (h, w))
+        robot = self._robot(bones.float(), posed.float(), (h, w))
         last, anchor, displacement = history[:, 0].float(), anchor.float(), displacement.float()
         action = self.trajectory(prompt_taps)
         levels = torch.stack([time, interval / 3.0], dim=1)[:, :, None, None].expand(batch, 2, h, w)
         way = torch.lerp(displacement, robot.from_anchor, robot.in_anchor)
-        seen = (history.flatten(1, 2), anchor, warp(anchor, way), warp(last, robot.in_last * robot.from_last))
+        carried = torch.lerp(warp(anchor, displacement), robot.posed, robot.in_anchor)
+        seen = (history.flatten(1, 2), anchor, carried, warp(last, robot.in_last * robot.from_last))
         shares = (way / DISPLACEMENT_SCALE, robot.in_anchor, robot.in_last)
         x = torch.cat([*seen, *shares, noisy, levels.to(history.dtype)], dim=1)
         x = x.contiguous(memory_format=torch.channels_last)
@@ -207,11 +213,13 @@ class FrameDynamics(ModelMixin, ConfigMixin):
         fine = self.up_fine(fine + self.to_fine(coarse))
         return self._compose(self.head(fine).float(), last, anchor, displacement, robot)
 
-    def _robot(self, bones: Tensor, size: tuple[int, int]) -> RobotMotion:
+    def _robot(self, bones: Tensor, posed: Tensor, size: tuple[int, int]) -> RobotMotion:
         now, last, anchor = bones.unbind(1)
         from_last, in_last = robot_flow(now, last, size, STRIDE_PX)
         from_anchor, in_anchor = robot_flow(now, anchor, size, STRIDE_PX)
-        return RobotMotion(from_last=from_last, in_last=in_last, from_anchor=from_anchor, in_anchor=in_anchor)
+        return RobotMotion(
+            from_last=from_last, in_last=in_last, from_anchor=from_anchor, in_anchor=in_anchor, posed=posed
+        )
 
     def _compose(
         self, head: Tensor, last: Tensor, anchor: Tensor, displacement: Tensor, robot: RobotMotion
@@ -219,24 +227,13 @@ class FrameDynamics(ModelMixin, ConfigMixin):
         made, share, flow, change = head.split([last.shape[1], SOURCES, 2, 2], dim=1)
         flow, change = self.config.max_flow * torch.tanh(flow), self.config.max_change * torch.tanh(change)
         displacement = warp(displacement, flow) + flow + change
-        carried = warp(anchor, torch.lerp(displacement, robot.from_anchor + change, robot.in_anchor))
+        carried = torch.lerp(warp(anchor, displacement), robot.posed, robot.in_anchor)
         moved = warp(last, robot.in_last * robot.from_last + flow)
         likely = torch.cat([torch.zeros_like(share[:, 1:]), ROBOT_PRIOR * robot.in_anchor], dim=1)
         share = torch.softmax(share + likely, dim=1)
         sources = (moved, anchor, torch.tanh(made), carried)
         latent = torch.stack([share[:, i : i + 1] * source for i, source in enumerate(sources)]).sum(0)
         return Prediction(latent=latent, displacement=displacement, carried=carried)
-
-
-def warp(picture: Float[Tensor, "B C h w"], flow_cells: Float[Tensor, "B 2 h w"]) -> Float[Tensor, "B C h w"]:
-    """Sample `picture` at each cell plus its flow (x, y in cells), bilinear, edges repeated."""
-    _, _, h, w = picture.shape
-    x = torch.arange(w, device=picture.device, dtype=picture.dtype)
-    y = torch.arange(h, device=picture.device, dtype=picture.dtype)[:, None]
-    grid = torch.stack(
-        [(x + flow_cells[:, 0] + 0.5) * (2.0 / w) - 1.0, (y + flow_cells[:, 1] + 0.5) * (2.0 / h) - 1.0], dim=-1
-    )
-    return F.grid_sample(picture, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 
 def transformer_settings(dynamics: FrameDynamics) -> dict[str, Any]:

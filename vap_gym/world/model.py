@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vap_gym.assets import weights_dir
 from vap_gym.errors import CheckpointError, VapError, unknown_name
-from vap_gym.world.articulated import BONE_FIGURES
+from vap_gym.world.articulated import BONE_FIGURES, posed_picture
 from vap_gym.world.checkpoint import load_part, read_json, save_part
 from vap_gym.world.codec import FrameCodec, to_frames, to_pictures
 from vap_gym.world.dynamics import PROMPT_TAPS, FrameDynamics
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 INDEX = "model_index.json"
 STATE_KEYS = (
-    "latent", "history", "anchor", "displacement", "prompt_features", "anchor_prompt", "bones", "anchor_bones", "step", "seed"
+    "latent", "history", "anchor", "displacement", "prompt_features", "anchor_prompt", "bones", "anchor_bones", "anchor_frame",
+    "step", "seed",
 )  # fmt: skip
 NEAR_CLEAN = 0.5  # noise level of the second evaluation: predict, renoise, predict
 
@@ -32,7 +33,7 @@ class WorldModel:
     """An action-to-video model with explicit state.
 
     `state` is a flat TensorDict with batch size [B]: `latent` (B, C, h, w) is the newest frame, `history` the last
-    frames' latents, `anchor` the first frame's, `displacement` (B, 2, h, w) says where in it each cell's content was,
+    frames' latents, `anchor` the first frame's, `anchor_frame` its pixels, `displacement` (B, 2, h, w) says where in it each cell's content was,
     `bones` and `anchor_bones` where the robot's bones were, `prompt_features` and `anchor_prompt` are those of the last
     prompts, `step` and `seed` drive the noise. Index assignment is a partial reset, `expand` a branch.
 
@@ -172,6 +173,7 @@ class WorldModel:
                 "displacement": latent.new_zeros(batch, 2, *latent.shape[2:]),
                 "prompt_features": features[:, None].expand(-1, PROMPT_TAPS - 2, -1, -1, -1).clone(),
                 "anchor_prompt": features,
+                "anchor_frame": frames.to(self.device).clone(),
                 "bones": self._checked_bones(bones, (batch,)),
                 "anchor_bones": self._checked_bones(bones, (batch,)).clone(),
                 "step": torch.zeros(batch, dtype=torch.int64, device=self.device),
@@ -226,6 +228,7 @@ class WorldModel:
         taps = torch.cat([now[:, None], state["prompt_features"], state["anchor_prompt"][:, None]], dim=1)
         seen = history[:, [lag - 1 for lag in self.lags]]
         views = torch.stack([bones, state["bones"], state["anchor_bones"]], dim=1)
+        posed = self._posed(state, bones)
         scale, made = float(self.dynamics.config.noise_scale), None
         spans = torch.full((batch,), float(interval), device=self.device)
         for i in range(evaluations):
@@ -234,7 +237,7 @@ class WorldModel:
             noisy = scale * noise if made is None else (1 - level) * made.latent + level * scale * noise
             times = torch.full((batch,), level, device=self.device)
             with self._autocast():
-                made = self.dynamics(seen, state["anchor"], noisy, times, spans, taps, state["displacement"], views)
+                made = self.dynamics(seen, state["anchor"], noisy, times, spans, taps, state["displacement"], views, posed)
         assert made is not None
         following = state.copy()
         following["latent"] = made.latent
@@ -243,6 +246,15 @@ class WorldModel:
         following["prompt_features"] = torch.cat([now[:, None], state["prompt_features"][:, :-1]], dim=1)
         following["step"] = state["step"] + 1
         return following
+
+    def _posed(self, state: TensorDict, bones: Tensor) -> Float[Tensor, "B C h w"]:
+        if bones.shape[1] == 0:
+            anchor: Tensor = state["anchor"]
+            return anchor
+        pictures = posed_picture(to_pictures(state["anchor_frame"]), bones, state["anchor_bones"])
+        with self._autocast():
+            latents: Tensor = self.codec.encode(pictures.contiguous(memory_format=torch.channels_last))
+        return latents.float()
 
     def _features(self, prompts: Tensor) -> Tensor:
         pictures = to_pictures(prompts.to(self.device)).contiguous(memory_format=torch.channels_last)
