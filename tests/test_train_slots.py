@@ -49,7 +49,8 @@ def _named_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
         return np.asarray(name.to(torch.uint8).numpy())
 
     def bones(data: LatentEpisodes, episode: Tensor, frame: Tensor) -> Tensor:
-        return torch.stack([episode, frame], -1)[:, None].repeat(1, 1, 4).float()
+        name = torch.stack([episode, frame], -1)[:, None].float()
+        return torch.cat([name, torch.zeros(len(episode), 1, 6)], dim=-1)  # nowhere to be seen: nothing to paint out
 
     monkeypatch.setattr(LatentEpisodes, "prompts", prompts)
     monkeypatch.setattr(LatentEpisodes, "bones", bones)
@@ -88,6 +89,7 @@ def test_no_slot_reads_past_its_episode(frames: int, contact_share: float) -> No
         views = torch.stack([given.target, slots.now, slots.first], 1)
         assert torch.equal(given.bones[:, :, 0, 1], views.float())
         assert torch.equal(named(slots.first_picture), named(slots.anchor))
+        torch.testing.assert_close(slots.plate, slots.first_picture)
         seen_last |= bool((given.target == frames - 1).any())
         slots.advance(torch.zeros_like(truth), slots.displacement, truth)
     assert seen_last

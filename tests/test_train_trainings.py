@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from vap_gym.cards import load_robot
 from vap_gym.data import EpisodeWriter, finalise
 from vap_gym.errors import CheckpointError, VapError
-from vap_gym.judge import Judge
+from vap_gym.judge import Judge, JudgeNetwork
 from vap_gym.prompts.raster import draw
 from vap_gym.prompts.skeleton import Skeleton
 from vap_gym.sim.rollout import NominalRobot, record
@@ -25,6 +26,7 @@ from vap_gym.train.frames import load_frames
 from vap_gym.train.latents import load_latents
 from vap_gym.train.run import Run
 from vap_gym.world.codec import FrameCodec
+from vap_gym.world.dynamics import FrameDynamics
 from vap_gym.world.model import WorldModel
 
 pytest.importorskip("pybullet", reason="the data come from the oracle")
@@ -215,6 +217,59 @@ def test_the_parts_become_one_model_folder_with_a_card(
         assert index["sha256"][part] in card
     assert "Three episodes." in card
     assert "Apache-2.0" in card
+
+
+def test_parts_of_a_published_model_can_be_kept_with_their_row_of_the_card(
+    codec_run: Path, world_run: Path, judge_run: Path, tmp_path: Path
+) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    publish.main(first, codec=codec_run, world=world_run, judge=judge_run)
+    publish.main(second, codec=first, world=world_run, judge=first)
+    assert (second / "README.md").read_text().replace("`second`", "`first`") == (first / "README.md").read_text()
+    (first / "README.md").write_text("no table")
+    with pytest.raises(VapError, match="has no row for 'codec'"):
+        publish.main(second, codec=first, world=world_run, judge=judge_run)
+
+
+@pytest.mark.parametrize("part", ["world", "judge"])
+def test_a_training_takes_up_weights_of_the_first_release(
+    part: str, world_run: Path, judge_run: Path, tmp_path: Path
+) -> None:
+    """Those know nothing of displacement and of heights: all that they do know is kept, the rest begins at zero."""
+    run = world_run if part == "world" else judge_run
+    kind = {"world": FrameDynamics, "judge": JudgeNetwork}[part]
+    model = kind.from_pretrained(run / "model", torch_dtype=torch.float32)
+    whole = {name: value.clone() for name, value in model.state_dict().items()}
+    old = dict(whole)
+    if part == "world":
+        first, channels, lags = whole["conv_in.weight"], model.config.latent_channels, len(model.config.lags)
+        known = channels * (lags + 1)
+        old["conv_in.weight"] = torch.cat([first[:, :known], first[:, -(channels + 2) :]], 1)
+        for name in ("head.1.weight", "head.1.bias"):
+            old[name] = torch.cat([whole[name][: channels + 3], whole[name][channels + 4 : channels + 6]])
+        world._take_up(_saved(old, tmp_path, model), tmp_path)
+        taken = model.state_dict()
+        assert torch.equal(taken["conv_in.weight"][:, :known], first[:, :known])
+        assert torch.equal(taken["conv_in.weight"][:, -(channels + 2) :], first[:, -(channels + 2) :])
+        assert not taken["conv_in.weight"][:, known : -(channels + 2)].any()
+        assert torch.equal(taken["head.1.weight"][: channels + 3], whole["head.1.weight"][: channels + 3])
+        assert not taken["head.1.weight"][channels + 3].any()
+    else:
+        old["states.weight"], old["states.bias"] = whole["states.weight"][:2], whole["states.bias"][:2]
+        judge._take_up(_saved(old, tmp_path, model), tmp_path)
+        taken = model.state_dict()
+        assert torch.equal(taken["states.weight"][:2], whole["states.weight"][:2])
+        assert not taken["states.weight"][2].any()
+    changed = {name for name, value in taken.items() if not torch.equal(value, whole[name])}
+    assert changed <= {"conv_in.weight", "head.1.weight", "head.1.bias", "states.weight", "states.bias"}
+
+
+def _saved(weights: dict[str, Tensor], folder: Path, model: torch.nn.Module) -> torch.nn.Module:
+    """Write weights where a training looks for them, and spoil the model that is to take them up."""
+    save_file({k: v.contiguous() for k, v in weights.items()}, folder / "diffusion_pytorch_model.safetensors")
+    for parameter in model.parameters():
+        parameter.data += 1.0
+    return model
 
 
 # --- what trainings read ---

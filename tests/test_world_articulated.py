@@ -1,4 +1,4 @@
-"""Flow of the robot from its bones: exact for rigid motion in the picture, and right on the oracle's pictures."""
+"""What bones tell: exact flow for rigid motion in the picture, a background without the robot, the robot posed anew."""
 
 import math
 
@@ -10,7 +10,7 @@ from vap_gym.cards import load_robot
 from vap_gym.geometry import Camera
 from vap_gym.prompts.raster import bone_figures
 from vap_gym.prompts.skeleton import Skeleton
-from vap_gym.world.articulated import posed_picture, robot_flow
+from vap_gym.world.articulated import background_plate, posed_picture, robot_cover, robot_flow
 
 SIZE, STRIDE = (24, 36), 4.0
 
@@ -81,17 +81,33 @@ def test_what_was_out_of_view_has_no_flow() -> None:
         assert not share.any()
 
 
-def test_a_posed_picture_has_the_robot_in_both_places_and_the_rest_untouched() -> None:
-    first = torch.rand(1, 3, 96, 144, generator=torch.Generator().manual_seed(0)) * 0.2
+def test_the_robot_is_painted_out_by_what_is_around_it() -> None:
+    y, x = torch.meshgrid(torch.linspace(0, 1, 96), torch.linspace(0, 1, 144), indexing="ij")
+    scene = torch.stack([x, y, 0.5 * (x + y)])[None]
+    robot = bone((40.0, 20.0), (100.0, 70.0), radius=7.0)[None, None]
+    first = torch.where(robot_cover(robot, (96, 144), 1.0) > 0, torch.tensor(0.0), scene)
+    plate = background_plate(first, robot)
+    assert (plate - scene).abs().max() < 0.12  # a smooth scene is guessed well
+    far = robot_cover(robot, (96, 144), 1.0, 3.0) == 0
+    assert torch.equal(plate[:, :, far[0, 0]], first[:, :, far[0, 0]])  # and what is not covered stays as it is
+    nobody = robot.clone()
+    nobody[..., 7] = 0.0
+    torch.testing.assert_close(background_plate(first, nobody), first)
+    torch.testing.assert_close(background_plate(first, robot[:, :0]), first)
+    hidden = bone((0.0, 48.0), (144.0, 48.0), radius=200.0)[None, None]
+    assert background_plate(first, hidden).isfinite().all()  # the robot fills the picture
+
+
+def test_a_posed_picture_shows_the_robot_in_its_new_place_only() -> None:
+    first = torch.full((1, 3, 96, 144), 0.2)
     before = bone((20.0, 40.0), (60.0, 40.0), radius=8.0)[None, None]
     first[..., 32:48, 14:66] = 0.9
     now = before + torch.tensor([60.0, 30.0, 60.0, 30.0, 0, 0, 0, 0])
-    posed = posed_picture(first, now, before)
+    posed = posed_picture(background_plate(first, before), first, now, before)
     assert (posed[..., 64:76, 82:118] > 0.85).all()
-    assert torch.equal(posed[..., :56, :70], first[..., :56, :70])  # also the robot's old place: who knows what is behind
-    assert torch.equal(posed[..., :, 134:], first[..., :, 134:])
-    torch.testing.assert_close(posed_picture(first, before, before), first, atol=1e-4, rtol=0)
-    assert torch.equal(posed_picture(first, before[:, :0], before[:, :0]), first)
+    assert (posed[..., 34:46, 22:58] < 0.25).all()
+    again = posed_picture(background_plate(first, before), first, before, before)
+    torch.testing.assert_close(again, first, atol=1e-3, rtol=0)
 
 
 def test_slots_do_not_mix() -> None:
@@ -124,7 +140,8 @@ def test_the_first_frame_moved_along_shows_the_oracles_robot_where_it_is() -> No
             frames = torch.from_numpy(episode.frames[VIEW]).float().permute(0, 3, 1, 2) / 255
             first = frames[:1].expand_as(frames)
             _, share = robot_flow(bones, bones[:1].expand_as(bones), (96, 144), 1.0)
-            posed = posed_picture(first, bones, bones[:1].expand_as(bones))
+            plate = background_plate(first, bones[:1].expand_as(bones))
+            posed = posed_picture(plate, first, bones, bones[:1].expand_as(bones))
             labels = torch.from_numpy(episode.labels[VIEW])
             robot = ((labels == 1) | (labels == 2)) & (share[:, 0] > 0.5)
             robot[:8] = False

@@ -1,4 +1,4 @@
-"""The dynamics: a step is composed of the last frame moved, the anchor, both as it was and moved along, and new content."""
+"""The dynamics: a step is composed of the last frame moved, the anchor as it was and moved along, and new content."""
 
 import pytest
 import torch

@@ -28,7 +28,7 @@ STRIDE_PX = 4
 
 
 class JudgeNetwork(ModelMixin, ConfigMixin):
-    """Latents (N, C, h, w) → per palette colour and for the tool: heat map, offsets, presence, held, height; label logits.
+    """Latents (N, C, h, w) → per palette colour and for the tool: heat map, offsets, presence, held, height; labels.
 
     Args:
         latent_channels: of the codec.
@@ -152,7 +152,8 @@ class Judge:
         """Read latents.
 
         An object's place in the world is where its ray meets the height at which it would rest (a tower's centre is
-        higher than a disc's: the network tells); where it is seen to be held and `tool_m` (known from kinematics) is given, it is the point of its ray nearest to the tool centre.
+        higher than a disc's: the network tells); where it is seen to be held and `tool_m` (known from kinematics) is
+        given, it is the point of its ray nearest to the tool centre.
 
         Args:
             latents: of B frames.

@@ -17,9 +17,9 @@ _MIX = 0x5851F42D4C957F2D  # an odd number: seeds of samples lie far apart
 class SampleSpread:
     """Imagines every slot n times side by side, with other noise each, and tells how much the pictures differ.
 
-    The further samples are whole rollouts of their own, kept in the state under `sample_*` (B, n − 1, …): what they have
-    come to disagree on over many steps shows, not only what one step leaves open. Costs n − 1 further predictions and
-    decoded frames a step.
+    The further samples are whole rollouts of their own, kept in the state under `sample_*` (B, n − 1, …): what they
+    have come to disagree on over many steps shows, not only what one step leaves open. Costs n − 1 further predictions
+    and decoded frames a step.
 
     Args:
         world: the world model.
@@ -51,7 +51,7 @@ class SampleSpread:
     ) -> Float[Tensor, " B"]:
         """Move the further samples of `state` on by one step; return the spread with `frames`, the env's own.
 
-        The spread is the standard deviation over the n samples, in grey levels (0 to 255), mean over pixels and colours.
+        The spread is the standard deviation over the n samples in grey levels (0 to 255), mean over pixels and colours.
         """
         B, n = len(state), self.others
         keys = [key for key in state.keys() if key.startswith(PREFIX)]  # noqa: SIM118

@@ -14,7 +14,7 @@ NEAR_M = 0.01
 """Bones are cut at this depth in front of the camera, so that one end behind it does not lose the other."""
 
 THICKEST = 0.25
-"""No bone is drawn with a larger radius than this share of the picture's height: a link that all but touches the lens."""
+"""No bone is drawn with a larger radius than this share of the picture's height, not even one close to the lens."""
 
 HIDDEN_RADIUS_PX = -1.0
 """Radius of a segment that is not drawn: no pixel is nearer to it than that."""

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vap_gym.train.latents import LatentEpisodes
+from vap_gym.world.articulated import background_plate
 from vap_gym.world.dynamics import PROMPT_TAPS
 
 
@@ -48,8 +49,8 @@ def contact_starts(objects_m: Float[Tensor, "E T N 3"]) -> Int64[Tensor, "S 2"]:
 
 @dataclass(frozen=True, kw_only=True)
 class SlotInputs:
-    """One step of every slot. `prompts` are the next frame's, the last two's and the anchor's, `bones` the next frame's,
-    the last's and the anchor's."""
+    """One step of every slot. `prompts` are the next frame's, the last two's and the anchor's; `bones` the next
+    frame's, the last's and the anchor's."""
 
     seen: Float[Tensor, "B L C h w"]
     truth: Float[Tensor, "B C h w"]  # of the next frame
@@ -88,6 +89,7 @@ class Slots:
         width, height = data.frame_size_px
         self.prompts = torch.zeros(b, PROMPT_TAPS, height, width, 3, dtype=torch.uint8)
         self.first_picture = torch.zeros(b, 3, height, width)
+        self.plate = torch.zeros(b, 3, height, width)
 
     @property
     def now(self) -> Tensor:
@@ -120,6 +122,7 @@ class Slots:
         anchor = self.data.latents[self.episode[done], first].float()
         self.anchor[done] = anchor
         self.first_picture[done] = self._decode(anchor)
+        self.plate[done] = background_plate(self.first_picture[done], self.data.bones(self.episode[done], first))
         self.history[done] = anchor[:, None].expand(-1, self.history.shape[1], -1, -1, -1)
         self.displacement[done] = 0.0
         self.prompts[done] = torch.from_numpy(self.data.prompts(self.episode[done], first))[:, None]

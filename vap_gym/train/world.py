@@ -25,7 +25,7 @@ from vap_gym.train.run import (
     set_learning_rate,
 )
 from vap_gym.train.slots import Slots, SlotSettings
-from vap_gym.world.articulated import posed_picture
+from vap_gym.world.articulated import background_plate, posed_picture
 from vap_gym.world.codec import FrameCodec, charbonnier, to_frames, to_pictures
 from vap_gym.world.dynamics import PROMPT_TAPS, SOURCES, FrameDynamics
 
@@ -183,7 +183,7 @@ def _loss(
             features,
             slots.displacement.to(place),
             given.bones.to(place),
-            _posed(codec, slots.first_picture, given.bones[:, 0], given.bones[:, -1]).to(place),
+            _posed(codec, slots.plate, slots.first_picture, given.bones[:, 0], given.bones[:, -1]).to(place),
         )
     truth, weight = given.truth.to(place), weight.to(place)
     loss = latent_loss(predicted.latent, truth, weight)
@@ -205,10 +205,10 @@ def _decoded(codec: FrameCodec, latents: Float[Tensor, "N C h w"]) -> Float[Tens
 
 
 @torch.no_grad()
-def _posed(codec: FrameCodec, first: Tensor, now: Tensor, anchor: Tensor) -> Float[Tensor, "N C h w"]:
+def _posed(codec: FrameCodec, plate: Tensor, first: Tensor, now: Tensor, anchor: Tensor) -> Float[Tensor, "N C h w"]:
     """Latents of first pictures with their robots posed as `now`."""
     place = next(codec.parameters()).device
-    pictures = posed_picture(first.to(place), now.to(place), anchor.to(place))
+    pictures = posed_picture(plate.to(place), first.to(place), now.to(place), anchor.to(place))
     with autocast(place):
         return codec.encode(pictures.contiguous(memory_format=torch.channels_last)).float()
 
@@ -240,6 +240,7 @@ def score(
             features.append(model.trajectory.features(pictures.contiguous(memory_format=torch.channels_last).to(place)))
     first_picture = _decoded(codec, anchor)
     bones = [held.bones(episode, torch.full((n,), t)).to(place) for t in range(steps + 1)]
+    plate = background_plate(first_picture, bones[0].cpu())
     rows: list[Tensor] = []
     made, real = [], []
     for t in range(1, steps + 1):
@@ -248,7 +249,7 @@ def score(
         ones = torch.ones(n, device=place)
         with autocast(place):
             seen, views = history[:, [lag - 1 for lag in lags]], torch.stack([bones[t], bones[t - 1], bones[0]], 1)
-            posed = _posed(codec, first_picture, bones[t], bones[0])
+            posed = _posed(codec, plate, first_picture, bones[t], bones[0])
             made_now = model(seen, anchor, noise, ones, ones, taps, displacement, views, posed)
         latent, displacement = made_now.latent, made_now.displacement
         history = torch.cat([latent[:, None], history[:, :-1]], 1)

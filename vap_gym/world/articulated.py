@@ -14,7 +14,9 @@ from torch.nn import functional as F
 
 BONE_FIGURES = 8  # of a bone: start u, v · end u, v · radius at start and end, all px · mean depth in m · 1 if in front
 REACH_PX = 3.0  # cells so far outside a capsule still belong to it: robots are no capsules
-POSED_REACH_PX = 1.0  # the same for pixels
+POSED_REACH_PX = 2.5  # the same for pixels that are moved with it …
+PLATE_REACH_PX = 2.0  # … and for those that are painted out …
+UNSURE_REACH_PX = 4.0  # … by pixels at least so far away: nearer ones may still show the robot
 POSED_STRIDE_PX = 2  # pixels so far apart share a flow: a quarter of the work, and it changes little between them
 
 
@@ -41,13 +43,8 @@ def robot_flow(
     h, w = size
     if S == 0:
         return now.new_zeros(B, 2, h, w), now.new_zeros(B, 1, h, w)
-    y, x = torch.meshgrid(
-        torch.arange(h, device=now.device) + 0.5, torch.arange(w, device=now.device) + 0.5, indexing="ij"
-    )
-    at = torch.stack([x, y], -1).reshape(1, 1, h * w, 2) * stride_px
-    along, across, beyond, radius = _on_bone(now[:, :, None], at)
-    distance = (beyond.square() + across.square()).sqrt() * radius
-    cover = ((radius + reach_px - distance) / stride_px + 0.5).clamp(0.0, 1.0) * now[:, :, 7, None]
+    at = _centres(size, stride_px, now.device)
+    along, across, beyond, cover = _on_bone(now[:, :, None], at, stride_px, reach_px)
     nearness = 10.0 - now[:, :, 6, None].clamp(0.0, 9.0)
     best = torch.where(cover >= 0.5, nearness.expand_as(cover), cover).argmax(1, keepdim=True)  # B 1 cells
 
@@ -62,19 +59,52 @@ def robot_flow(
     return flow.mT.reshape(B, 2, h, w), share.reshape(B, 1, h, w)
 
 
-def posed_picture(
-    first: Float[Tensor, "B C H W"], now: Float[Tensor, "B S 8"], before: Float[Tensor, "B S 8"]
-) -> Float[Tensor, "B C H W"]:
-    """Return the first picture with a copy of its robot in another pose: `now` in place of `before`.
+def robot_cover(
+    bones: Float[Tensor, "B S 8"], size: tuple[int, int], stride_px: float, reach_px: float = POSED_REACH_PX
+) -> Float[Tensor, "B 1 h w"]:
+    """Return how far each cell lies on the robot, in [0, 1]; arguments as for `robot_flow`."""
+    B, S, _ = bones.shape
+    if S == 0:
+        return bones.new_zeros(B, 1, *size)
+    cover = _on_bone(bones[:, :, None], _centres(size, stride_px, bones.device), stride_px, reach_px)[-1]
+    return cover.amax(1).reshape(B, 1, *size)
 
-    What stood behind the robot in the first picture is not known here: there the robot stays visible as well.
+
+def background_plate(first: Float[Tensor, "B C H W"], bones: Float[Tensor, "B S 8"]) -> Float[Tensor, "B C H W"]:
+    """Return the first picture with the robot painted out, by what is around it: averages of ever wider surroundings.
+
+    (Pull-push interpolation, after Gortler et al. 1996, "The Lumigraph", Sec. 3.4.)
     """
+    size = (first.shape[-2], first.shape[-1])
+    weight = 1.0 - robot_cover(bones, size, 1.0, UNSURE_REACH_PX)
+    levels = [(first * weight, weight)]
+    while min(levels[-1][0].shape[-2:]) > 1:
+        colour, known = levels[-1]
+        levels.append((F.avg_pool2d(colour, 2, ceil_mode=True), F.avg_pool2d(known, 2, ceil_mode=True)))
+    colour, known = levels.pop()
+    filled = colour / known.clamp_min(1e-6)
+    while levels:
+        colour, known = levels.pop()
+        filled = F.interpolate(filled, size=colour.shape[-2:], mode="bilinear", align_corners=False)
+        share = known if not levels else (4.0 * known).clamp(max=1.0)  # a quarter known is known well enough
+        filled = torch.lerp(filled, colour / known.clamp_min(1e-6), share)
+    return torch.lerp(first, filled, robot_cover(bones, size, 1.0, PLATE_REACH_PX))
+
+
+def posed_picture(
+    plate: Float[Tensor, "B C H W"],
+    first: Float[Tensor, "B C H W"],
+    now: Float[Tensor, "B S 8"],
+    before: Float[Tensor, "B S 8"],
+) -> Float[Tensor, "B C H W"]:
+    """Return the picture of the robot in another pose: of `first`, where its bones are `before`, posed as `now`, before
+    the background `plate`."""
     height, width = first.shape[-2:]
     size = (-(-height // POSED_STRIDE_PX), -(-width // POSED_STRIDE_PX))
     flow, share = robot_flow(now, before, size, POSED_STRIDE_PX, POSED_REACH_PX)
     fine = F.interpolate(torch.cat([flow * POSED_STRIDE_PX, share], 1), scale_factor=POSED_STRIDE_PX, mode="nearest")
     fine = fine[..., :height, :width]
-    return torch.lerp(first, warp(first, fine[:, :2]), fine[:, 2:])
+    return torch.lerp(plate, warp(first, fine[:, :2]), fine[:, 2:])
 
 
 def warp(picture: Float[Tensor, "B C h w"], flow_cells: Float[Tensor, "B 2 h w"]) -> Float[Tensor, "B C h w"]:
@@ -88,8 +118,14 @@ def warp(picture: Float[Tensor, "B C h w"], flow_cells: Float[Tensor, "B 2 h w"]
     return F.grid_sample(picture, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 
-def _on_bone(bones: Tensor, at: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return a point's share of the way along a bone, in [0, 1], and, in radii there: across it, and beyond its ends."""
+def _centres(size: tuple[int, int], stride_px: float, device: torch.device) -> Float[Tensor, "1 1 cells 2"]:
+    y, x = torch.meshgrid(*(torch.arange(n, device=device) + 0.5 for n in size), indexing="ij")
+    return torch.stack([x, y], -1).reshape(1, 1, -1, 2) * stride_px
+
+
+def _on_bone(bones: Tensor, at: Tensor, stride_px: float, reach_px: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return of each point the share of the way along each bone, in [0, 1]; in radii there how far it lies across the
+    bone and beyond its ends; and how far the bone covers it."""
     start, way = bones[..., 0:2], bones[..., 2:4] - bones[..., 0:2]
     length = way.norm(dim=-1).clamp_min(1e-3)
     ahead = way / length[..., None]
@@ -98,7 +134,10 @@ def _on_bone(bones: Tensor, at: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]
     sideways = off[..., 1] * ahead[..., 0] - off[..., 0] * ahead[..., 1]
     along = (forward / length).clamp(0.0, 1.0)
     radius = torch.lerp(bones[..., 4].expand_as(along), bones[..., 5].expand_as(along), along).clamp_min(1e-3)
-    return along, sideways / radius, (forward - along * length) / radius, radius
+    beyond = forward - along * length
+    distance = (beyond.square() + sideways.square()).sqrt()
+    cover = ((radius + reach_px - distance) / stride_px + 0.5).clamp(0.0, 1.0) * bones[..., 7]
+    return along, sideways / radius, beyond / radius, cover
 
 
 def _place_on_bone(bones: Tensor, along: Tensor, across: Tensor, beyond: Tensor) -> Tensor:
@@ -107,4 +146,5 @@ def _place_on_bone(bones: Tensor, along: Tensor, across: Tensor, beyond: Tensor)
     ahead = way / way.norm(dim=-1, keepdim=True).clamp_min(1e-3)
     side = torch.stack([-ahead[..., 1], ahead[..., 0]], -1)
     radius = torch.lerp(bones[..., 4], bones[..., 5], along)
-    return start + along[..., None] * way + (radius * across)[..., None] * side + (radius * beyond)[..., None] * ahead
+    place: Tensor = start + along[..., None] * way
+    return place + (radius * across)[..., None] * side + (radius * beyond)[..., None] * ahead

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vap_gym.world.articulated import robot_flow, warp
+from vap_gym.world.articulated import robot_cover, robot_flow, warp
 from vap_gym.world.attention import PlainAttention
 from vap_gym.world.layers import ResBlock, zeroed
 from vap_gym.world.transformer import ControlledTransformer
@@ -64,13 +64,14 @@ class Prediction(NamedTuple):
 
 class RobotMotion(NamedTuple):
     """What kinematics says of the robot's cells: the flow from the last frame and from the anchor, where it holds, and
-    latents of the first picture with the robot posed anew."""
+    latents of the first picture with the robot posed anew, seen in robot cells and in those that the robot has left."""
 
     from_last: Float[Tensor, "B 2 h w"]
     in_last: Float[Tensor, "B 1 h w"]
     from_anchor: Float[Tensor, "B 2 h w"]
     in_anchor: Float[Tensor, "B 1 h w"]
     posed: Float[Tensor, "B C h w"]
+    in_posed: Float[Tensor, "B 1 h w"]
 
 
 class FrameDynamics(ModelMixin, ConfigMixin):
@@ -187,7 +188,7 @@ class FrameDynamics(ModelMixin, ConfigMixin):
             displacement: from each cell of the last frame to where its content was in the anchor frame, x and y in
                 cells; zero at the start, then as the last prediction gave it.
             bones: where the robot's bones are in the next frame, the last, and the anchor (3 views); none (0) will do.
-            posed: latents of the first picture with the robot posed as in the next frame; seen where it was in view.
+            posed: latents of the first picture with the robot posed as in the next frame, and painted out where it was.
         """
         batch, _, _, h, w = history.shape
         robot = self._robot(bones.float(), posed.float(), (h, w))
@@ -195,7 +196,7 @@ class FrameDynamics(ModelMixin, ConfigMixin):
         action = self.trajectory(prompt_taps)
         levels = torch.stack([time, interval / 3.0], dim=1)[:, :, None, None].expand(batch, 2, h, w)
         way = torch.lerp(displacement, robot.from_anchor, robot.in_anchor)
-        carried = torch.lerp(warp(anchor, displacement), robot.posed, robot.in_anchor)
+        carried = torch.lerp(warp(anchor, displacement), robot.posed, robot.in_posed)
         seen = (history.flatten(1, 2), anchor, carried, warp(last, robot.in_last * robot.from_last))
         shares = (way / DISPLACEMENT_SCALE, robot.in_anchor, robot.in_last)
         x = torch.cat([*seen, *shares, noisy, levels.to(history.dtype)], dim=1)
@@ -217,8 +218,14 @@ class FrameDynamics(ModelMixin, ConfigMixin):
         now, last, anchor = bones.unbind(1)
         from_last, in_last = robot_flow(now, last, size, STRIDE_PX)
         from_anchor, in_anchor = robot_flow(now, anchor, size, STRIDE_PX)
+        left = robot_cover(anchor, size, STRIDE_PX)
         return RobotMotion(
-            from_last=from_last, in_last=in_last, from_anchor=from_anchor, in_anchor=in_anchor, posed=posed
+            from_last=from_last,
+            in_last=in_last,
+            from_anchor=from_anchor,
+            in_anchor=in_anchor,
+            posed=posed,
+            in_posed=torch.maximum(in_anchor, left),
         )
 
     def _compose(
@@ -227,9 +234,9 @@ class FrameDynamics(ModelMixin, ConfigMixin):
         made, share, flow, change = head.split([last.shape[1], SOURCES, 2, 2], dim=1)
         flow, change = self.config.max_flow * torch.tanh(flow), self.config.max_change * torch.tanh(change)
         displacement = warp(displacement, flow) + flow + change
-        carried = torch.lerp(warp(anchor, displacement), robot.posed, robot.in_anchor)
+        carried = torch.lerp(warp(anchor, displacement), robot.posed, robot.in_posed)
         moved = warp(last, robot.in_last * robot.from_last + flow)
-        likely = torch.cat([torch.zeros_like(share[:, 1:]), ROBOT_PRIOR * robot.in_anchor], dim=1)
+        likely = torch.cat([torch.zeros_like(share[:, 1:]), ROBOT_PRIOR * robot.in_posed], dim=1)
         share = torch.softmax(share + likely, dim=1)
         sources = (moved, anchor, torch.tanh(made), carried)
         latent = torch.stack([share[:, i : i + 1] * source for i, source in enumerate(sources)]).sum(0)

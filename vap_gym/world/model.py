@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vap_gym.assets import weights_dir
 from vap_gym.errors import CheckpointError, VapError, unknown_name
-from vap_gym.world.articulated import BONE_FIGURES, posed_picture
+from vap_gym.world.articulated import BONE_FIGURES, background_plate, posed_picture
 from vap_gym.world.checkpoint import load_part, read_json, save_part
 from vap_gym.world.codec import FrameCodec, to_frames, to_pictures
 from vap_gym.world.dynamics import PROMPT_TAPS, FrameDynamics
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 INDEX = "model_index.json"
 STATE_KEYS = (
-    "latent", "history", "anchor", "displacement", "prompt_features", "anchor_prompt", "bones", "anchor_bones", "anchor_frame",
-    "step", "seed",
+    "latent", "history", "anchor", "displacement", "prompt_features", "anchor_prompt", "bones", "anchor_bones",
+    "anchor_frame", "plate", "step", "seed",
 )  # fmt: skip
 NEAR_CLEAN = 0.5  # noise level of the second evaluation: predict, renoise, predict
 
@@ -33,9 +33,10 @@ class WorldModel:
     """An action-to-video model with explicit state.
 
     `state` is a flat TensorDict with batch size [B]: `latent` (B, C, h, w) is the newest frame, `history` the last
-    frames' latents, `anchor` the first frame's, `anchor_frame` its pixels, `displacement` (B, 2, h, w) says where in it each cell's content was,
-    `bones` and `anchor_bones` where the robot's bones were, `prompt_features` and `anchor_prompt` are those of the last
-    prompts, `step` and `seed` drive the noise. Index assignment is a partial reset, `expand` a branch.
+    frames' latents, `anchor` the first frame's, `anchor_frame` its pixels and `plate` those without the robot,
+    `displacement` (B, 2, h, w) says where in the first frame each cell's content was, `bones` and `anchor_bones` where
+    the robot's bones were, `prompt_features` and `anchor_prompt` are those of the last prompts, `step` and `seed` drive
+    the noise. Index assignment is a partial reset, `expand` a branch.
 
     Args:
         codec, dynamics: the two networks.
@@ -165,6 +166,8 @@ class WorldModel:
         latent = self.encode(frames)
         features = self._features(prompts)
         batch = len(frames)
+        places = self._checked_bones(bones, (batch,))
+        plate = to_frames(background_plate(to_pictures(frames.to(self.device)), places))
         return TensorDict(
             {
                 "latent": latent,
@@ -174,8 +177,9 @@ class WorldModel:
                 "prompt_features": features[:, None].expand(-1, PROMPT_TAPS - 2, -1, -1, -1).clone(),
                 "anchor_prompt": features,
                 "anchor_frame": frames.to(self.device).clone(),
-                "bones": self._checked_bones(bones, (batch,)),
-                "anchor_bones": self._checked_bones(bones, (batch,)).clone(),
+                "plate": plate,
+                "bones": places,
+                "anchor_bones": places.clone(),
                 "step": torch.zeros(batch, dtype=torch.int64, device=self.device),
                 "seed": seed.to(self.device, torch.int64),
             },
@@ -237,7 +241,9 @@ class WorldModel:
             noisy = scale * noise if made is None else (1 - level) * made.latent + level * scale * noise
             times = torch.full((batch,), level, device=self.device)
             with self._autocast():
-                made = self.dynamics(seen, state["anchor"], noisy, times, spans, taps, state["displacement"], views, posed)
+                made = self.dynamics(
+                    seen, state["anchor"], noisy, times, spans, taps, state["displacement"], views, posed
+                )
         assert made is not None
         following = state.copy()
         following["latent"] = made.latent
@@ -251,7 +257,8 @@ class WorldModel:
         if bones.shape[1] == 0:
             anchor: Tensor = state["anchor"]
             return anchor
-        pictures = posed_picture(to_pictures(state["anchor_frame"]), bones, state["anchor_bones"])
+        plate, first = to_pictures(state["plate"]), to_pictures(state["anchor_frame"])
+        pictures = posed_picture(plate, first, bones, state["anchor_bones"])
         with self._autocast():
             latents: Tensor = self.codec.encode(pictures.contiguous(memory_format=torch.channels_last))
         return latents.float()
