@@ -119,7 +119,7 @@ def test_missing_card_and_missing_urdf_are_named(robot_folder: Path, tmp_path: P
         (
             "offset_m = [0.0,  0.0,    0.049]",
             "offset_m = [0.0, 0.049]",
-            r"keypoints\[5\]: offset_m must have 3 entries, got 2",
+            r"keypoints\[8\]: offset_m must have 3 entries, got 2",
         ),
         ("offset_m = [0.0,  0.0,    0.049]", "offset_m = 0.049", r"offset_m must be a list, got 0\.049"),
         ('end = "palm"', 'end = "plam"', r"skeleton: No key-point named 'plam'\. Did you mean 'palm'\? Known: "),

@@ -126,10 +126,10 @@ def test_command_leads_where_it_should_in_one_step() -> None:
     env.reset(seed=0)
     robot = env.stage.imagination.robot_state(env.state)
     wanted = robot.q[0].double().numpy() + np.array([0.01, -0.01, 0.005, 0.01, 0.0, -0.012, 0.015])
-    info = env.step(command_toward(env, wanted, float(robot.gripper[0]) * 0.9 + 0.05))[4]
+    info = env.step(command_toward(env, wanted, float(robot.gripper[0]) * 0.95 + 0.02))[4]
     np.testing.assert_allclose(info["proprioception"]["joint_position"], wanted, atol=1e-5)
     np.testing.assert_allclose(
-        info["proprioception"]["gripper_position"], float(robot.gripper[0]) * 0.9 + 0.05, atol=1e-5
+        info["proprioception"]["gripper_position"], float(robot.gripper[0]) * 0.95 + 0.02, atol=1e-5
     )
 
 

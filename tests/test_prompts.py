@@ -1,5 +1,7 @@
 """The stick figure stands where the robot is: key-points by forward kinematics, from the card alone."""
 
+import math
+
 import pytest
 import torch
 
@@ -39,8 +41,12 @@ def test_the_arm_is_drawn_from_shoulder_to_flange() -> None:
     skeleton, controller, state = _state("panda_robotiq", 0.3)
     points, poses = skeleton.keypoints(state), controller.links(state)
     for name, link in (("shoulder", "panda_link2"), ("elbow", "panda_link4"), ("flange", "panda_link8")):
-        expected = poses[:, controller.chain.link_index(link), :3, 3]
-        torch.testing.assert_close(points[:, skeleton.keypoint_names.index(name)], expected, atol=1e-12, rtol=0)
+        pose = poses[:, controller.chain.link_index(link)]
+        card = next(k for k in skeleton.robot.skeleton.keypoints if k.name == name)
+        assert math.hypot(*card.offset_m) < 0.06  # within the link
+        offset = torch.tensor(card.offset_m).to(pose)
+        expected = (pose[:, :3, :3] @ offset[:, None])[..., 0] + pose[:, :3, 3]
+        torch.testing.assert_close(points[:, skeleton.keypoint_names.index(name)], expected, atol=1e-8, rtol=0)
 
 
 @pytest.mark.parametrize(("closedness", "gap_m"), [(0.0, 0.093), (1.0, 0.008), (-3.0, 0.093), (7.0, 0.008)])
@@ -74,5 +80,5 @@ def test_keypoints_carry_gradients_to_joints_and_gripper() -> None:
 
 def test_poses_of_another_shape_are_refused_by_name() -> None:
     skeleton, _, state = _state("panda_robotiq", 0.4)
-    with pytest.raises(VapError, match=r"shape \(\*batch, 5, 4, 4\), one per link .*, got \(3, 9, 4, 4\)"):
+    with pytest.raises(VapError, match=r"shape \(\*batch, 7, 4, 4\), one per link .*, got \(3, 9, 4, 4\)"):
         skeleton.place(torch.eye(4).double().expand(3, 9, 4, 4), state.gripper)

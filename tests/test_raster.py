@@ -32,7 +32,14 @@ ROBOT = replace(  # the hand alone, whose few points the tests below place by ha
 )
 SKELETON = Skeleton(ROBOT)
 CONTROLLER = Controller(ROBOT)
-BARE = Skeleton(replace(ROBOT, skeleton=replace(ROBOT.skeleton, drop_from=())))  # no drop line
+BARE = Skeleton(  # mere lines, no drop line
+    replace(
+        ROBOT,
+        skeleton=replace(
+            ROBOT.skeleton, drop_from=(), bones=tuple(replace(b, radius_m=0.0) for b in ROBOT.skeleton.bones)
+        ),
+    )
+)
 SIZE = (144, 96)
 
 
@@ -181,6 +188,34 @@ def test_a_line_covers_its_length_times_its_width() -> None:
     length = float((uv[0] - uv[SKELETON.keypoint_names.index("left_end")]).norm())
     picture = draw(keypoints, camera, BARE, thickness_px=3.0).max(-1) / 255.0
     assert picture.sum() == pytest.approx(3 * length + math.pi * 1.5**2, rel=0.03)
+
+
+def test_bones_are_as_wide_as_they_appear_and_no_thinner_than_a_line() -> None:
+    bones = tuple(replace(b, radius_m=0.05 if b.end == "left_end" else 0.0) for b in ROBOT.skeleton.bones)
+    wide = Skeleton(replace(ROBOT, skeleton=replace(ROBOT.skeleton, drop_from=(), bones=bones)))
+    names = wide.keypoint_names
+    for distance in (1.0, 2.0):
+        keypoints = torch.tensor([[distance, 0.0, 0.0]] * 6)
+        keypoints[names.index("left_knee")] = torch.tensor([distance, 0.2, 0.0])
+        keypoints[names.index("left_end")] = torch.tensor([distance, -0.2, 0.0])
+        camera = _camera((0.0, 0.0, 0.0), (1.0, 0.0, 0.0))
+        fast, smooth = _both(keypoints, camera, wide)
+        assert np.abs(fast - smooth).max() <= 2
+        column = fast[:, 72].max(-1) / 255.0  # across the bone, through its middle
+        assert column.sum() == pytest.approx(2 * 0.05 * float(camera.K[1, 1]) / distance, rel=0.05)
+    far = torch.tensor([[400.0, 0.0, 0.0]] * 6)
+    far[names.index("left_end")] = torch.tensor([400.0, 60.0, 0.0])
+    assert (draw(far, _camera((0.0, 0.0, 0.0), (1.0, 0.0, 0.0)), wide, thickness_px=3.0).max(-1) > 127).any()
+
+
+def test_a_bone_that_comes_nearer_grows_wider_along_its_way() -> None:
+    keypoints = torch.tensor([[2.0, 0.6, 0.0]] * 6)
+    keypoints[0] = torch.tensor([0.8, -0.3, 0.0])  # the flange comes towards the lens, the palm stays away
+    fast, smooth = _both(keypoints, _camera((0.0, 0.0, 0.0), (1.0, 0.0, 0.0)), SKELETON)
+    assert np.abs(fast - smooth).max() <= 2
+    widths = (fast[..., 1] > 127).sum(0)
+    lit = widths[widths > 0]
+    assert max(lit[0], lit[-1], *lit) > 1.6 * np.median(lit[: len(lit) // 3])
 
 
 # --- edges ------------------------------------------------------------------------------------------------------------

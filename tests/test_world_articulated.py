@@ -85,7 +85,7 @@ def test_the_robot_is_painted_out_by_what_is_around_it() -> None:
     y, x = torch.meshgrid(torch.linspace(0, 1, 96), torch.linspace(0, 1, 144), indexing="ij")
     scene = torch.stack([x, y, 0.5 * (x + y)])[None]
     robot = bone((40.0, 20.0), (100.0, 70.0), radius=7.0)[None, None]
-    first = torch.where(robot_cover(robot, (96, 144), 1.0) > 0, torch.tensor(0.0), scene)
+    first = torch.where(robot_cover(robot, (96, 144), 1.0, 0.0) > 0, torch.tensor(0.0), scene)
     plate = background_plate(first, robot)
     assert (plate - scene).abs().max() < 0.12  # a smooth scene is guessed well
     far = robot_cover(robot, (96, 144), 1.0, 3.0) == 0

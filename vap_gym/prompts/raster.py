@@ -219,6 +219,7 @@ def _draw_sparse(
     chord = np.sqrt(np.maximum(disc * np.abs(disc) - (u - on_line) ** 2, 0))
     inner_low = np.clip(np.ceil(middle - chord - np.float32(0.5)), low, high).astype(np.int64)
     inner_high = np.clip(np.floor(middle + chord + np.float32(0.5)), inner_low, high).astype(np.int64)
+    inner_high = np.where(chord > 0, inner_high, inner_low)
 
     stride_minor, stride_major = np.where(steep, 1, width)[of], np.where(steep, width, 1)[of]
     layer_of, picture_of = np.divmod(of, count)

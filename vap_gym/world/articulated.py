@@ -101,7 +101,7 @@ def posed_picture(
     the background `plate`."""
     height, width = first.shape[-2:]
     size = (-(-height // POSED_STRIDE_PX), -(-width // POSED_STRIDE_PX))
-    flow, share = robot_flow(now, before, size, POSED_STRIDE_PX, POSED_REACH_PX)
+    flow, share = robot_flow(now, before, size, float(POSED_STRIDE_PX), POSED_REACH_PX)
     fine = F.interpolate(torch.cat([flow * POSED_STRIDE_PX, share], 1), scale_factor=POSED_STRIDE_PX, mode="nearest")
     fine = fine[..., :height, :width]
     return torch.lerp(plate, warp(first, fine[:, :2]), fine[:, 2:])
