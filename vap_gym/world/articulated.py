@@ -146,5 +146,6 @@ def _place_on_bone(bones: Tensor, along: Tensor, across: Tensor, beyond: Tensor)
     ahead = way / way.norm(dim=-1, keepdim=True).clamp_min(1e-3)
     side = torch.stack([-ahead[..., 1], ahead[..., 0]], -1)
     radius = torch.lerp(bones[..., 4], bones[..., 5], along)
-    place: Tensor = start + along[..., None] * way
-    return place + (radius * across)[..., None] * side + (radius * beyond)[..., None] * ahead
+    off = (radius * across)[..., None] * side + (radius * beyond)[..., None] * ahead
+    place: Tensor = start + along[..., None] * way + off
+    return place
