@@ -168,13 +168,15 @@ def test_heights_begin_at_that_of_a_typical_object() -> None:
 
 
 def test_a_saved_judge_reads_the_same(judge: Judge, cameras: Camera, tmp_path: Path) -> None:
+    from vap_gym.world.appearance import RobotAppearance
     from vap_gym.world.dynamics import FrameDynamics
     from vap_gym.world.model import WorldModel
 
     dynamics = FrameDynamics(
         latent_channels=4, widths=(8, 16), blocks=(1, 1), heads=1, layers=1, control_layers=1, time_embed_dim=16
     )
-    WorldModel(judge.codec, dynamics).save_pretrained(tmp_path, dtype=torch.float32)
+    looks = RobotAppearance(bones=2, widths=(4, 8))
+    WorldModel(judge.codec, dynamics, looks).save_pretrained(tmp_path, dtype=torch.float32)
     judge.save_into(tmp_path)
     again = Judge.from_pretrained(tmp_path, dtype=torch.float32)
     for name, value in judge.network.state_dict().items():

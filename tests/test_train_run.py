@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from vap_gym.errors import CardError, CheckpointError, UnknownNameError
+from vap_gym.train.appearance import AppearanceRecipe
 from vap_gym.train.codec import CodecRecipe
 from vap_gym.train.judge import JudgeRecipe
 from vap_gym.train.run import (
@@ -20,7 +21,6 @@ from vap_gym.train.run import (
     mean,
     recipes_dir,
     seeded,
-    set_learning_rate,
 )
 from vap_gym.train.world import WorldRecipe
 
@@ -35,7 +35,13 @@ class Recipe:
 
 
 @pytest.mark.parametrize(
-    ("kind", "name"), [(CodecRecipe, "tiny_codec"), (WorldRecipe, "tiny_world"), (JudgeRecipe, "tiny_judge")]
+    ("kind", "name"),
+    [
+        (CodecRecipe, "tiny_codec"),
+        (WorldRecipe, "tiny_world"),
+        (AppearanceRecipe, "tiny_appearance"),
+        (JudgeRecipe, "tiny_judge"),
+    ],
 )
 def test_shipped_recipes_are_read_by_name_and_by_path(kind: type, name: str) -> None:
     by_name = load_recipe(kind, name)
@@ -45,7 +51,12 @@ def test_shipped_recipes_are_read_by_name_and_by_path(kind: type, name: str) -> 
 
 
 def test_every_shipped_recipe_is_one_of_a_training() -> None:
-    assert {path.stem for path in recipes_dir().glob("*.toml")} == {"tiny_codec", "tiny_world", "tiny_judge"}
+    assert {path.stem for path in recipes_dir().glob("*.toml")} == {
+        "tiny_appearance",
+        "tiny_codec",
+        "tiny_world",
+        "tiny_judge",
+    }
 
 
 def test_an_unknown_key_is_named_with_its_neighbour(tmp_path: Path) -> None:
@@ -103,9 +114,6 @@ def test_the_average_follows_the_formula_and_leaves_the_model_alone() -> None:
 
 
 def test_small_helpers() -> None:
-    optimizer = torch.optim.SGD([{"params": [torch.zeros(1)]}, {"params": [torch.zeros(1)]}], lr=1.0)
-    set_learning_rate(optimizer, 0.25)
-    assert [group["lr"] for group in optimizer.param_groups] == [0.25, 0.25]
     assert mean([torch.tensor(1.0), torch.tensor(3.0)]) == 2.0
     torch.manual_seed(5)
     before = torch.get_rng_state()

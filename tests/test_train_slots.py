@@ -6,13 +6,15 @@ import torch
 from torch import Tensor
 
 from vap_gym.train.frames import label_weight
-from vap_gym.train.latents import LatentEpisodes, loss_weight, lost_objects
+from vap_gym.train.latents import LatentEpisodes, loss_weight, lost_objects, true_displacement
 from vap_gym.train.run import seeded
 from vap_gym.train.slots import CONTACT_FRAMES, Slots, SlotSettings, contact_starts
 from vap_gym.train.world import latent_loss
+from vap_gym.world.appearance import RobotAppearance
 
 EPISODES, HEIGHT, WIDTH, OBJECTS = 5, 4, 6, 2
 LAGS = (1, 2, 4)
+LOOKS = RobotAppearance(bones=2, widths=(4, 8))
 
 
 def episodes(frames: int) -> LatentEpisodes:
@@ -50,7 +52,7 @@ def _named_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def bones(data: LatentEpisodes, episode: Tensor, frame: Tensor) -> Tensor:
         name = torch.stack([episode, frame], -1)[:, None].float()
-        return torch.cat([name, torch.zeros(len(episode), 1, 6)], dim=-1)  # nowhere to be seen: nothing to paint out
+        return torch.cat([name, torch.zeros(len(episode), 1, 6)], dim=-1)  # nowhere to be seen
 
     monkeypatch.setattr(LatentEpisodes, "prompts", prompts)
     monkeypatch.setattr(LatentEpisodes, "bones", bones)
@@ -64,7 +66,7 @@ def named(latents: Tensor) -> Tensor:
 
 def slots_of(frames: int, *, seed: int = 0, batch: int = 16, **settings: float) -> Slots:
     chosen = SlotSettings(batch_size=batch, lags=LAGS, history_noise=0.0, history_blur=0.0, **settings)  # type: ignore[arg-type]
-    return Slots(episodes(frames), chosen, seeded(seed), shown)
+    return Slots(episodes(frames), chosen, seeded(seed), shown, LOOKS)
 
 
 @pytest.mark.parametrize("frames", [5, 12, 60])
@@ -88,8 +90,9 @@ def test_no_slot_reads_past_its_episode(frames: int, contact_share: float) -> No
         assert torch.equal(given.prompts[:, :, 0, 0, 0], slots.episode[:, None].expand(-1, 4).to(torch.uint8))
         views = torch.stack([given.target, slots.now, slots.first], 1)
         assert torch.equal(given.bones[:, :, 0, 1], views.float())
-        assert torch.equal(named(slots.first_picture), named(slots.anchor))
-        torch.testing.assert_close(slots.plate, slots.first_picture)
+        assert torch.equal(named(slots.sight.picture), named(slots.anchor))
+        assert not slots.sight.mask.any()  # no robot is near: nothing to paint out
+        torch.testing.assert_close(slots.sight.plate, slots.sight.picture)
         seen_last |= bool((given.target == frames - 1).any())
         slots.advance(torch.zeros_like(truth), slots.displacement, truth)
     assert seen_last
@@ -131,6 +134,38 @@ def test_rollouts_are_as_long_and_as_wide_as_asked_for() -> None:
     assert torch.equal(slots.first, before)  # none is at its end yet
 
 
+def test_the_true_displacement_leads_from_where_an_object_is_to_where_it_was() -> None:
+    data = big_episodes()
+    episode, frame, first = torch.tensor([1]), torch.tensor([11]), torch.tensor([0])
+    way, counts = true_displacement(data, episode, frame, first)
+    now, then = data.objects_px[1, 11, 0] / 4, data.objects_px[1, 0, 0] / 4
+    u, v = now.long().tolist()
+    torch.testing.assert_close(way[0, :, v, u], then - now)
+    assert counts[0, 0, v, u] > 0.5  # a moved object counts most …
+    assert counts[0, 0, int(then[1]), int(then[0])] == 0  # … where it stood nothing is known …
+    assert 0 < counts[0, 0, 0, 0] < 0.1  # … and elsewhere nothing moves
+    assert not way[0, :, 0, 0].any()
+    u, v = (data.objects_px[1, 11, 1] / 4).long().tolist()
+    assert not way[0, :, v, u].any()
+    assert 0.1 < counts[0, 0, v, u] < 0.5
+    data.objects_px[1, 0, 0] = torch.nan  # it was behind the camera at first
+    way, counts = true_displacement(data, episode, frame, first)
+    assert way.isfinite().all()
+    assert not way.any()
+
+
+def big_episodes() -> LatentEpisodes:
+    """Latents of 24 × 36 cells; of two objects the first is pushed to the right."""
+    frames = 12
+    objects_px = torch.tensor([[20.0, 40.0], [100.0, 60.0]]).repeat(EPISODES, frames, 1, 1)
+    objects_px[:, :, 0, 0] += 3.0 * torch.arange(frames)
+    objects_m = torch.zeros(EPISODES, frames, OBJECTS, 3)
+    objects_m[:, :, 0, 0] = 0.01 * torch.arange(frames)
+    small = {k: v for k, v in vars(episodes(frames)).items() if k not in ("latents", "objects_px", "objects_m")}
+    latents = torch.zeros(EPISODES, frames, 3, 24, 36).half()
+    return LatentEpisodes(latents=latents, objects_px=objects_px, objects_m=objects_m, **small)
+
+
 def test_contact_starts_come_shortly_before_an_object_moves() -> None:
     starts = contact_starts(episodes(60).objects_m)
     assert starts[:, 0].unique().tolist() == [1, 3]
@@ -150,7 +185,7 @@ def test_history_is_spoilt_in_slots_shown_the_truth_after_their_first_step(spoil
     settings = {"history_noise": 0.0, "history_blur": 0.0, spoilt: 0.5}
     data = episodes(30)
     data.latents.copy_(torch.rand(data.latents.shape, generator=seeded(1)))
-    slots = Slots(data, SlotSettings(batch_size=64, lags=LAGS, **settings), seeded(0), shown)  # type: ignore[arg-type]
+    slots = Slots(data, SlotSettings(batch_size=64, lags=LAGS, **settings), seeded(0), shown, LOOKS)  # type: ignore[arg-type]
     slots.begin_finished(0.5, 20)
     assert torch.equal(slots.inputs().seen, slots.history[:, [lag - 1 for lag in LAGS]])
     truth = slots.inputs().truth

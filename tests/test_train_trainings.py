@@ -1,4 +1,4 @@
-"""Codec, world model and judge are trained on generated episodes; a stopped run ends as one that was not."""
+"""All four parts are trained on generated episodes; a stopped run ends as one that was not."""
 
 import json
 from collections.abc import Callable
@@ -9,24 +9,22 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from safetensors.torch import load_file
 
 from vap_gym.cards import load_robot
 from vap_gym.data import EpisodeWriter, finalise
 from vap_gym.errors import CheckpointError, VapError
-from vap_gym.judge import Judge, JudgeNetwork
+from vap_gym.judge import Judge
 from vap_gym.prompts.raster import draw
 from vap_gym.prompts.skeleton import Skeleton
 from vap_gym.sim.rollout import NominalRobot, record
 from vap_gym.sim.scene import Scene
 from vap_gym.sim.spec import draw_scene
-from vap_gym.train import codec, judge, publish, world
+from vap_gym.train import appearance, codec, judge, publish, world
 from vap_gym.train.frames import load_frames
 from vap_gym.train.latents import load_latents
 from vap_gym.train.run import Run
 from vap_gym.world.codec import FrameCodec
-from vap_gym.world.dynamics import FrameDynamics
 from vap_gym.world.model import WorldModel
 
 pytest.importorskip("pybullet", reason="the data come from the oracle")
@@ -78,15 +76,29 @@ def codec_run(folder: Path, codec_recipe: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def world_recipe(folder: Path, data: Path, codec_run: Path) -> Path:
+def appearance_recipe(folder: Path, data: Path) -> Path:
+    return recipe(
+        folder / "appearance.toml", data=[str(data)], steps=STEPS, batch_size=2, every=1, held_out=16, log_every=1,
+        save_every=SAVED, model={"widths": [4, 8]},
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def appearance_run(folder: Path, appearance_recipe: Path) -> Path:
+    appearance.main(appearance_recipe, out=folder / "appearance")
+    return folder / "appearance"
+
+
+@pytest.fixture(scope="module")
+def world_recipe(folder: Path, data: Path, codec_run: Path, appearance_run: Path) -> Path:
     model = {
         "latent_channels": 4, "widths": [8, 16], "blocks": [1, 1], "heads": 1, "layers": 1, "control_layers": 1,
         "time_embed_dim": 16, "action_channels": 4, "prompt_features": 6,
     }  # fmt: skip
     return recipe(
-        folder / "world.toml", data=[str(data)], codec=codec_run / "model", cache=folder / "latents.pt", steps=STEPS,
-        batch_size=3, warmup_steps=2, held_out=1, log_every=1, save_every=SAVED, first_horizon=2, horizon=4,
-        model=model,
+        folder / "world.toml", data=[str(data)], codec=codec_run / "model", appearance=appearance_run / "model",
+        cache=folder / "latents.pt", steps=STEPS, batch_size=3, warmup_steps=2, held_out=1, log_every=1,
+        save_every=SAVED, first_horizon=2, horizon=4, model=model,
     )  # fmt: skip
 
 
@@ -114,7 +126,7 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
     return load_file(run / "model" / "diffusion_pytorch_model.safetensors")
 
 
-@pytest.mark.parametrize("name", ["codec", "world", "judge"])
+@pytest.mark.parametrize("name", ["codec", "world", "appearance", "judge"])
 def test_a_short_training_runs_and_leaves_what_it_promises(name: str, request: pytest.FixtureRequest) -> None:
     run: Path = request.getfixturevalue(f"{name}_run")
     rows = Run(run, resume=True).rows()
@@ -125,7 +137,7 @@ def test_a_short_training_runs_and_leaves_what_it_promises(name: str, request: p
     assert all(np.isfinite(list(row.values())).all() for row in rows)
     assert all(tensor.isfinite().all() for tensor in weights(run).values())
     assert (run / "curves.png").is_file()
-    if name != "judge":
+    if name in ("codec", "world"):
         assert Image.open(run / "samples.png").size[0] >= 144
     state = torch.load(run / "state.pt", weights_only=False)
     assert state["step"] == STEPS
@@ -189,6 +201,13 @@ def test_a_stopped_judge_training_ends_as_one_that_was_not(
     assert_same_run(judge_run, stopped_and_resumed(judge.main, judge_recipe, tmp_path / "again", monkeypatch))
 
 
+def test_a_stopped_appearance_training_ends_as_one_that_was_not(
+    appearance_run: Path, appearance_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    again = stopped_and_resumed(appearance.main, appearance_recipe, tmp_path / "again", monkeypatch)
+    assert_same_run(appearance_run, again)
+
+
 def test_a_finished_run_is_not_trained_again_unasked(codec_run: Path, codec_recipe: Path) -> None:
     before = weights(codec_run)
     with pytest.raises(CheckpointError, match="must be empty for a new run"):
@@ -204,15 +223,22 @@ def test_training_does_not_hang_on_the_global_seed(codec_recipe: Path, codec_run
 
 
 def test_the_parts_become_one_model_folder_with_a_card(
-    codec_run: Path, world_run: Path, judge_run: Path, tmp_path: Path
+    codec_run: Path, world_run: Path, appearance_run: Path, judge_run: Path, tmp_path: Path
 ) -> None:
-    publish.main(tmp_path / "model", codec=codec_run, world=world_run, judge=judge_run, data="Three episodes.")
+    publish.main(
+        tmp_path / "model",
+        codec=codec_run,
+        world=world_run,
+        appearance=appearance_run,
+        judge=judge_run,
+        data="Three episodes.",
+    )
     model, sight = WorldModel.from_pretrained(tmp_path / "model"), Judge.from_pretrained(tmp_path / "model")
     assert model.frame_size_px == (144, 96)
     assert sight.network.config.latent_channels == 4
     card = (tmp_path / "model" / "README.md").read_text()
     index = json.loads((tmp_path / "model" / "model_index.json").read_text())
-    for part, batch in (("codec", 2), ("dynamics", 3), ("judge", 2)):
+    for part, batch in (("codec", 2), ("dynamics", 3), ("appearance", 2), ("judge", 2)):
         assert f"| {part} | {STEPS * batch} |" in card
         assert index["sha256"][part] in card
     assert "Three episodes." in card
@@ -220,56 +246,28 @@ def test_the_parts_become_one_model_folder_with_a_card(
 
 
 def test_parts_of_a_published_model_can_be_kept_with_their_row_of_the_card(
-    codec_run: Path, world_run: Path, judge_run: Path, tmp_path: Path
+    codec_run: Path, world_run: Path, appearance_run: Path, judge_run: Path, tmp_path: Path
 ) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
-    publish.main(first, codec=codec_run, world=world_run, judge=judge_run)
-    publish.main(second, codec=first, world=world_run, judge=first)
+    publish.main(first, codec=codec_run, world=world_run, appearance=appearance_run, judge=judge_run)
+    publish.main(second, codec=first, world=world_run, appearance=first, judge=first)
     assert (second / "README.md").read_text().replace("`second`", "`first`") == (first / "README.md").read_text()
     (first / "README.md").write_text("no table")
     with pytest.raises(VapError, match="has no row for 'codec'"):
-        publish.main(second, codec=first, world=world_run, judge=judge_run)
+        publish.main(second, codec=first, world=world_run, appearance=first, judge=judge_run)
 
 
 @pytest.mark.parametrize("part", ["world", "judge"])
-def test_a_training_takes_up_weights_of_the_first_release(
-    part: str, world_run: Path, judge_run: Path, tmp_path: Path
+def test_a_training_takes_up_weights_that_it_is_told_to(
+    part: str, request: pytest.FixtureRequest, folder: Path, tmp_path: Path
 ) -> None:
-    """Those know nothing of displacement and of heights: all that they do know is kept, the rest begins at zero."""
-    run = world_run if part == "world" else judge_run
-    kind = {"world": FrameDynamics, "judge": JudgeNetwork}[part]
-    model = kind.from_pretrained(run / "model", torch_dtype=torch.float32)
-    whole = {name: value.clone() for name, value in model.state_dict().items()}
-    old = dict(whole)
-    if part == "world":
-        first, channels, lags = whole["conv_in.weight"], model.config.latent_channels, len(model.config.lags)
-        known = channels * (lags + 1)
-        old["conv_in.weight"] = torch.cat([first[:, :known], first[:, -(channels + 2) :]], 1)
-        for name in ("head.1.weight", "head.1.bias"):
-            old[name] = torch.cat([whole[name][: channels + 3], whole[name][channels + 4 : channels + 6]])
-        world._take_up(_saved(old, tmp_path, model), tmp_path)
-        taken = model.state_dict()
-        assert torch.equal(taken["conv_in.weight"][:, :known], first[:, :known])
-        assert torch.equal(taken["conv_in.weight"][:, -(channels + 2) :], first[:, -(channels + 2) :])
-        assert not taken["conv_in.weight"][:, known : -(channels + 2)].any()
-        assert torch.equal(taken["head.1.weight"][: channels + 3], whole["head.1.weight"][: channels + 3])
-        assert not taken["head.1.weight"][channels + 3].any()
-    else:
-        old["states.weight"], old["states.bias"] = whole["states.weight"][:2], whole["states.bias"][:2]
-        judge._take_up(_saved(old, tmp_path, model), tmp_path)
-        taken = model.state_dict()
-        assert torch.equal(taken["states.weight"][:2], whole["states.weight"][:2])
-        assert not taken["states.weight"][2].any()
-    changed = {name for name, value in taken.items() if not torch.equal(value, whole[name])}
-    assert changed <= {"conv_in.weight", "head.1.weight", "head.1.bias", "states.weight", "states.bias"}
-
-
-def _saved(weights: dict[str, Tensor], folder: Path, model: torch.nn.Module) -> torch.nn.Module:
-    """Write weights where a training looks for them, and spoil the model that is to take them up."""
-    save_file({k: v.contiguous() for k, v in weights.items()}, folder / "diffusion_pytorch_model.safetensors")
-    for parameter in model.parameters():
-        parameter.data += 1.0
-    return model
+    before: Path = request.getfixturevalue(f"{part}_run")
+    text = (folder / f"{part}.toml").read_text()
+    told = tmp_path / "recipe.toml"
+    told.write_text(f"init = {json.dumps(str(before / 'model'))}\nlearning_rate = 0.0\n{text}")
+    {"world": world, "judge": judge}[part].main(told, out=tmp_path / "run")
+    given = weights(before)
+    assert all(torch.allclose(value, given[name], atol=1e-6) for name, value in weights(tmp_path / "run").items())
 
 
 # --- what trainings read ---

@@ -1,4 +1,4 @@
-"""What bones tell: exact flow for rigid motion in the picture, a background without the robot, the robot posed anew."""
+"""What bones tell: exact flow for rigid motion in the picture, places on bones, what is unknown filled in."""
 
 import math
 
@@ -6,11 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vap_gym.cards import load_robot
-from vap_gym.geometry import Camera
-from vap_gym.prompts.raster import bone_figures
-from vap_gym.prompts.skeleton import Skeleton
-from vap_gym.world.articulated import background_plate, posed_picture, robot_cover, robot_flow
+from vap_gym.world.articulated import bone_places, centres, filled_in, places_before, robot_cover, robot_flow
 
 SIZE, STRIDE = (24, 36), 4.0
 
@@ -81,33 +77,26 @@ def test_what_was_out_of_view_has_no_flow() -> None:
         assert not share.any()
 
 
-def test_the_robot_is_painted_out_by_what_is_around_it() -> None:
+def test_what_is_unknown_is_filled_in_by_what_is_around_it() -> None:
     y, x = torch.meshgrid(torch.linspace(0, 1, 96), torch.linspace(0, 1, 144), indexing="ij")
     scene = torch.stack([x, y, 0.5 * (x + y)])[None]
-    robot = bone((40.0, 20.0), (100.0, 70.0), radius=7.0)[None, None]
-    first = torch.where(robot_cover(robot, (96, 144), 1.0, 0.0) > 0, torch.tensor(0.0), scene)
-    plate = background_plate(first, robot)
-    assert (plate - scene).abs().max() < 0.12  # a smooth scene is guessed well
-    far = robot_cover(robot, (96, 144), 1.0, 3.0) == 0
-    assert torch.equal(plate[:, :, far[0, 0]], first[:, :, far[0, 0]])  # and what is not covered stays as it is
-    nobody = robot.clone()
-    nobody[..., 7] = 0.0
-    torch.testing.assert_close(background_plate(first, nobody), first)
-    torch.testing.assert_close(background_plate(first, robot[:, :0]), first)
-    hidden = bone((0.0, 48.0), (144.0, 48.0), radius=200.0)[None, None]
-    assert background_plate(first, hidden).isfinite().all()  # the robot fills the picture
+    known = 1.0 - robot_cover(bone((40.0, 20.0), (100.0, 70.0), radius=7.0)[None, None], (96, 144), 1.0, 0.0).ceil()
+    filled = filled_in(scene * known, known)
+    assert (filled - scene).abs().max() < 0.12  # a smooth scene is guessed well
+    torch.testing.assert_close(filled * known, scene * known)  # and what is known stays as it is
+    assert filled_in(scene, torch.zeros_like(known)).isfinite().all()
 
 
-def test_a_posed_picture_shows_the_robot_in_its_new_place_only() -> None:
-    first = torch.full((1, 3, 96, 144), 0.2)
-    before = bone((20.0, 40.0), (60.0, 40.0), radius=8.0)[None, None]
-    first[..., 32:48, 14:66] = 0.9
-    now = before + torch.tensor([60.0, 30.0, 60.0, 30.0, 0, 0, 0, 0])
-    posed = posed_picture(background_plate(first, before), first, now, before)
-    assert (posed[..., 64:76, 82:118] > 0.85).all()
-    assert (posed[..., 34:46, 22:58] < 0.25).all()
-    again = posed_picture(background_plate(first, before), first, before, before)
-    torch.testing.assert_close(again, first, atol=1e-3, rtol=0)
+def test_a_place_on_a_bone_is_found_again_in_another_picture() -> None:
+    now = turned(ARM, 0.3, 1.2, (6.0, -4.0))
+    places = bone_places(now, SIZE, STRIDE)
+    there, inside = places_before(places, now, (96, 144))
+    on = places.cover > 0.5
+    assert on.any()
+    torch.testing.assert_close(
+        there[on], centres(SIZE, STRIDE, now.device)[0, 0].expand(1, -1, -1)[on], atol=1e-3, rtol=0
+    )
+    assert inside[on].all()
 
 
 def test_slots_do_not_mix() -> None:
@@ -115,37 +104,3 @@ def test_slots_do_not_mix() -> None:
     both, alone = robot_flow(now, ARM.expand(2, -1, -1), SIZE, STRIDE), robot_flow(now[1:], ARM, SIZE, STRIDE)
     torch.testing.assert_close(both[0][1:], alone[0])
     torch.testing.assert_close(both[1][1:], alone[1])
-
-
-def test_the_first_frame_moved_along_shows_the_oracles_robot_where_it_is() -> None:
-    """Kinematics alone, no network: the error on robot pixels falls to less than a third of the frozen frame's."""
-    pytest.importorskip("pybullet")
-    from vap_gym.sim.rollout import VIEW, NominalRobot, record
-    from vap_gym.sim.scene import Scene
-    from vap_gym.sim.spec import draw_scene
-
-    card = load_robot("panda_robotiq")
-    skeleton, nominal = Skeleton(card), NominalRobot(card)
-    errors = []
-    with Scene(card) as scene:
-        for seed in (1, 4, 6):
-            episode = record(scene, nominal, draw_scene(seed), "play", frames=16)
-            columns = {k: torch.from_numpy(v) for k, v in episode.columns.items()}
-            camera = Camera(
-                K=columns["camera.K"], T_world_camera=columns["camera.T_world_camera"], frame_size_px=(144, 96)
-            )
-            points = skeleton.at_joints(columns["nominal.joint_position"], columns["nominal.gripper_position"][:, 0])
-            bones = bone_figures(points, camera, skeleton)
-            assert bones.shape == (16, len(card.skeleton.bones), 8)
-            frames = torch.from_numpy(episode.frames[VIEW]).float().permute(0, 3, 1, 2) / 255
-            first = frames[:1].expand_as(frames)
-            _, share = robot_flow(bones, bones[:1].expand_as(bones), (96, 144), 1.0)
-            plate = background_plate(first, bones[:1].expand_as(bones))
-            posed = posed_picture(plate, first, bones, bones[:1].expand_as(bones))
-            labels = torch.from_numpy(episode.labels[VIEW])
-            robot = ((labels == 1) | (labels == 2)) & (share[:, 0] > 0.5)
-            robot[:8] = False
-            moved, frozen = ((x - frames).square().mean(1)[robot] for x in (posed, first))
-            errors.append(torch.stack([moved.mean(), frozen.mean()]))
-    moved, frozen = torch.stack(errors).mean(0)
-    assert moved < frozen / 3

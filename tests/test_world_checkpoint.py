@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from vap_gym.errors import CheckpointError, UnknownNameError
 from vap_gym.judge import Judge, JudgeNetwork
+from vap_gym.world.appearance import RobotAppearance
 from vap_gym.world.checkpoint import WEIGHTS, sha256_of
 from vap_gym.world.codec import FrameCodec
 from vap_gym.world.dynamics import FrameDynamics
@@ -24,7 +25,8 @@ def world() -> WorldModel:
         latent_channels=4, latent_size=(8, 12), widths=(8, 16), blocks=(1, 1), heads=1, layers=1, control_layers=1,
         time_embed_dim=16, action_channels=4, prompt_features=6,
     )  # fmt: skip
-    return WorldModel(codec, dynamics, evaluations=2, dtype=torch.float32)
+    looks = RobotAppearance(bones=2, widths=(4, 8))
+    return WorldModel(codec, dynamics, looks, evaluations=2, dtype=torch.float32)
 
 
 @pytest.fixture
@@ -46,7 +48,7 @@ def test_a_saved_model_is_loaded_exactly(world: WorldModel, folder: Path) -> Non
     again = WorldModel.from_pretrained(folder, dtype=torch.float32)
     assert again.evaluations == 2
     assert again.frame_size_px == world.frame_size_px
-    for mine, theirs in ((world.codec, again.codec), (world.dynamics, again.dynamics)):
+    for mine, theirs in zip(world.parts.values(), again.parts.values(), strict=True):
         for key, setting in mine.config.items():
             if not key.startswith("_"):  # diffusers' own notes
                 assert json.dumps(setting) == json.dumps(theirs.config[key]), key
@@ -68,7 +70,7 @@ def test_half_precision_is_rounded_once(world: WorldModel, tmp_path: Path) -> No
 
 def test_the_layout_is_diffusers(folder: Path) -> None:
     names = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
-    parts = ("codec", "dynamics", "judge")
+    parts = ("codec", "dynamics", "appearance", "judge")
     assert names == {INDEX} | {f"{part}/{file}" for part in parts for file in ("config.json", WEIGHTS)}
     assert json.loads((folder / "codec" / "config.json").read_text())["_class_name"] == "FrameCodec"
     codec = FrameCodec.from_pretrained(folder / "codec")  # diffusers' own loader reads it too
@@ -77,7 +79,7 @@ def test_the_layout_is_diffusers(folder: Path) -> None:
 
 def test_the_judge_is_loaded_beside_the_model(folder: Path) -> None:
     index = json.loads((folder / INDEX).read_text())
-    assert set(index["sha256"]) == {"codec", "dynamics", "judge"}
+    assert set(index["sha256"]) == {"codec", "dynamics", "appearance", "judge"}
     judge = Judge.from_pretrained(folder)
     assert judge.network.config.latent_channels == 4
 
@@ -176,7 +178,7 @@ def test_parts_of_two_models_are_not_mixed(folder: Path, tmp_path: Path) -> None
     other = FrameCodec(latent_channels=6, encoder_widths=(8, 16), decoder_widths=(16, 8))
     dynamics = WorldModel.from_pretrained(folder).dynamics
     with pytest.raises(CheckpointError, match="latent_channels of the codec is 6, of the dynamics 4"):
-        WorldModel(other, dynamics)
+        WorldModel(other, dynamics, RobotAppearance(bones=2, widths=(4, 8)))
 
 
 def test_an_unknown_name_is_answered_with_those_there_are() -> None:

@@ -34,6 +34,17 @@ def perturbed() -> FrameDynamics:
     return model
 
 
+@torch.no_grad()
+def still(model: FrameDynamics, *, flow: float = 0.0) -> None:
+    """Let the model's head say the same everywhere: a flow of so many cells to the right."""
+    last = model.head[-1]
+    assert isinstance(last, torch.nn.Conv2d)
+    assert last.bias is not None
+    last.weight.zero_()
+    last.bias.zero_()
+    last.bias[CHANNELS + SOURCES] = torch.atanh(torch.tensor(flow / model.config.max_flow))
+
+
 def inputs(seed: int = 0) -> dict[str, Tensor]:
     rng = torch.Generator().manual_seed(seed)
 
@@ -81,6 +92,7 @@ def test_every_input_counts_once_trained() -> None:
 def test_untrained_it_ignores_the_prompt_and_mostly_keeps_the_last_frame() -> None:
     model, given = small(), inputs()
     given["bones"] = given["bones"][:, :, :0]
+    given["displacement"] = torch.zeros_like(given["displacement"])
     before = model(**given).latent
     assert torch.equal(model(**{**given, "prompt_taps": -given["prompt_taps"]}).latent, before)
     last, anchor = given["history"][:, 0], given["anchor"]
@@ -100,22 +112,21 @@ def test_predictions_stay_within_the_latents_range() -> None:
 
 
 @torch.no_grad()
-def test_the_posed_robot_is_carried_where_it_was_in_view_and_nowhere_else() -> None:
-    """Untrained: where kinematics knows the robot's first picture, that is what is carried."""
+def test_the_posed_robot_is_carried_as_it_is_and_what_is_beside_it_moves() -> None:
     model, given = small(), inputs()
-    for parameter in (model.head[-1].weight, model.head[-1].bias):  # type: ignore[union-attr]
-        parameter.data.zero_()  # type: ignore[union-attr]
+    still(model)
     here = torch.tensor([8.0, 16.0, 28.0, 16.0, 6.0, 6.0, 1.0, 1.0])
     there = here + torch.tensor([8.0, 4.0, 8.0, 4.0, 0.0, 0.0, 0.0, 0.0])
     given["bones"] = torch.stack([there, here, here])[None, :, None].expand(BATCH, -1, -1, -1)
     given["displacement"] = torch.zeros_like(given["displacement"])
     _, displacement, carried = model(**given)
     assert not displacement.any()  # the robot's own way is not remembered: bones tell it anew at every step
+    torch.testing.assert_close(carried, given["posed"], atol=1e-4, rtol=0)
+    still(model, flow=-1.0)  # content moves right: it comes from the left
+    _, displacement, carried = model(**given)
+    torch.testing.assert_close(displacement[:, 0], torch.full_like(displacement[:, 0], -1.0), atol=1e-4, rtol=0)
     torch.testing.assert_close(carried[:, :, 5, 5:8], given["posed"][:, :, 5, 5:8])
-    torch.testing.assert_close(carried[:, :, 0], given["anchor"][:, :, 0], atol=1e-4, rtol=0)
-    given["bones"] = given["bones"].clone()
-    given["bones"][:, 2, :, 7] = 0.0  # not in view in the first picture
-    torch.testing.assert_close(model(**given).carried, given["anchor"], atol=1e-4, rtol=0)
+    torch.testing.assert_close(carried[:, :, 0, 1:], given["posed"][:, :, 0, :-1], atol=1e-4, rtol=0)
 
 
 @torch.no_grad()
@@ -126,23 +137,18 @@ def test_a_slot_does_not_depend_on_its_batch_mates() -> None:
 
 
 @torch.no_grad()
-def test_what_is_carried_comes_from_the_first_frame_along_the_whole_way() -> None:
-    """With a steady flow of one cell a step the anchor is read once, so it stays as sharp as it was."""
+def test_a_steady_flow_adds_up_to_the_way_from_the_first_frame() -> None:
+    """And what was carried so far is moved on by the last step alone, so it is blurred once, not at every step."""
     model, given = small(), inputs()
-    last = model.head[-1]
-    assert isinstance(last, torch.nn.Conv2d)
-    assert last.bias is not None
-    last.weight.zero_()
-    last.bias.zero_()
+    still(model, flow=-1.0)
     given["bones"] = given["bones"][:, :, :0]
-    steady = -torch.atanh(torch.tensor(1.0 / model.config.max_flow))  # content moves right: it comes from the left
-    last.bias[CHANNELS + SOURCES] = steady
     given["displacement"] = torch.zeros_like(given["displacement"])
     for step in range(1, 6):
         prediction = model(**given)
         given["displacement"] = prediction.displacement
-        expected = given["anchor"][..., :-step]
-        torch.testing.assert_close(prediction.carried[..., step:], expected, atol=1e-4, rtol=0)
+        way = prediction.displacement[:, 0, :, step:]
+        torch.testing.assert_close(way, torch.full_like(way, -1.0 * step), atol=1e-4, rtol=0)
+        torch.testing.assert_close(prediction.carried[..., 1:], given["posed"][..., :-1], atol=1e-4, rtol=0)
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from vap_gym.errors import VapError
+from vap_gym.world.appearance import RobotAppearance
 from vap_gym.world.codec import FrameCodec
 from vap_gym.world.dynamics import FrameDynamics
 from vap_gym.world.model import WorldModel, devices, native_dtype
@@ -14,7 +15,7 @@ from vap_gym.world.model import WorldModel, devices, native_dtype
 BATCH, STEPS, HEIGHT, WIDTH = 3, 4, 32, 48
 
 
-def networks() -> tuple[FrameCodec, FrameDynamics]:
+def networks() -> tuple[FrameCodec, FrameDynamics, RobotAppearance]:
     """Small networks with weights that make every input count."""
     torch.manual_seed(0)
     codec = FrameCodec(latent_channels=4, encoder_widths=(8, 16), decoder_widths=(16, 8))
@@ -23,9 +24,12 @@ def networks() -> tuple[FrameCodec, FrameDynamics]:
         time_embed_dim=16, action_channels=4, prompt_features=6,
     )  # fmt: skip
     rng = torch.Generator().manual_seed(5)
-    for parameter in (*codec.parameters(), *dynamics.parameters()):
+    appearance = RobotAppearance(bones=2, widths=(4, 8))
+    for parameter in (*codec.parameters(), *dynamics.parameters(), *appearance.parameters()):
         parameter.data += 0.1 * torch.randn(parameter.shape, generator=rng)
-    return codec, dynamics
+    appearance.colour.uniform_(-1.0, 1.0, generator=rng)
+    appearance.presence.uniform_(0.0, 1.0, generator=rng)
+    return codec, dynamics, appearance
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +10,9 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from vap_gym.train.fit import fit
 from vap_gym.train.frames import label_weight, load_frames
-from vap_gym.train.run import (
-    Ema,
-    Run,
-    Schedule,
-    autocast,
-    initialised_with,
-    load_recipe,
-    mean,
-    seeded,
-    set_learning_rate,
-)
+from vap_gym.train.run import Run, Schedule, autocast, initialised_with, load_recipe, seeded
 from vap_gym.world.codec import FrameCodec, codec_loss, to_frames, to_pictures
 
 
@@ -62,24 +53,15 @@ def main(
     settings = load_recipe(CodecRecipe, recipe)
     if threads:
         torch.set_num_threads(threads)
-    run = Run(out, resume=resume)
-    saved = run.load()
+    run, place = Run(out, resume=resume), torch.device(device)
     pictures, labels = load_frames([Path(p) for p in settings.data], every=settings.every, view=settings.view)
     order = torch.randperm(len(pictures), generator=seeded(settings.seed))
     train, held = order[settings.held_out :], order[: settings.held_out]
-    place = torch.device(device)
     with initialised_with(settings.seed):
         model = FrameCodec(**settings.model).to(place, memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, betas=(0.9, 0.98), weight_decay=1e-4, fused=True)
-    schedule = Schedule(peak=settings.learning_rate, steps=settings.steps)
-    ema, rng, first = Ema(model, settings.ema_decay), seeded(settings.seed + 1), 0
-    if saved is not None:
-        model.load_state_dict(saved["model"])
-        optimizer.load_state_dict(saved["optimizer"])
-        ema.shadow, first = saved["ema"], saved["step"]
-        rng.set_state(saved["rng"])
-    losses: list[Tensor] = []
-    for step in range(first, settings.steps):
+    rng = seeded(settings.seed + 1)
+
+    def loss(_: int) -> Tensor:
         pick = train[torch.randint(len(train), (settings.batch_size,), generator=rng)]
         batch = recoloured(to_pictures(pictures[pick]), settings.recolour, rng).to(place)
         weight = label_weight(labels[pick], gripper=settings.gripper_weight, objects=settings.object_weight).to(place)
@@ -87,30 +69,19 @@ def main(
         with autocast(place):
             latents = model.encode(batch)
             rebuilt = model.decode(latents + noise * torch.randn(latents.shape, generator=rng).to(place))
-        loss = codec_loss(rebuilt, batch, weight)
-        set_learning_rate(optimizer, schedule(step))
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        ema.update(model, step)
-        losses.append(loss.detach())
-        done = step + 1
-        if done % settings.log_every == 0:
-            run.log(done, loss=mean(losses), learning_rate=schedule(step))
-            print(f"codec step {done}/{settings.steps} loss {mean(losses):.4f}", flush=True)
-            losses.clear()
-        if done % settings.save_every == 0 or done == settings.steps:
-            scored = FrameCodec(**settings.model).to(place, memory_format=torch.channels_last)
-            ema.copy_into(scored)
-            scores = score(scored, pictures[held], labels[held], run.folder / "samples.png")
-            run.log(done, **scores)
-            print(f"codec step {done} " + " ".join(f"{k} {v:.2f}" for k, v in scores.items()), flush=True)
-            run.draw_curves([("loss",), tuple(scores)])
-            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "ema": ema.shadow}
-            run.save({**state, "rng": rng.get_state(), "step": done, "recipe": asdict(settings)})
-            if done == settings.steps:
-                scored.save_pretrained(run.folder / "model")
+        return codec_loss(rebuilt, batch, weight)
+
+    fit(
+        run,
+        model,
+        settings,
+        name="codec",
+        loss=loss,
+        score=lambda averaged: score(averaged, pictures[held], labels[held], run.folder / "samples.png"),
+        schedule=Schedule(peak=settings.learning_rate, steps=settings.steps),
+        rng=rng,
+        weight_decay=1e-4,
+    )
 
 
 def recoloured(pictures: Float[Tensor, "N 3 H W"], share: float, rng: torch.Generator) -> Float[Tensor, "N 3 H W"]:

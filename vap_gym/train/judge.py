@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +15,8 @@ from torch.nn import functional as F
 from vap_gym.data import EpisodeSet
 from vap_gym.geometry import Camera
 from vap_gym.judge import HEIGHT_SCALE_M, STRIDE_PX, JudgeNetwork, peaks_px
-from vap_gym.train.run import (
-    Ema,
-    Run,
-    Schedule,
-    autocast,
-    initialised_with,
-    load_recipe,
-    mean,
-    seeded,
-    set_learning_rate,
-)
+from vap_gym.train.fit import fit
+from vap_gym.train.run import Run, Schedule, autocast, initialised_with, load_recipe, seeded
 from vap_gym.world.codec import FrameCodec, to_frames, to_pictures
 
 LIFTED_M = 0.015  # an object this far above its lowest place is off the table
@@ -80,7 +71,6 @@ def main(
     if threads:
         torch.set_num_threads(threads)
     run, place = Run(out, resume=resume), torch.device(device)
-    saved = run.load()
     codec = FrameCodec.from_pretrained(settings.codec, torch_dtype=torch.float32).eval().requires_grad_(False)
     codec = codec.to(memory_format=torch.channels_last)
     data = load_truths(
@@ -90,57 +80,31 @@ def main(
     with initialised_with(settings.seed):
         model = JudgeNetwork(**settings.model).to(place, memory_format=torch.channels_last)
     if settings.init:
-        _take_up(model, Path(settings.init))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, betas=(0.9, 0.98), weight_decay=1e-3, fused=True)
-    schedule = Schedule(peak=settings.learning_rate, steps=settings.steps)
-    ema, rng, first = Ema(model, settings.ema_decay), seeded(settings.seed + 1), 0
-    if saved is not None:
-        model.load_state_dict(saved["model"])
-        optimizer.load_state_dict(saved["optimizer"])
-        ema.shadow, first = saved["ema"], saved["step"]
-        rng.set_state(saved["rng"])
-    losses: list[Tensor] = []
-    for step in range(first, settings.steps):
+        given = JudgeNetwork.from_pretrained(settings.init, torch_dtype=torch.float32)
+        model.load_state_dict(given.state_dict())
+    rng = seeded(settings.seed + 1)
+
+    def loss(_: int) -> Tensor:
         pick = train[torch.randint(len(train), (settings.batch_size,), generator=rng)]
         latents = data.latents[pick].float()
         level = settings.latent_noise * torch.rand(len(pick), 1, 1, 1, generator=rng)
         latents = latents + level * torch.randn(latents.shape, generator=rng)
         with autocast(place):
-            out_ = model(latents.to(place).contiguous(memory_format=torch.channels_last))
-        loss = judge_loss(out_, *(t[pick].to(place) for t in (data.labels, data.points_px, data.held, data.height_m)))
-        set_learning_rate(optimizer, schedule(step))
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        ema.update(model, step)
-        losses.append(loss.detach())
-        done = step + 1
-        if done % settings.log_every == 0:
-            run.log(done, loss=mean(losses))
-            print(f"judge step {done}/{settings.steps} loss {mean(losses):.4f}", flush=True)
-            losses.clear()
-        if done % settings.save_every == 0 or done == settings.steps:
-            averaged = JudgeNetwork(**settings.model).to(place, memory_format=torch.channels_last).eval()
-            ema.copy_into(averaged)
-            scores = score(averaged, data, held_out)
-            run.log(done, **scores)
-            print(f"judge step {done} " + " ".join(f"{k} {v:.3f}" for k, v in scores.items()), flush=True)
-            run.draw_curves([("loss",), tuple(scores)])
-            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "ema": ema.shadow}
-            run.save({**state, "rng": rng.get_state(), "step": done, "recipe": asdict(settings)})
-            averaged.save_pretrained(run.folder / "model")
+            said = model(latents.to(place).contiguous(memory_format=torch.channels_last))
+        truths = (data.labels, data.points_px, data.held, data.height_m)
+        return judge_loss(said, *(t[pick].to(place) for t in truths))
 
-
-def _take_up(model: JudgeNetwork, folder: Path) -> None:
-    """Start from the weights of a folder. The first release's say nothing of heights: those weights start at zero."""
-    from safetensors.torch import load_file
-
-    given = {k: v.float() for k, v in load_file(folder / "diffusion_pytorch_model.safetensors").items()}
-    for name in ("states.weight", "states.bias"):
-        missing = len(model.state_dict()[name]) - len(given[name])
-        given[name] = torch.cat([given[name], given[name].new_zeros(missing, *given[name].shape[1:])])
-    model.load_state_dict(given)
+    fit(
+        run,
+        model,
+        settings,
+        name="judge",
+        loss=loss,
+        score=lambda averaged: score(averaged, data, held_out),
+        schedule=Schedule(peak=settings.learning_rate, steps=settings.steps),
+        rng=rng,
+        weight_decay=1e-3,
+    )
 
 
 def load_truths(folders: list[Path], codec: FrameCodec, *, every: int, view: str, episodes: int = 0) -> Truths:

@@ -110,6 +110,8 @@ def _entry(
     }
 
 
+STRIDE_PX = 4.0  # of a latent cell
+AT_MOVED, AT_STILL, AT_NOTHING = 1.0, 0.3, 0.02  # how much a cell's displacement counts
 LOST_CELLS = 3.0
 LOST_ERROR = 0.25
 """Mean squared latent error over 3 × 3 cells within about three cells of an object, above which it counts as lost.
@@ -158,6 +160,28 @@ def lost_objects(
     return (around[:, None] & (wrong.amax((2, 3), keepdim=True) > LOST_ERROR)).float()
 
 
+def true_displacement(
+    data: LatentEpisodes, episode: Int64[Tensor, " B"], frame: Int64[Tensor, " B"], first: Int64[Tensor, " B"]
+) -> tuple[Float[Tensor, "B 2 h w"], Float[Tensor, "B 1 h w"]]:
+    """Return where in its first frame each cell's content was, as far as positions of objects tell, and how much it
+    counts: most at objects that have moved, a little where nothing is, not where a moved object stood at first.
+
+    The way is in cells. What turns is taken to shift, like its centre.
+    """
+    size = data.latents.shape[-2:]
+    now, then = data.objects_px[episode, frame], data.objects_px[episode, first]
+    moved = _has_moved(data, episode, frame, first)[..., None, None]
+    here, there = _blobs(now, 1.2, size), _blobs(then, 1.6, size)  # B N h w
+    nearest = here.argmax(1, keepdim=True)
+    way = torch.nan_to_num((then - now) / STRIDE_PX, nan=0.0)[..., None, None].expand(-1, -1, -1, *size)
+    way = way.gather(1, nearest[:, :, None].expand(-1, -1, 2, -1, -1))[:, 0]
+    known = here * torch.isfinite(then).all(-1)[..., None, None]
+    at = torch.where(moved, AT_MOVED, AT_STILL) * (known > 0.3) * known
+    left = (moved * there).amax(1, keepdim=True) > 0.3
+    at, on_object = at.amax(1, keepdim=True), (known > 0.3).any(1, keepdim=True)
+    return way * on_object, torch.where(on_object, at, torch.where(left, 0.0, AT_NOTHING))
+
+
 def _has_moved(data: LatentEpisodes, episode: Tensor, frame: Tensor, first: Tensor) -> Bool[Tensor, "B N"]:
     distance = (data.objects_m[episode, frame] - data.objects_m[episode, first]).norm(dim=-1)
     moved: Tensor = distance > 0.01
@@ -166,5 +190,5 @@ def _has_moved(data: LatentEpisodes, episode: Tensor, frame: Tensor, first: Tens
 
 def _blobs(points_px: Tensor, sigma_cells: float, size: torch.Size | tuple[int, int]) -> Tensor:
     y, x = torch.meshgrid(torch.arange(size[0]) + 0.5, torch.arange(size[1]) + 0.5, indexing="ij")
-    cells = torch.nan_to_num(points_px / 4.0, nan=-1e4)[..., None, None]
+    cells = torch.nan_to_num(points_px / STRIDE_PX, nan=-1e4)[..., None, None]
     return torch.exp(-((x - cells[..., 0, :, :]) ** 2 + (y - cells[..., 1, :, :]) ** 2) / (2 * sigma_cells**2))

@@ -166,12 +166,6 @@ class Run:
         pyplot.close(figure)
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
-    """Set the learning rate of every group."""
-    for group in optimizer.param_groups:
-        group["lr"] = value
-
-
 def autocast(device: torch.device) -> torch.autocast:
     """bfloat16 autocast where it pays: any GPU, and CPUs with bf16 matrix instructions."""
     return torch.autocast(device.type, torch.bfloat16, enabled=device.type != "cpu" or cpu_has_bf16())

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vap_gym.train.latents import LatentEpisodes
-from vap_gym.world.articulated import background_plate
+from vap_gym.world.appearance import FirstSight, RobotAppearance, first_sight
 from vap_gym.world.dynamics import PROMPT_TAPS
 
 
@@ -63,7 +63,8 @@ class SlotInputs:
 class Slots:
     """The batch's state: which episode and frame each slot is at, and its latent history.
 
-    `decode` shows what first frames look like (as the codec shows them: only latents are kept in memory).
+    `decode` shows what first frames look like (as the codec shows them: only latents are kept in memory), `appearance`
+    what in them is the robot.
     """
 
     def __init__(
@@ -72,8 +73,9 @@ class Slots:
         settings: SlotSettings,
         rng: torch.Generator,
         decode: Callable[[Float[Tensor, "N C h w"]], Float[Tensor, "N 3 H W"]],
+        appearance: RobotAppearance,
     ) -> None:
-        self.data, self.settings, self.rng, self._decode = data, settings, rng, decode
+        self.data, self.settings, self.rng, self._decode, self._appearance = data, settings, rng, decode, appearance
         self._contact = contact_starts(data.objects_m)
         b = settings.batch_size
         shape = data.latents.shape[2:]
@@ -88,8 +90,7 @@ class Slots:
         self.displacement = torch.zeros(b, 2, *shape[1:])
         width, height = data.frame_size_px
         self.prompts = torch.zeros(b, PROMPT_TAPS, height, width, 3, dtype=torch.uint8)
-        self.first_picture = torch.zeros(b, 3, height, width)
-        self.plate = torch.zeros(b, 3, height, width)
+        self.sight = seen_first(appearance, torch.zeros(b, 3, height, width), data.bones(self.episode, self.first))
 
     @property
     def now(self) -> Tensor:
@@ -121,8 +122,9 @@ class Slots:
         self.own[done] = torch.rand(n, generator=self.rng) < own_rollouts
         anchor = self.data.latents[self.episode[done], first].float()
         self.anchor[done] = anchor
-        self.first_picture[done] = self._decode(anchor)
-        self.plate[done] = background_plate(self.first_picture[done], self.data.bones(self.episode[done], first))
+        sight = seen_first(self._appearance, self._decode(anchor), self.data.bones(self.episode[done], first))
+        for all_slots, new in zip(self.sight, sight, strict=True):
+            all_slots[done] = new
         self.history[done] = anchor[:, None].expand(-1, self.history.shape[1], -1, -1, -1)
         self.displacement[done] = 0.0
         self.prompts[done] = torch.from_numpy(self.data.prompts(self.episode[done], first))[:, None]
@@ -159,12 +161,23 @@ class Slots:
 
     def state(self) -> dict[str, Any]:
         """All that a resumed run needs."""
-        return {k: v for k, v in vars(self).items() if isinstance(v, Tensor) and not k.startswith("_")}
+        tensors = {k: v for k, v in vars(self).items() if isinstance(v, Tensor) and not k.startswith("_")}
+        return tensors | {f"sight_{k}": v for k, v in self.sight._asdict().items()}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take up a saved state."""
+        self.sight = FirstSight(**{k: state[f"sight_{k}"] for k in FirstSight._fields})
         for key, value in state.items():
-            setattr(self, key, value)
+            if not key.startswith("sight_"):
+                setattr(self, key, value)
+
+
+def seen_first(
+    appearance: RobotAppearance, pictures: Float[Tensor, "N 3 H W"], bones: Float[Tensor, "N bones 8"]
+) -> FirstSight:
+    """The first sight of pictures on the CPU, wherever the network is."""
+    place = next(appearance.parameters()).device
+    return FirstSight(*(x.cpu() for x in first_sight(appearance, pictures.to(place), bones.to(place))))
 
 
 def _blurred(frames: Float[Tensor, "B L C h w"]) -> Float[Tensor, "B L C h w"]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,23 +10,24 @@ from typing import Any
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
+from torch.nn import functional as F
 
-from vap_gym.train.latents import LatentEpisodes, load_latents, loss_weight, lost_objects
-from vap_gym.train.run import (
-    Ema,
-    Run,
-    Schedule,
-    autocast,
-    initialised_with,
-    load_recipe,
-    mean,
-    seeded,
-    set_learning_rate,
+from vap_gym.train.fit import fit
+from vap_gym.train.latents import (
+    STRIDE_PX,
+    LatentEpisodes,
+    load_latents,
+    loss_weight,
+    lost_objects,
+    true_displacement,
 )
-from vap_gym.train.slots import Slots, SlotSettings
-from vap_gym.world.articulated import background_plate, posed_picture
+from vap_gym.train.run import Run, Schedule, autocast, initialised_with, load_recipe, seeded
+from vap_gym.train.slots import Slots, SlotSettings, contact_starts, seen_first
+from vap_gym.world.appearance import FirstSight, RobotAppearance, posed_picture
 from vap_gym.world.codec import FrameCodec, charbonnier, to_frames, to_pictures
-from vap_gym.world.dynamics import PROMPT_TAPS, SOURCES, FrameDynamics
+from vap_gym.world.dynamics import PROMPT_TAPS, FrameDynamics
+
+MOVED_PX = 5.0  # objects that move so far are those of the score
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +36,7 @@ class WorldRecipe:
 
     data: list[str]
     codec: str
+    appearance: str
     model: dict[str, Any]
     steps: int
     robot: str = "panda_robotiq"
@@ -54,7 +55,8 @@ class WorldRecipe:
     gripper_weight: float = 2.0
     object_weight: float = 3.0
     moved_weight: float = 6.0
-    carried_loss: float = 0.1  # share of the loss that the displaced anchor has by itself
+    carried_loss: float = 0.1  # share of the loss that the carried picture has by itself
+    displacement_loss: float = 0.05  # per cell that the displacement of an object is wrong
     ema_decay: float = 0.999
     held_out: int = 24
     log_every: int = 50
@@ -81,7 +83,6 @@ def main(
     if threads:
         torch.set_num_threads(threads)
     run = Run(out, resume=resume)
-    saved = run.load()
     place = torch.device(device)
     codec = FrameCodec.from_pretrained(settings.codec, torch_dtype=torch.float32).eval().requires_grad_(False)
     codec = codec.to(memory_format=torch.channels_last)
@@ -95,62 +96,44 @@ def main(
         cache=cache,
     )
     codec = codec.to(place)
+    appearance = RobotAppearance.from_pretrained(settings.appearance, torch_dtype=torch.float32).eval()
+    appearance = appearance.requires_grad_(False).to(place)
     with initialised_with(settings.seed):
         model = FrameDynamics(**settings.model).to(place, memory_format=torch.channels_last)
     if settings.init:
-        _take_up(model, Path(settings.init))
-    optimizer = torch.optim.AdamW(_groups(model, settings.weight_decay), lr=0.0, betas=(0.9, 0.98), fused=True)
-    schedule = Schedule(
-        peak=settings.learning_rate, steps=settings.steps, warmup_steps=settings.warmup_steps, decay=settings.decay
-    )
+        given = FrameDynamics.from_pretrained(settings.init, torch_dtype=torch.float32)
+        model.load_state_dict(given.state_dict())
     train = _slice(everything, slice(settings.held_out, None))
     held = _slice(everything, slice(0, settings.held_out))
-    ema, rng, first = Ema(model, settings.ema_decay), seeded(settings.seed + 1), 0
-    slots = Slots(train, _slot_settings(settings, model), rng, partial(_decoded, codec))
-    if saved is not None:
-        model.load_state_dict(saved["model"])
-        optimizer.load_state_dict(saved["optimizer"])
-        ema.shadow, first = {k: v.to(place) for k, v in saved["ema"].items()}, saved["step"]
-        slots.restore(saved["slots"])
-        rng.set_state(saved["rng"])
-    losses: list[Tensor] = []
-    since = time.monotonic()
-    for step in range(first, settings.steps):
+    rng = seeded(settings.seed + 1)
+    slots = Slots(train, _slot_settings(settings, model), rng, partial(_decoded, codec), appearance)
+
+    def loss(step: int) -> Tensor:
         ramp = min(1.0, step / max(1, 0.3 * settings.steps))
         horizon = round(settings.first_horizon + (settings.horizon - settings.first_horizon) * ramp)
         slots.begin_finished(settings.own_rollouts * min(1.0, step / max(1, 0.05 * settings.steps)), horizon)
-        loss = _loss(model, codec, slots, settings, rng, place)
-        set_learning_rate(optimizer, schedule(step))
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        ema.update(model, step)
-        losses.append(loss.detach())
-        done = step + 1
-        if done % settings.log_every == 0:
-            rate = settings.batch_size * len(losses) / (time.monotonic() - since)
-            run.log(done, loss=mean(losses), learning_rate=schedule(step), samples_per_s=rate)
-            print(f"world step {done}/{settings.steps} loss {mean(losses):.4f} {rate:.0f} samples/s", flush=True)
-            losses, since = [], time.monotonic()
-        if done % settings.save_every == 0 or done == settings.steps:
-            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "ema": ema.shadow}
-            run.save(
-                {**state, "slots": slots.state(), "rng": rng.get_state(), "step": done, "recipe": asdict(settings)}
-            )
-            averaged = FrameDynamics(**settings.model).to(place, memory_format=torch.channels_last).eval()
-            ema.copy_into(averaged)
-            scores = score(averaged, codec, held, run.folder / "samples.png")
-            run.log(done, **scores)
-            print(f"world step {done} " + " ".join(f"{k} {v:.2f}" for k, v in scores.items()), flush=True)
-            run.draw_curves([("loss",), tuple(k for k in scores if k.startswith("psnr"))])
-            averaged.save_pretrained(run.folder / "model")
-            since = time.monotonic()
+        return _loss(model, codec, appearance, slots, settings, rng, place)
+
+    fit(
+        run,
+        model,
+        settings,
+        name="world",
+        loss=loss,
+        score=lambda averaged: score(averaged, codec, appearance, held, run.folder / "samples.png"),
+        schedule=Schedule(
+            peak=settings.learning_rate, steps=settings.steps, warmup_steps=settings.warmup_steps, decay=settings.decay
+        ),
+        rng=rng,
+        weight_decay=settings.weight_decay,
+        memory=slots,
+    )
 
 
 def _loss(
     model: FrameDynamics,
     codec: FrameCodec,
+    appearance: RobotAppearance,
     slots: Slots,
     settings: WorldRecipe,
     rng: torch.Generator,
@@ -183,12 +166,16 @@ def _loss(
             features,
             slots.displacement.to(place),
             given.bones.to(place),
-            _posed(codec, slots.plate, slots.first_picture, given.bones[:, 0], given.bones[:, -1]).to(place),
+            _posed(codec, appearance, slots.sight, slots.displacement, given.bones[:, 0]),
         )
     truth, weight = given.truth.to(place), weight.to(place)
     loss = latent_loss(predicted.latent, truth, weight)
     moving = (weight - 1.0).clamp(min=0.0)  # around gripper and objects; what stands still needs no displacement
     loss = loss + settings.carried_loss * latent_loss(predicted.carried, truth, moving)
+    way, counts = true_displacement(slots.data, slots.episode, given.target, slots.first)
+    wrong = F.smooth_l1_loss(predicted.displacement, way.to(place), reduction="none", beta=0.5).sum(1, keepdim=True)
+    counts = counts.to(place)
+    loss = loss + settings.displacement_loss * (wrong * counts).sum() / counts.sum().clamp_min(1.0)
     slots.advance(predicted.latent, predicted.displacement, given.truth)
     return loss
 
@@ -205,10 +192,13 @@ def _decoded(codec: FrameCodec, latents: Float[Tensor, "N C h w"]) -> Float[Tens
 
 
 @torch.no_grad()
-def _posed(codec: FrameCodec, plate: Tensor, first: Tensor, now: Tensor, anchor: Tensor) -> Float[Tensor, "N C h w"]:
-    """Latents of first pictures with their robots posed as `now`."""
+def _posed(
+    codec: FrameCodec, appearance: RobotAppearance, sight: FirstSight, displacement: Tensor, now: Tensor
+) -> Float[Tensor, "N C h w"]:
+    """Latents of first pictures carried along a displacement, with their robots posed as `now`."""
     place = next(codec.parameters()).device
-    pictures = posed_picture(plate.to(place), first.to(place), now.to(place), anchor.to(place))
+    there = FirstSight(*(x.to(place) for x in sight))
+    pictures = posed_picture(appearance, there, displacement.to(place), now.to(place))
     with autocast(place):
         return codec.encode(pictures.contiguous(memory_format=torch.channels_last)).float()
 
@@ -223,24 +213,35 @@ def latent_loss(
 
 @torch.no_grad()
 def score(
-    model: FrameDynamics, codec: FrameCodec, held: LatentEpisodes, picture: Path | None = None, *, steps: int = 24
+    model: FrameDynamics,
+    codec: FrameCodec,
+    appearance: RobotAppearance,
+    held: LatentEpisodes,
+    picture: Path | None = None,
+    *,
+    steps: int = 24,
 ) -> dict[str, float]:
-    """Roll out `steps` frames on held-out episodes; PSNR against the codec's pictures of the truth, and a strip."""
+    """Roll out `steps` frames on held-out episodes, from shortly before an object moves where one does.
+
+    Returns PSNR against the codec's pictures of the truth, and of the frozen first frame; writes a strip of frames.
+    `moved_share` is how wrong the displacement is where moved objects are at last, as a share of how far they moved.
+    """
     place = next(model.parameters()).device
     n, steps = len(held), min(steps, held.latents.shape[1] - 1)
-    episode = torch.arange(n)
+    episode, start = torch.arange(n), torch.zeros(n, dtype=torch.int64)
+    for i, frame in reversed(contact_starts(held.objects_m).tolist()):
+        start[i] = min(frame, held.latents.shape[1] - 1 - steps)
     lags = tuple(model.config.lags)
-    anchor = held.latents[:, 0].float().to(place)
+    anchor = held.latents[episode, start].float().to(place)
     history = anchor[:, None].repeat(1, max(lags), 1, 1, 1)
     displacement = torch.zeros_like(anchor[:, :2])
     features = []
     for t in range(steps + 1):
-        pictures = to_pictures(torch.from_numpy(held.prompts(episode, torch.full((n,), t))))
+        pictures = to_pictures(torch.from_numpy(held.prompts(episode, start + t)))
         with autocast(place):
             features.append(model.trajectory.features(pictures.contiguous(memory_format=torch.channels_last).to(place)))
-    first_picture = _decoded(codec, anchor)
-    bones = [held.bones(episode, torch.full((n,), t)).to(place) for t in range(steps + 1)]
-    plate = background_plate(first_picture, bones[0].cpu())
+    bones = [held.bones(episode, start + t).to(place) for t in range(steps + 1)]
+    sight = seen_first(appearance, _decoded(codec, anchor), bones[0])
     rows: list[Tensor] = []
     made, real = [], []
     for t in range(1, steps + 1):
@@ -249,11 +250,11 @@ def score(
         ones = torch.ones(n, device=place)
         with autocast(place):
             seen, views = history[:, [lag - 1 for lag in lags]], torch.stack([bones[t], bones[t - 1], bones[0]], 1)
-            posed = _posed(codec, plate, first_picture, bones[t], bones[0])
+            posed = _posed(codec, appearance, sight, displacement, bones[t])
             made_now = model(seen, anchor, noise, ones, ones, taps, displacement, views, posed)
         latent, displacement = made_now.latent, made_now.displacement
         history = torch.cat([latent[:, None], history[:, :-1]], 1)
-        truth = held.latents[:, t].float().to(place)
+        truth = held.latents[episode, start + t].float().to(place)
         with autocast(place):
             pair = [
                 to_frames(codec.decode(z.contiguous(memory_format=torch.channels_last))).cpu() for z in (latent, truth)
@@ -268,37 +269,19 @@ def score(
     scores = {f"psnr_{t}": float(psnr[:, t - 1].mean()) for t in (1, 5, 10, 20, 24) if t <= steps}
     scores["psnr"] = float(psnr.mean())
     scores["psnr_frozen"] = float((-10 * torch.log10(still.clamp_min(1e-4))).mean())
+    then, last = held.objects_px[episode, start], held.objects_px[episode, start + steps]
+    far = last - then
+    moved = far.norm(dim=-1) > MOVED_PX
+    if moved.any():
+        cells = (last / STRIDE_PX).nan_to_num(0.0).long()
+        x, y = (cells[..., i].clamp(0, size - 1) for i, size in ((0, anchor.shape[3]), (1, anchor.shape[2])))
+        told = displacement.cpu()[torch.arange(n)[:, None], :, y, x] * STRIDE_PX
+        scores["moved_share"] = float((told + far)[moved].norm(dim=-1).sum() / far[moved].norm(dim=-1).sum())
     if picture is not None:
         from PIL import Image
 
         Image.fromarray(torch.cat(rows, 0).numpy()).save(picture)
     return scores
-
-
-def _take_up(model: FrameDynamics, folder: Path) -> None:
-    """Start from the weights of a folder. The first release's lack the displacement: weights to do with it are zero."""
-    from safetensors.torch import load_file
-
-    given = {k: v.float() for k, v in load_file(folder / "diffusion_pytorch_model.safetensors").items()}
-    channels, lags = int(model.config.latent_channels), len(model.config.lags)
-    seen, known = given["conv_in.weight"], channels * (lags + 1)
-    more = model.conv_in.in_channels - seen.shape[1]
-    if more:
-        unseen = seen.new_zeros(len(seen), more, *seen.shape[2:])
-        given["conv_in.weight"] = torch.cat([seen[:, :known], unseen, seen[:, known:]], dim=1)
-        for name in ("head.1.weight", "head.1.bias"):
-            made, share, flow = given[name].split([channels, SOURCES - 1, 2])
-            given[name] = torch.cat([made, share, torch.zeros_like(share[:1]), flow, torch.zeros_like(flow)])
-    model.load_state_dict(given)
-
-
-def _groups(model: FrameDynamics, weight_decay: float) -> list[dict[str, Any]]:
-    """Weight decay for matrices and kernels only."""
-    parameters = list(model.parameters())
-    return [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
 
 
 def _slot_settings(settings: WorldRecipe, model: FrameDynamics) -> SlotSettings:

@@ -7,17 +7,49 @@ kinematics cannot know: turning about a bone's own axis, light, and what hides w
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
 BONE_FIGURES = 8  # of a bone: start u, v · end u, v · radius at start and end, all px · mean depth in m · 1 if in front
 REACH_PX = 3.0  # cells so far outside a capsule still belong to it: robots are no capsules
-POSED_REACH_PX = 2.5  # the same for pixels that are moved with it …
-PLATE_REACH_PX = 2.0  # … and for those that are painted out …
-UNSURE_REACH_PX = 4.0  # … by pixels at least so far away: nearer ones may still show the robot
-POSED_STRIDE_PX = 2  # pixels so far apart share a flow: a quarter of the work, and it changes little between them
+
+
+class BonePlaces(NamedTuple):
+    """Where each cell lies on the robot: on which bone (the nearest to the camera of those that cover it), what share
+    of the way along it, in [0, 1]; in radii there how far across it and beyond its ends; and how far it is covered."""
+
+    bone: Int64[Tensor, "B cells"]
+    along: Float[Tensor, "B cells"]
+    across: Float[Tensor, "B cells"]
+    beyond: Float[Tensor, "B cells"]
+    cover: Float[Tensor, "B cells"]
+
+
+def bone_places(
+    bones: Float[Tensor, "B S 8"], size: tuple[int, int], stride_px: float, reach_px: float = REACH_PX
+) -> BonePlaces:
+    """Return each cell's place on a robot of at least one bone; arguments as for `robot_flow`."""
+    along, across, beyond, cover = _on_bone(
+        bones[:, :, None], centres(size, stride_px, bones.device), stride_px, reach_px
+    )
+    nearness = 10.0 - bones[:, :, 6, None].clamp(0.0, 9.0)
+    best = torch.where(cover >= 0.5, nearness.expand_as(cover), cover).argmax(1, keepdim=True)  # B 1 cells
+    return BonePlaces(best[:, 0], *(values.gather(1, best)[:, 0] for values in (along, across, beyond, cover)))
+
+
+def places_before(
+    places: BonePlaces, before: Float[Tensor, "B S 8"], size_px: tuple[int, int]
+) -> tuple[Float[Tensor, "B cells 2"], Bool[Tensor, "B cells"]]:
+    """Return where the same places on the same bones are in another picture, x and y in px, and whether that is inside
+    it (`size_px`: its height and width)."""
+    then = before.gather(1, places.bone[..., None].expand(-1, -1, BONE_FIGURES))  # B cells 8
+    source = _place_on_bone(then, places.along, places.across, places.beyond)
+    inside = ((source > 0) & (source < source.new_tensor([size_px[1], size_px[0]]))).all(-1)
+    return source, inside & (then[..., 7] > 0)
 
 
 def robot_flow(
@@ -43,82 +75,58 @@ def robot_flow(
     h, w = size
     if S == 0:
         return now.new_zeros(B, 2, h, w), now.new_zeros(B, 1, h, w)
-    at = _centres(size, stride_px, now.device)
-    along, across, beyond, cover = _on_bone(now[:, :, None], at, stride_px, reach_px)
-    nearness = 10.0 - now[:, :, 6, None].clamp(0.0, 9.0)
-    best = torch.where(cover >= 0.5, nearness.expand_as(cover), cover).argmax(1, keepdim=True)  # B 1 cells
-
-    def on_best(values: Tensor) -> Tensor:
-        return values.gather(1, best)[:, 0]
-
-    then = before.gather(1, best[:, 0, :, None].expand(-1, -1, BONE_FIGURES))  # B cells 8
-    source = _place_on_bone(then, on_best(along), on_best(across), on_best(beyond))
-    inside = ((source > 0) & (source < source.new_tensor([w, h]) * stride_px)).all(-1)
-    share = on_best(cover) * (inside & (then[..., 7] > 0))
-    flow = (source - at[:, 0]) / stride_px * (share > 0)[..., None]
+    places = bone_places(now, size, stride_px, reach_px)
+    source, known = places_before(places, before, (round(h * stride_px), round(w * stride_px)))
+    share = places.cover * known
+    flow = (source - centres(size, stride_px, now.device)[:, 0]) / stride_px * (share > 0)[..., None]
     return flow.mT.reshape(B, 2, h, w), share.reshape(B, 1, h, w)
 
 
 def robot_cover(
-    bones: Float[Tensor, "B S 8"], size: tuple[int, int], stride_px: float, reach_px: float = POSED_REACH_PX
+    bones: Float[Tensor, "B S 8"], size: tuple[int, int], stride_px: float, reach_px: float = REACH_PX
 ) -> Float[Tensor, "B 1 h w"]:
     """Return how far each cell lies on the robot, in [0, 1]; arguments as for `robot_flow`."""
     B, S, _ = bones.shape
     if S == 0:
         return bones.new_zeros(B, 1, *size)
-    cover = _on_bone(bones[:, :, None], _centres(size, stride_px, bones.device), stride_px, reach_px)[-1]
+    cover = _on_bone(bones[:, :, None], centres(size, stride_px, bones.device), stride_px, reach_px)[-1]
     return cover.amax(1).reshape(B, 1, *size)
 
 
-def background_plate(first: Float[Tensor, "B C H W"], bones: Float[Tensor, "B S 8"]) -> Float[Tensor, "B C H W"]:
-    """Return the first picture with the robot painted out, by what is around it: averages of ever wider surroundings.
+def filled_in(picture: Float[Tensor, "B C H W"], known: Float[Tensor, "B 1 H W"]) -> Float[Tensor, "B C H W"]:
+    """Return the picture where `known` is 1; elsewhere averages of ever wider surroundings that are known.
 
     (Pull-push interpolation, after Gortler et al. 1996, "The Lumigraph", Sec. 3.4.)
     """
-    size = (first.shape[-2], first.shape[-1])
-    weight = 1.0 - robot_cover(bones, size, 1.0, UNSURE_REACH_PX)
-    levels = [(first * weight, weight)]
+    levels = [(picture * known, known)]
     while min(levels[-1][0].shape[-2:]) > 1:
-        colour, known = levels[-1]
-        levels.append((F.avg_pool2d(colour, 2, ceil_mode=True), F.avg_pool2d(known, 2, ceil_mode=True)))
-    colour, known = levels.pop()
-    filled = colour / known.clamp_min(1e-6)
+        colour, weight = levels[-1]
+        levels.append((F.avg_pool2d(colour, 2, ceil_mode=True), F.avg_pool2d(weight, 2, ceil_mode=True)))
+    colour, weight = levels.pop()
+    filled = colour / weight.clamp_min(1e-6)
     while levels:
-        colour, known = levels.pop()
+        colour, weight = levels.pop()
         filled = F.interpolate(filled, size=colour.shape[-2:], mode="bilinear", align_corners=False)
-        share = known if not levels else (4.0 * known).clamp(max=1.0)  # a quarter known is known well enough
-        filled = torch.lerp(filled, colour / known.clamp_min(1e-6), share)
-    return torch.lerp(first, filled, robot_cover(bones, size, 1.0, PLATE_REACH_PX))
+        share = weight if not levels else (4.0 * weight).clamp(max=1.0)  # a quarter known is known well enough
+        filled = torch.lerp(filled, colour / weight.clamp_min(1e-6), share)
+    return filled
 
 
-def posed_picture(
-    plate: Float[Tensor, "B C H W"],
-    first: Float[Tensor, "B C H W"],
-    now: Float[Tensor, "B S 8"],
-    before: Float[Tensor, "B S 8"],
-) -> Float[Tensor, "B C H W"]:
-    """Return the picture of the robot in another pose: of `first`, where its bones are `before`, posed as `now`, before
-    the background `plate`."""
-    height, width = first.shape[-2:]
-    size = (-(-height // POSED_STRIDE_PX), -(-width // POSED_STRIDE_PX))
-    flow, share = robot_flow(now, before, size, float(POSED_STRIDE_PX), POSED_REACH_PX)
-    fine = F.interpolate(torch.cat([flow * POSED_STRIDE_PX, share], 1), scale_factor=POSED_STRIDE_PX, mode="nearest")
-    fine = fine[..., :height, :width]
-    return torch.lerp(plate, warp(first, fine[:, :2]), fine[:, 2:])
-
-
-def warp(picture: Float[Tensor, "B C h w"], flow_cells: Float[Tensor, "B 2 h w"]) -> Float[Tensor, "B C h w"]:
-    """Sample `picture` at each cell plus its flow (x, y in cells), bilinear, edges repeated."""
+def warp(
+    picture: Float[Tensor, "B C h w"], flow_cells: Float[Tensor, "B 2 h w"], mode: str = "bilinear"
+) -> Float[Tensor, "B C h w"]:
+    """Sample `picture` at each cell plus its flow (x, y in cells), edges repeated."""
     _, _, h, w = picture.shape
     x = torch.arange(w, device=picture.device, dtype=picture.dtype)
     y = torch.arange(h, device=picture.device, dtype=picture.dtype)[:, None]
     grid = torch.stack(
         [(x + flow_cells[:, 0] + 0.5) * (2.0 / w) - 1.0, (y + flow_cells[:, 1] + 0.5) * (2.0 / h) - 1.0], dim=-1
     )
-    return F.grid_sample(picture, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    return F.grid_sample(picture, grid, mode=mode, padding_mode="border", align_corners=False)
 
 
-def _centres(size: tuple[int, int], stride_px: float, device: torch.device) -> Float[Tensor, "1 1 cells 2"]:
+def centres(size: tuple[int, int], stride_px: float, device: torch.device) -> Float[Tensor, "1 1 cells 2"]:
+    """Return the middle of every cell, x and y in px."""
     y, x = torch.meshgrid(*(torch.arange(n, device=device) + 0.5 for n in size), indexing="ij")
     return torch.stack([x, y], -1).reshape(1, 1, -1, 2) * stride_px
 

@@ -19,7 +19,7 @@ from vap_gym.world.transformer import ControlledTransformer
 
 SOURCES = 4  # of a cell's content: last frame moved, anchor, newly made, anchor moved all the way
 DISPLACEMENT_SCALE = 8.0  # cells that the network sees as 1
-ROBOT_PRIOR = 4.0  # how much likelier the displaced anchor is at first where it shows the robot (in logits)
+CARRIED_PRIOR = 4.0  # how much likelier the carried picture is where robot or objects have moved (in logits)
 STRIDE_PX = 4.0  # of a latent cell
 PROMPT_TAPS = 4  # prompt features joined for one frame: this frame's, the two before it, the anchor's
 
@@ -55,7 +55,7 @@ class TrajectoryEncoder(nn.Module):
 
 class Prediction(NamedTuple):
     """What the dynamics say of the next frame: its latents, the displacement to hand in with the step after it, and the
-    anchor moved along that displacement (one of the latents' sources, trained to be right by itself)."""
+    first picture moved along that displacement (one of the latents' sources, trained to be right by itself)."""
 
     latent: Float[Tensor, "B C h w"]
     displacement: Float[Tensor, "B 2 h w"]
@@ -64,14 +64,13 @@ class Prediction(NamedTuple):
 
 class RobotMotion(NamedTuple):
     """What kinematics says of the robot's cells: the flow from the last frame and from the anchor, where it holds, and
-    latents of the first picture with the robot posed anew, seen in robot cells and in those that the robot has left."""
+    which cells show the robot now or did so in the first picture."""
 
     from_last: Float[Tensor, "B 2 h w"]
     in_last: Float[Tensor, "B 1 h w"]
     from_anchor: Float[Tensor, "B 2 h w"]
     in_anchor: Float[Tensor, "B 1 h w"]
-    posed: Float[Tensor, "B C h w"]
-    in_posed: Float[Tensor, "B 1 h w"]
+    in_either: Float[Tensor, "B 1 h w"]
 
 
 class FrameDynamics(ModelMixin, ConfigMixin):
@@ -79,11 +78,12 @@ class FrameDynamics(ModelMixin, ConfigMixin):
 
     The prediction is composed per latent cell from four sources, after Finn et al. 2016 (arXiv 1605.07157) and the
     skip connections of Ebert et al. 2017 (arXiv 1710.05268): the last frame moved along a predicted flow, the anchor
-    frame, newly made content, and the anchor frame moved along the *whole way since then*. That way, a displacement per
-    cell, is memory: every step's flow is added to it. An object that is pushed along for twenty steps is thus sampled
-    once from the sharp first frame, where moving the last frame along would blur it twenty times. Of the robot both
-    movements are known beforehand, from the bones of the prompts (`robot_flow`). A robot is thin, and latents blur when
-    moved by parts of a cell; so its first picture is moved as pixels (`posed_picture`) and encoded anew at every step.
+    frame, newly made content, and the first picture moved along the *whole way since then*. That way, a displacement
+    per cell, is memory: every step's flow is added to it. An object that is pushed along for twenty steps is thus
+    sampled once from the sharp first frame, where moving the last frame along would blur it twenty times. Latents blur
+    when moved by parts of a cell; so the first picture is moved as pixels along the displacement so far
+    (`appearance.carried_along`), with the robot, whose movement is known from the bones of the prompts, posed on top
+    (`appearance.posed_picture`), and encoded anew at every step; only the last step's flow is left to latents.
 
     Args:
         latent_channels: of the codec.
@@ -188,16 +188,16 @@ class FrameDynamics(ModelMixin, ConfigMixin):
             displacement: from each cell of the last frame to where its content was in the anchor frame, x and y in
                 cells; zero at the start, then as the last prediction gave it.
             bones: where the robot's bones are in the next frame, the last, and the anchor (3 views); none (0) will do.
-            posed: latents of the first picture with the robot posed as in the next frame, and painted out where it was.
+            posed: latents of the first picture, carried along the displacement, with the robot posed as in the next
+                frame, and painted out where it was.
         """
         batch, _, _, h, w = history.shape
-        robot = self._robot(bones.float(), posed.float(), (h, w))
+        robot, posed = self._robot(bones.float(), (h, w)), posed.float()
         last, anchor, displacement = history[:, 0].float(), anchor.float(), displacement.float()
         action = self.trajectory(prompt_taps)
         levels = torch.stack([time, interval / 3.0], dim=1)[:, :, None, None].expand(batch, 2, h, w)
         way = torch.lerp(displacement, robot.from_anchor, robot.in_anchor)
-        carried = torch.lerp(warp(anchor, displacement), robot.posed, robot.in_posed)
-        seen = (history.flatten(1, 2), anchor, carried, warp(last, robot.in_last * robot.from_last))
+        seen = (history.flatten(1, 2), anchor, posed, warp(last, robot.in_last * robot.from_last))
         shares = (way / DISPLACEMENT_SCALE, robot.in_anchor, robot.in_last)
         x = torch.cat([*seen, *shares, noisy, levels.to(history.dtype)], dim=1)
         x = x.contiguous(memory_format=torch.channels_last)
@@ -212,9 +212,9 @@ class FrameDynamics(ModelMixin, ConfigMixin):
         )[:, 0]
         coarse = self.up_coarse(coarse + tokens.contiguous(memory_format=torch.channels_last))
         fine = self.up_fine(fine + self.to_fine(coarse))
-        return self._compose(self.head(fine).float(), last, anchor, displacement, robot)
+        return self._compose(self.head(fine).float(), last, anchor, displacement, posed, robot)
 
-    def _robot(self, bones: Tensor, posed: Tensor, size: tuple[int, int]) -> RobotMotion:
+    def _robot(self, bones: Tensor, size: tuple[int, int]) -> RobotMotion:
         now, last, anchor = bones.unbind(1)
         from_last, in_last = robot_flow(now, last, size, STRIDE_PX)
         from_anchor, in_anchor = robot_flow(now, anchor, size, STRIDE_PX)
@@ -224,19 +224,19 @@ class FrameDynamics(ModelMixin, ConfigMixin):
             in_last=in_last,
             from_anchor=from_anchor,
             in_anchor=in_anchor,
-            posed=posed,
-            in_posed=torch.maximum(in_anchor, left),
+            in_either=torch.maximum(in_anchor, left),
         )
 
     def _compose(
-        self, head: Tensor, last: Tensor, anchor: Tensor, displacement: Tensor, robot: RobotMotion
+        self, head: Tensor, last: Tensor, anchor: Tensor, displacement: Tensor, posed: Tensor, robot: RobotMotion
     ) -> Prediction:
         made, share, flow, change = head.split([last.shape[1], SOURCES, 2, 2], dim=1)
         flow, change = self.config.max_flow * torch.tanh(flow), self.config.max_change * torch.tanh(change)
         displacement = warp(displacement, flow) + flow + change
-        carried = torch.lerp(warp(anchor, displacement), robot.posed, robot.in_posed)
+        carried = warp(posed, (1.0 - robot.in_anchor) * (flow + change))
         moved = warp(last, robot.in_last * robot.from_last + flow)
-        likely = torch.cat([torch.zeros_like(share[:, 1:]), ROBOT_PRIOR * robot.in_posed], dim=1)
+        far = displacement.norm(dim=1, keepdim=True).clamp(max=1.0)
+        likely = torch.cat([torch.zeros_like(share[:, 1:]), CARRIED_PRIOR * torch.maximum(robot.in_either, far)], dim=1)
         share = torch.softmax(share + likely, dim=1)
         sources = (moved, anchor, torch.tanh(made), carried)
         latent = torch.stack([share[:, i : i + 1] * source for i, source in enumerate(sources)]).sum(0)

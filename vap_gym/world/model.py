@@ -12,7 +12,8 @@ from torch import Tensor
 
 from vap_gym.assets import weights_dir
 from vap_gym.errors import CheckpointError, VapError, unknown_name
-from vap_gym.world.articulated import BONE_FIGURES, background_plate, posed_picture
+from vap_gym.world.appearance import FirstSight, RobotAppearance, first_sight, posed_picture
+from vap_gym.world.articulated import BONE_FIGURES
 from vap_gym.world.checkpoint import load_part, read_json, save_part
 from vap_gym.world.codec import FrameCodec, to_frames, to_pictures
 from vap_gym.world.dynamics import PROMPT_TAPS, FrameDynamics
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 INDEX = "model_index.json"
 STATE_KEYS = (
     "latent", "history", "anchor", "displacement", "prompt_features", "anchor_prompt", "bones", "anchor_bones",
-    "anchor_frame", "plate", "step", "seed",
+    "anchor_frame", "anchor_mask", "plate", "shown", "light", "step", "seed",
 )  # fmt: skip
 NEAR_CLEAN = 0.5  # noise level of the second evaluation: predict, renoise, predict
 
@@ -33,13 +34,14 @@ class WorldModel:
     """An action-to-video model with explicit state.
 
     `state` is a flat TensorDict with batch size [B]: `latent` (B, C, h, w) is the newest frame, `history` the last
-    frames' latents, `anchor` the first frame's, `anchor_frame` its pixels and `plate` those without the robot,
-    `displacement` (B, 2, h, w) says where in the first frame each cell's content was, `bones` and `anchor_bones` where
-    the robot's bones were, `prompt_features` and `anchor_prompt` are those of the last prompts, `step` and `seed` drive
-    the noise. Index assignment is a partial reset, `expand` a branch.
+    frames' latents, `anchor` the first frame's, `anchor_frame` its pixels; `anchor_mask` (255 where the robot is),
+    `plate` (the pixels without it), `shown` and `light` are what a `FirstSight` of it tells; `displacement`
+    (B, 2, h, w) says where in the first frame each cell's content was, `bones` and `anchor_bones` where the robot's
+    bones were, `prompt_features` and `anchor_prompt` are those of the last prompts, `step` and `seed` drive the noise.
+    Index assignment is a partial reset, `expand` a branch.
 
     Args:
-        codec, dynamics: the two networks.
+        codec, dynamics, appearance: frames ↔ latents; latents → latents; what the robot looks like.
         evaluations: network evaluations per frame when none is named at a call (1 or 2).
         dtype: bfloat16 or float32 arithmetic; None takes bfloat16 where the device multiplies it natively.
     """
@@ -48,6 +50,7 @@ class WorldModel:
         self,
         codec: FrameCodec,
         dynamics: FrameDynamics,
+        appearance: RobotAppearance,
         *,
         evaluations: int = 1,
         device: torch.device | str = "cpu",
@@ -66,10 +69,16 @@ class WorldModel:
         form = {"memory_format": torch.channels_last}
         self.codec = codec.to(self.device, **form).eval().requires_grad_(False)
         self.dynamics = dynamics.to(self.device, **form).eval().requires_grad_(False)
+        self.appearance = appearance.to(self.device, **form).eval().requires_grad_(False)
         self.state_keys = STATE_KEYS
         self.lags: tuple[int, ...] = tuple(dynamics.config.lags)
         height, width = dynamics.config.latent_size
         self.frame_size_px = (4 * width, 4 * height)
+
+    @property
+    def parts(self) -> dict[str, FrameCodec | FrameDynamics | RobotAppearance]:
+        """The networks by the names of their folders."""
+        return {"codec": self.codec, "dynamics": self.dynamics, "appearance": self.appearance}
 
     # --- files ---
 
@@ -96,6 +105,7 @@ class WorldModel:
         return WorldModel(
             load_part(FrameCodec, folder, "codec", index),
             load_part(FrameDynamics, folder, "dynamics", index),
+            load_part(RobotAppearance, folder, "appearance", index),
             evaluations=int(index.get("evaluations", 1)),
             device=device,
             dtype=dtype,
@@ -107,10 +117,7 @@ class WorldModel:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         index: dict[str, Any] = {"_class_name": "WorldModel", "evaluations": self.evaluations, **notes}
-        index["sha256"] = {
-            name: save_part(part, folder, name, dtype)
-            for name, part in (("codec", self.codec), ("dynamics", self.dynamics))
-        }
+        index["sha256"] = {name: save_part(part, folder, name, dtype) for name, part in self.parts.items()}
         temporary = folder / f".{INDEX}.tmp"
         temporary.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
         temporary.replace(folder / INDEX)
@@ -167,7 +174,8 @@ class WorldModel:
         features = self._features(prompts)
         batch = len(frames)
         places = self._checked_bones(bones, (batch,))
-        plate = to_frames(background_plate(to_pictures(frames.to(self.device)), places))
+        pictures = to_pictures(frames.to(self.device)).contiguous(memory_format=torch.channels_last)
+        sight = first_sight(self.appearance, pictures, places)
         return TensorDict(
             {
                 "latent": latent,
@@ -177,7 +185,10 @@ class WorldModel:
                 "prompt_features": features[:, None].expand(-1, PROMPT_TAPS - 2, -1, -1, -1).clone(),
                 "anchor_prompt": features,
                 "anchor_frame": frames.to(self.device).clone(),
-                "plate": plate,
+                "anchor_mask": (255.0 * sight.mask).round().to(torch.uint8),
+                "plate": to_frames(sight.plate),
+                "shown": sight.shown.to(torch.int8),
+                "light": sight.light,
                 "bones": places,
                 "anchor_bones": places.clone(),
                 "step": torch.zeros(batch, dtype=torch.int64, device=self.device),
@@ -254,11 +265,15 @@ class WorldModel:
         return following
 
     def _posed(self, state: TensorDict, bones: Tensor) -> Float[Tensor, "B C h w"]:
-        if bones.shape[1] == 0:
-            anchor: Tensor = state["anchor"]
-            return anchor
-        plate, first = to_pictures(state["plate"]), to_pictures(state["anchor_frame"])
-        pictures = posed_picture(plate, first, bones, state["anchor_bones"])
+        sight = FirstSight(
+            picture=to_pictures(state["anchor_frame"]),
+            mask=state["anchor_mask"] / 255.0,
+            plate=to_pictures(state["plate"]),
+            bones=state["anchor_bones"],
+            shown=state["shown"].float(),
+            light=state["light"],
+        )
+        pictures = posed_picture(self.appearance, sight, state["displacement"], bones)
         with self._autocast():
             latents: Tensor = self.codec.encode(pictures.contiguous(memory_format=torch.channels_last))
         return latents.float()
