@@ -175,7 +175,7 @@ def test_a_saved_judge_reads_the_same(judge: Judge, cameras: Camera, tmp_path: P
     dynamics = FrameDynamics(
         latent_channels=4, widths=(8, 16), blocks=(1, 1), heads=1, layers=1, control_layers=1, time_embed_dim=16
     )
-    looks = RobotAppearance(bones=2, widths=(4, 8))
+    looks = RobotAppearance(points=5, links=2, widths=(4, 8))
     WorldModel(judge.codec, dynamics, looks).save_pretrained(tmp_path, dtype=torch.float32)
     judge.save_into(tmp_path)
     again = Judge.from_pretrained(tmp_path, dtype=torch.float32)

@@ -1,4 +1,4 @@
-"""What the robot looks like: its atlas and its mask, and pictures of it in another pose."""
+"""What the robot looks like: the colours of its surface and its mask, and pictures of it in another pose."""
 
 from pathlib import Path
 
@@ -9,133 +9,128 @@ from torch import Tensor
 
 from vap_gym.cards import load_robot
 from vap_gym.geometry import Camera
-from vap_gym.prompts.raster import bone_figures
-from vap_gym.prompts.skeleton import Skeleton
+from vap_gym.prompts.body import Body
 from vap_gym.sim.scene import LABELS
-from vap_gym.train.appearance import Sights, fill_atlas
+from vap_gym.train.appearance import Sights, fill_colours, of_body
 from vap_gym.world.appearance import FirstSight, RobotAppearance, background, carried_along, first_sight, posed_picture
-from vap_gym.world.articulated import bone_places, robot_cover, robot_flow
 from vap_gym.world.model import WorldModel
+from vap_gym.world.surfels import Seen, seen_points
 
 HEIGHT, WIDTH = 96, 144
 GREY, ROBOT = -0.6, 0.8
-
-
-def bone(start: tuple[float, float], end: tuple[float, float], *, radius: float = 8.0) -> Tensor:
-    """One bone of one picture."""
-    return torch.tensor([*start, *end, radius, radius, 1.0, 1.0])[None, None]
-
-
-def scene(bones: Tensor, *, robot: float = ROBOT) -> tuple[Tensor, Tensor]:
-    """A grey picture with the robot's capsules in it, and their mask."""
-    mask = (robot_cover(bones, (HEIGHT, WIDTH), 1.0, 0.0) > 0.5).float()
-    return torch.lerp(torch.full((len(bones), 3, HEIGHT, WIDTH), GREY), torch.full_like(mask, robot), mask), mask
-
-
-@pytest.fixture(scope="module")
-def painted() -> RobotAppearance:
-    """A robot of one bone whose atlas was counted on pictures of it."""
-    bones = torch.cat([bone((20.0 + i, 30.0), (70.0 + i, 40.0 + i)) for i in range(12)])
-    pictures, mask = scene(bones)
-    frames = ((pictures + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1)
-    labels = (mask[:, 0] * LABELS.index("arm")).to(torch.uint8)
-    model = RobotAppearance(bones=1, widths=(4, 8))
-    fill_atlas(model, Sights(frames=frames, labels=labels, bones=bones), torch.arange(12).repeat(30))
-    return model.eval().requires_grad_(False)
-
-
-def test_the_atlas_is_of_the_robots_pixels_alone(painted: RobotAppearance) -> None:
-    full = painted.presence > 0.99
-    assert full.sum() > 50
-    torch.testing.assert_close(painted.colour[full], torch.full((int(full.sum()), 3), ROBOT), atol=0.02, rtol=0)
-    assert (painted.presence == 0).any()  # nothing is seen there, or too little was counted
-
-
-def test_cells_of_the_atlas_are_as_many_as_there_are_places() -> None:
-    model = RobotAppearance(bones=2, along=5, across=4, ends=2, widths=(4, 8))
-    bones = torch.cat([bone((30.0, 20.0), (110.0, 20.0)), bone((30.0, 70.0), (110.0, 70.0))], 1)
-    places = bone_places(bones, (HEIGHT, WIDTH), 1.0)
-    cells = model.atlas_cells(places)[places.cover > 0.5]
-    assert cells.min() >= 0
-    assert cells.max() < 2 * (5 + 2 * 2) * 4
-    assert len(cells.unique()) > 0.7 * 2 * 9 * 4
-    everywhere = model.atlas_cells(places).reshape(HEIGHT, WIDTH)
-    assert everywhere[20, 32] != everywhere[20, 108]  # along
-    assert everywhere[16, 70] != everywhere[24, 70]  # across
-    assert everywhere[20, 70] != everywhere[70, 70]  # another bone
-    assert everywhere[20, 24] != everywhere[20, 32]  # beyond the end
-
-
-class TrueMask(RobotAppearance):
-    """An appearance that knows which pixels are the robot's."""
-
-    def told(self, mask: Tensor) -> "TrueMask":
-        self.truth = mask
-        return self
-
-    def mask(self, picture: Tensor, bones: Tensor) -> Tensor:
-        return self.truth
-
-
+K = torch.tensor([[100.0, 0.0, 72.0], [0.0, 100.0, 48.0], [0.0, 0.0, 1.0]])
 STILL = torch.zeros(1, 2, HEIGHT // 4, WIDTH // 4)
 
 
+class Square(RobotAppearance):
+    """A robot of one link: a square of 24 × 24 cm that faces the camera. It knows which pixels are its own."""
+
+    def __init__(self, *, links: int = 1) -> None:
+        at = torch.arange(-0.12, 0.1201, 0.008)
+        points = torch.cartesian_prod(at, at, torch.zeros(1))
+        super().__init__(points=len(points), links=links, widths=(4, 8))
+        self.points_m.copy_(points)
+        self.normals.copy_(torch.tensor([0.0, 0.0, -1.0]).expand(len(points), -1))
+        self.spacing_m.fill_(0.008)
+        self.colour.fill_(ROBOT * 0.5 + 0.5)
+
+    def mask_logits(self, picture: Tensor, seen: Seen) -> Tensor:
+        return 20.0 * (seen.point >= 0)[:, None].float() - 10.0
+
+
+def view(x_px: float, y_px: float) -> Tensor:
+    """The square, a metre away, around a pixel: it covers 24 × 24 of them."""
+    place = torch.tensor([(x_px - 72) / 100, (y_px - 48) / 100, 1.0])
+    return (K @ torch.cat([torch.eye(3), place[:, None]], 1))[None, None]
+
+
+def scene(views: Tensor, *, robot: float = ROBOT) -> Tensor:
+    """A grey picture with the square in it."""
+    mask = (seen_points(Square().surfels, views, (HEIGHT, WIDTH)).point >= 0)[:, None].float()
+    return torch.lerp(torch.full((len(views), 3, HEIGHT, WIDTH), GREY), torch.full_like(mask, robot), mask)
+
+
+def test_colours_are_means_of_the_robots_pixels_alone() -> None:
+    views = torch.cat([view(40.0 + i, 40.0) for i in range(24)])
+    pictures = scene(views)
+    frames = ((pictures + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1)
+    labels = (pictures[:, 0] > 0).to(torch.uint8) * LABELS.index("arm")
+    labels[:, 40:] = LABELS.index("goal")  # something else hides the lower half
+    frames[:, 40:] = 0
+    model = Square()
+    model.colour.zero_()
+    fill_colours(model, Sights(frames=frames, labels=labels, views=views), torch.arange(24))
+    torch.testing.assert_close(model.colour, torch.full_like(model.colour, ROBOT * 0.5 + 0.5), atol=0.01, rtol=0)
+
+
+def test_an_appearance_is_made_of_the_cards_body() -> None:
+    body = Body(load_robot("panda_robotiq"))
+    model = of_body(body, widths=(4, 8))
+    assert torch.equal(model.points_m, body.points_m)
+    assert torch.equal(model.surfels.link, body.link)
+    assert model.knows(torch.zeros(1, len(body.links), 3, 4))
+    assert not model.knows(torch.zeros(1, 2, 3, 4))
+
+
 def test_a_posed_picture_shows_the_robot_in_its_new_place_only() -> None:
-    before = bone((20.0, 40.0), (60.0, 40.0))
-    first, mask = scene(before)
-    now = before + torch.tensor([60.0, 30.0, 60.0, 30.0, 0, 0, 0, 0])
-    looks = TrueMask(bones=9, widths=(4, 8)).told(mask)  # its atlas is of another robot
+    before, now = view(40, 40), view(100, 60)
+    first, looks = scene(before), Square()
     sight = first_sight(looks, first, before)
     posed = posed_picture(looks, sight, STILL, now)
-    assert (posed[..., 64:76, 82:118] > ROBOT - 0.05).all()
-    assert (posed[..., 34:46, 22:58] < GREY + 0.05).all()
-    torch.testing.assert_close(posed_picture(looks, sight, STILL, before), first, atol=0.02, rtol=0)
+    torch.testing.assert_close(posed, scene(now), atol=0.03, rtol=0)
+    torch.testing.assert_close(posed_picture(looks, sight, STILL, before), first, atol=0.03, rtol=0)
+
+
+def test_what_is_seen_of_the_robot_goes_with_it() -> None:
+    before, now = view(40, 40), view(60, 52)
+    first, looks = scene(before), Square()
+    first[..., 34:38, 36:40] = -0.9  # a mark on it
+    posed = posed_picture(looks, first_sight(looks, first, before), STILL, now)
+    assert (posed[..., 46:50, 56:60] < -0.8).all()
+    assert (posed[..., 52:60, 62:68] > ROBOT - 0.05).all()
+
+
+def test_what_the_first_picture_does_not_show_has_its_usual_colour_in_the_pictures_light() -> None:
+    before, now = view(0, 40), view(60, 40)  # the left half was out of the picture
+    for dark in (False, True):
+        bright = 0.0 if dark else ROBOT
+        looks = Square()
+        posed = posed_picture(looks, first_sight(looks, scene(before, robot=bright), before), STILL, now)
+        assert posed[0, :, 40, 52] == pytest.approx(torch.full((3,), bright), abs=0.12)
+        assert posed[0, :, 40, 68] == pytest.approx(torch.full((3,), bright), abs=0.03)
 
 
 def test_what_is_carried_along_stays_behind_the_robot() -> None:
-    before = bone((20.0, 40.0), (60.0, 40.0))
-    first, mask = scene(before)
+    before, looks = view(40, 40), Square()
+    first = scene(before)
     first[..., 70:88, 100:112] = 0.1  # an object
-    looks = TrueMask(bones=9, widths=(4, 8)).told(mask)
     way = STILL.clone()
-    way[:, 0, 8:13, 3:13], way[:, 1, 8:13, 3:13] = 14.0, 8.0  # all around the bone: from 56 px right and 32 px below
+    way[:, 0, 8:14, 3:15], way[:, 1, 8:14, 3:15] = 14.0, 8.0  # around the square: from 56 px right and 32 px below
     posed = posed_picture(looks, first_sight(looks, first, before), way, before)
-    assert (posed[..., 36:44, 22:58] > ROBOT - 0.05).all()
-    assert (posed[..., 49:51, 46:51] - 0.1).abs().max() < 0.05
+    assert (posed[..., 40:50, 44:50] > ROBOT - 0.05).all()
+    assert (posed[..., 53:56, 46:54] - 0.1).abs().max() < 0.05
 
 
-def test_what_the_first_picture_does_not_show_comes_from_the_atlas_in_its_light(painted: RobotAppearance) -> None:
-    now = bone((30.0, 30.0), (100.0, 60.0))
-    half = bone((-60.0, 30.0), (20.0, 30.0))
-    for dark in (False, True):
-        first, mask = scene(half, robot=0.0 if dark else ROBOT)
-        known, unknown = TrueMask(bones=1, widths=(4, 8)).told(mask), TrueMask(bones=9, widths=(4, 8)).told(mask)
-        known.load_state_dict(painted.state_dict())
-        shown, lacking = (posed_picture(x, first_sight(x, first, half), STILL, now) for x in (known, unknown))
-        where = shown[0, 0, 35, 38]  # near the bone's start, whose first picture was left of the frame
-        assert where == pytest.approx(0.0 if dark else ROBOT, abs=0.15)
-        assert lacking[0, 0, 35, 38] == pytest.approx(GREY, abs=0.02)
-
-
-@torch.no_grad()
-def test_without_bones_there_is_no_robot(painted: RobotAppearance) -> None:
-    first, _ = scene(bone((20.0, 40.0), (60.0, 40.0)))
-    none = torch.zeros(1, 0, 8)
-    sight = first_sight(painted, first, none)
-    assert not sight.mask.any()
-    assert torch.equal(sight.plate, first)
-    torch.testing.assert_close(posed_picture(painted, sight, STILL, none), first, atol=1e-5, rtol=0)
+def test_a_robot_that_is_not_known_stays_where_it_was() -> None:
+    before, looks = view(40, 40), Square(links=9)
+    first = scene(before)
+    for views in (before, torch.zeros(1, 0, 3, 4)):
+        sight = first_sight(looks, first, views)
+        assert not sight.mask.any()
+        assert torch.equal(sight.plate, first)
+        torch.testing.assert_close(posed_picture(looks, sight, STILL, views), first, atol=1e-5, rtol=0)
     torch.testing.assert_close(background(first, sight.mask), first)
 
 
-@torch.no_grad()
-def test_the_mask_reaches_no_further_than_the_bones(painted: RobotAppearance) -> None:
-    first, robot = scene(bone((20.0, 40.0), (60.0, 40.0)))
-    mask = painted.mask(first, bone((20.0, 40.0), (60.0, 40.0)))
-    assert mask.shape == robot.shape
-    assert mask.min() >= 0
-    assert mask.max() <= 1
-    assert not mask[..., 60:, :].any()
+def test_pictures_do_not_mix() -> None:
+    looks, before, now = Square(), torch.cat([view(40, 40), view(90, 30)]), torch.cat([view(60, 50), view(80, 60)])
+    first = scene(before)
+    first[1] *= 0.5
+    both = posed_picture(looks, first_sight(looks, first, before), STILL.expand(2, -1, -1, -1), now)
+    for i in range(2):
+        one = slice(i, i + 1)
+        alone = posed_picture(looks, first_sight(looks, first[one], before[one]), STILL, now[one])
+        torch.testing.assert_close(both[one], alone, atol=1e-5, rtol=0)
 
 
 def test_a_displacement_carries_whole_cells_and_leaves_the_others() -> None:
@@ -150,14 +145,14 @@ def test_a_displacement_carries_whole_cells_and_leaves_the_others() -> None:
 
 @torch.no_grad()
 def test_the_shipped_appearance_poses_the_oracles_robot() -> None:
-    """No dynamics: the error on pixels of the robot falls to a third of the frozen frame's, and the mask finds it."""
+    """No dynamics: the error on the robot's pixels falls to a quarter of the frozen frame's, and the mask finds it."""
     pytest.importorskip("pybullet")
     from vap_gym.sim.rollout import VIEW, NominalRobot, record
     from vap_gym.sim.scene import Scene
     from vap_gym.sim.spec import draw_scene
 
     card, looks = load_robot("panda_robotiq"), WorldModel.from_pretrained("tiny").appearance
-    skeleton, nominal = Skeleton(card), NominalRobot(card)
+    body, nominal = Body(card), NominalRobot(card)
     errors, overlaps = [], []
     with Scene(card) as oracle:
         for seed in (1, 4, 6):
@@ -166,29 +161,27 @@ def test_the_shipped_appearance_poses_the_oracles_robot() -> None:
             camera = Camera(
                 K=columns["camera.K"], T_world_camera=columns["camera.T_world_camera"], frame_size_px=(WIDTH, HEIGHT)
             )
-            points = skeleton.at_joints(columns["nominal.joint_position"], columns["nominal.gripper_position"][:, 0])
-            bones = bone_figures(points, camera, skeleton)
-            assert bones.shape == (16, len(card.skeleton.bones), 8)
+            views = body.views(columns["nominal.joint_position"], columns["nominal.gripper_position"][:, 0], camera)
             frames = torch.from_numpy(episode.frames[VIEW]).float().permute(0, 3, 1, 2) / 127.5 - 1
             labels = torch.from_numpy(np.asarray(episode.labels[VIEW]))
-            near = robot_cover(bones, (HEIGHT, WIDTH), 1.0, 4.0)[:, 0] > 0.5
-            robot = ((labels == LABELS.index("arm")) | (labels == LABELS.index("gripper"))) & near
-            masks = looks.mask(frames, bones)[:, 0] > 0.5
-            overlaps.append((masks & robot).sum() / (masks | robot).sum())
-            first = frames[:1].expand_as(frames)
-            sight = FirstSight(*(x.expand(len(frames), *x.shape[1:]) for x in first_sight(looks, first[:1], bones[:1])))
-            posed = posed_picture(looks, sight, STILL.expand(len(frames), -1, -1, -1), bones)
-            _, share = robot_flow(bones, bones[:1].expand_as(bones), (HEIGHT, WIDTH), 1.0)
-            late = robot & (share[:, 0] > 0.5)  # what the first picture shows, where it has moved for a while
+            robot = (labels == LABELS.index("arm")) | (labels == LABELS.index("gripper"))
+            mask = first_sight(looks, frames, views).mask[:, 0] > 0.5
+            overlaps.append((mask & robot).sum() / (mask | robot).sum())
+            first = first_sight(looks, frames[:1], views[:1])
+            sight = FirstSight(*(x.expand(len(frames), *x.shape[1:]) for x in first))
+            posed = posed_picture(looks, sight, STILL.expand(len(frames), -1, -1, -1), views)
+            late = robot.clone()
             late[:8] = False
-            errors.append(torch.stack([(x - frames).square().mean(1)[late].mean() for x in (posed, first)]))
+            errors.append(torch.stack([(x - frames).square().mean(1)[late].mean() for x in (posed, frames[:1])]))
     posed_error, frozen = torch.stack(errors).mean(0)
-    assert posed_error < frozen / 3
-    assert torch.stack(overlaps).mean() > 0.8
+    assert posed_error < frozen / 4
+    assert torch.stack(overlaps).mean() > 0.85
 
 
-def test_the_atlas_travels_with_the_weights(painted: RobotAppearance, tmp_path: Path) -> None:
-    painted.save_pretrained(tmp_path)
+def test_surface_and_colours_travel_with_the_weights(tmp_path: Path) -> None:
+    model = of_body(Body(load_robot("panda_robotiq")), widths=(4, 8))
+    model.colour.uniform_()
+    model.save_pretrained(tmp_path)
     again = RobotAppearance.from_pretrained(tmp_path)
-    assert torch.equal(again.colour, painted.colour)
-    assert torch.equal(again.presence, painted.presence)
+    for name in ("points_m", "normals", "spacing_m", "link", "colour"):
+        assert torch.equal(getattr(again, name), getattr(model, name)), name

@@ -25,7 +25,7 @@ def world() -> WorldModel:
         latent_channels=4, latent_size=(8, 12), widths=(8, 16), blocks=(1, 1), heads=1, layers=1, control_layers=1,
         time_embed_dim=16, action_channels=4, prompt_features=6,
     )  # fmt: skip
-    looks = RobotAppearance(bones=2, widths=(4, 8))
+    looks = RobotAppearance(points=5, links=2, widths=(4, 8))
     return WorldModel(codec, dynamics, looks, evaluations=2, dtype=torch.float32)
 
 
@@ -178,7 +178,7 @@ def test_parts_of_two_models_are_not_mixed(folder: Path, tmp_path: Path) -> None
     other = FrameCodec(latent_channels=6, encoder_widths=(8, 16), decoder_widths=(16, 8))
     dynamics = WorldModel.from_pretrained(folder).dynamics
     with pytest.raises(CheckpointError, match="latent_channels of the codec is 6, of the dynamics 4"):
-        WorldModel(other, dynamics, RobotAppearance(bones=2, widths=(4, 8)))
+        WorldModel(other, dynamics, RobotAppearance(points=5, links=2, widths=(4, 8)))
 
 
 def test_an_unknown_name_is_answered_with_those_there_are() -> None:

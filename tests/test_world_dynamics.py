@@ -1,11 +1,18 @@
-"""The dynamics: a step is composed of the last frame moved, the anchor as it was and moved along, and new content."""
+"""The dynamics: a step is composed of the first picture, carried along with the robot posed anew, and new content."""
 
 import pytest
 import torch
 from torch import Tensor
 
 from vap_gym.world.articulated import warp
-from vap_gym.world.dynamics import PROMPT_TAPS, SOURCES, FrameDynamics, TrajectoryEncoder, transformer_settings
+from vap_gym.world.dynamics import (
+    LEAST_WAY,
+    MAKING,
+    PROMPT_TAPS,
+    FrameDynamics,
+    TrajectoryEncoder,
+    transformer_settings,
+)
 from vap_gym.world.layers import ResBlock, zeroed
 
 BATCH, CHANNELS, HEIGHT, WIDTH, FEATURES = 3, 4, 8, 12, 6
@@ -42,7 +49,8 @@ def still(model: FrameDynamics, *, flow: float = 0.0) -> None:
     assert last.bias is not None
     last.weight.zero_()
     last.bias.zero_()
-    last.bias[CHANNELS + SOURCES] = torch.atanh(torch.tensor(flow / model.config.max_flow))
+    last.bias[CHANNELS] = MAKING
+    last.bias[CHANNELS + 1] = torch.atanh(torch.tensor(flow / model.config.max_flow))
 
 
 def inputs(seed: int = 0) -> dict[str, Tensor]:
@@ -89,14 +97,14 @@ def test_every_input_counts_once_trained() -> None:
 
 
 @torch.no_grad()
-def test_untrained_it_ignores_the_prompt_and_mostly_keeps_the_last_frame() -> None:
+def test_untrained_it_ignores_the_prompt_and_mostly_shows_the_carried_picture() -> None:
     model, given = small(), inputs()
     given["bones"] = given["bones"][:, :, :0]
     given["displacement"] = torch.zeros_like(given["displacement"])
     before = model(**given).latent
     assert torch.equal(model(**{**given, "prompt_taps": -given["prompt_taps"]}).latent, before)
-    last, anchor = given["history"][:, 0], given["anchor"]
-    assert (before - last).square().mean() < 0.1 * (before - anchor).square().mean()
+    posed, anchor = given["posed"], given["anchor"]
+    assert (before - posed).square().mean() < 0.1 * (before - anchor).square().mean()
 
 
 @torch.no_grad()
@@ -149,6 +157,25 @@ def test_a_steady_flow_adds_up_to_the_way_from_the_first_frame() -> None:
         way = prediction.displacement[:, 0, :, step:]
         torch.testing.assert_close(way, torch.full_like(way, -1.0 * step), atol=1e-4, rtol=0)
         torch.testing.assert_close(prediction.carried[..., 1:], given["posed"][..., :-1], atol=1e-4, rtol=0)
+
+
+def test_what_hardly_moves_rests_but_can_learn_to_move() -> None:
+    model, given = small(), inputs()
+    given["bones"] = given["bones"][:, :, :0]
+    given["displacement"] = torch.zeros_like(given["displacement"])
+    still(model, flow=0.5 * LEAST_WAY)
+    prediction = model(**given)
+    assert not prediction.displacement.any()
+    torch.testing.assert_close(prediction.carried, given["posed"], atol=1e-4, rtol=0)
+    prediction.displacement.sum().backward()
+    last = model.head[-1]
+    assert isinstance(last, torch.nn.Conv2d)
+    assert last.bias is not None
+    assert last.bias.grad is not None
+    assert last.bias.grad[CHANNELS + 1] != 0
+    still(model, flow=2.0 * LEAST_WAY)
+    way = model(**given).displacement[:, 0]
+    torch.testing.assert_close(way, torch.full_like(way, 2.0 * LEAST_WAY), atol=1e-4, rtol=0)
 
 
 @torch.no_grad()

@@ -24,11 +24,12 @@ def networks() -> tuple[FrameCodec, FrameDynamics, RobotAppearance]:
         time_embed_dim=16, action_channels=4, prompt_features=6,
     )  # fmt: skip
     rng = torch.Generator().manual_seed(5)
-    appearance = RobotAppearance(bones=2, widths=(4, 8))
+    appearance = RobotAppearance(points=40, links=2, widths=(4, 8))
     for parameter in (*codec.parameters(), *dynamics.parameters(), *appearance.parameters()):
         parameter.data += 0.1 * torch.randn(parameter.shape, generator=rng)
-    appearance.colour.uniform_(-1.0, 1.0, generator=rng)
-    appearance.presence.uniform_(0.0, 1.0, generator=rng)
+    for buffer in (appearance.points_m, appearance.spacing_m, appearance.colour):
+        buffer.uniform_(0.01, 0.1, generator=rng)
+    appearance.link[20:] = 1
     return codec, dynamics, appearance
 
 
@@ -275,6 +276,40 @@ def test_bones_steer_and_are_remembered(world: WorldModel) -> None:
     assert frames is not None
     assert other is not None
     assert not torch.equal(frames, other)
+
+
+def links(*batch: int, shift: float = 0.0) -> Tensor:
+    """Views of two links, some centimetres across, before a camera of 48 × 32 px."""
+    K = torch.tensor([[30.0, 0.0, 24.0], [0.0, 30.0, 16.0], [0.0, 0.0, 1.0]])
+    places = torch.tensor([[0.0, 0.0, 0.4], [0.1 + shift, 0.0, 0.5]])
+    M = K @ torch.cat([torch.eye(3).expand(2, 3, 3), places[..., None]], -1)
+    return M.expand(*batch, 2, 3, 4).clone()
+
+
+def test_views_pose_the_robot_and_are_remembered(world: WorldModel) -> None:
+    prompts, seeds = pictures(BATCH, STEPS, seed=1), torch.arange(BATCH)
+    state = world.start(pictures(BATCH), pictures(BATCH, seed=100), seeds, views=links(BATCH))
+    assert state["anchor_mask"].any()
+    assert not begun(world)["anchor_mask"].any()
+    together, frames = world.predict(state, prompts, views=links(BATCH, STEPS, shift=0.05))
+    assert torch.equal(together["anchor_views"], links(BATCH))
+    one, _ = world.predict(state, prompts[:, :2], views=links(BATCH, 2, shift=0.05))
+    parts, _ = world.predict(one, prompts[:, 2:], views=links(BATCH, 2, shift=0.05))
+    assert_same(parts, together)
+    other = world.predict(state, prompts, views=links(BATCH, STEPS))[1]
+    assert frames is not None
+    assert other is not None
+    assert not torch.equal(frames, other)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_views_of_another_shape_or_at_one_end_only_are_refused(world: WorldModel) -> None:
+    good, seed = pictures(BATCH), torch.arange(BATCH)
+    with pytest.raises(VapError, match=r"views must have shape \(3, links, 3, 4\), got \(3, 2, 4, 4\)"):
+        world.start(good, good, seed, views=torch.zeros(BATCH, 2, 4, 4))
+    told = world.start(good, good, seed, views=links(BATCH))
+    with pytest.raises(VapError, match=r"links that start\(\) was given \(2 of them\), got 0"):
+        world.predict(told, pictures(BATCH, STEPS))
 
 
 @pytest.mark.usefixtures("unchecked")

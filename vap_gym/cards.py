@@ -98,6 +98,7 @@ class RobotCard:
     gripper: GripperCard
     skeleton: SkeletonCard
     action_modes: tuple[ActionMode, ...]
+    body: str = ""  # file beside robot.toml with the robot's surface (vap-gym body); none: the surface is not known
     description: str = ""
 
 

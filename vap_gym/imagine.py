@@ -23,6 +23,7 @@ from vap_gym.errors import ActionError, CheckpointError, VapError, unknown_name
 from vap_gym.geometry import Camera, xyz_euler_from_pose
 from vap_gym.interfaces import World
 from vap_gym.kinematics import Clipped, Controller, RobotState, gripper_joint_values
+from vap_gym.prompts.body import Body
 from vap_gym.prompts.raster import bone_figures, draw
 from vap_gym.prompts.skeleton import Skeleton
 
@@ -42,6 +43,7 @@ class Motion:
     tool_px: Float[Tensor, "B K 2"]  # the same in the frame
     prompts: UInt8[Tensor, "B K H W 3"]
     bones: Float[Tensor, "B K bones 8"]  # where the prompts' bones are, see `prompts.raster.bone_figures`
+    views: Float[Tensor, "B K L 3 4"]  # how the camera sees the robot's links, see `prompts.body.Body.views`
     clipped: Clipped  # batch (B, K)
 
     def at(self, k: int) -> Motion:
@@ -60,6 +62,7 @@ class Rig:
         self.robot = robot
         self.controller = Controller(robot, action_mode)
         self.skeleton = Skeleton(robot)
+        self.body = Body(robot)
         self.prompt = prompt
         self.frame_size_px = frame_size_px
         self._links = self.controller.chain.subchain([robot.tip_link, robot.gripper.tool_link])
@@ -98,6 +101,7 @@ class Rig:
             tool_px=tool_px,
             prompts=self._draw(points, camera)[:, None],
             bones=self._bones(points, camera)[:, None],
+            views=self._views(robot, camera)[:, None],
             clipped=mapped(clipped, lambda x: x[:, None]),
         )
 
@@ -114,6 +118,10 @@ class Rig:
     def _bones(self, points: Float[Tensor, "B P 3"], camera: Camera) -> Float[Tensor, "B bones 8"]:
         figures = bone_figures(points, camera, self.skeleton, frame_size_px=self.frame_size_px).float()
         return torch.zeros_like(figures) if self.prompt == "none" else figures  # zeros: nowhere to be seen
+
+    def _views(self, robot: RobotState, camera: Camera) -> Float[Tensor, "B L 3 4"]:
+        views = self.body.views(robot.q, robot.gripper, camera.resized(self.frame_size_px)).float()
+        return torch.zeros_like(views) if self.prompt == "none" else views
 
 
 class Imagination:
@@ -159,6 +167,7 @@ class Imagination:
             seen.prompts[:, 0].to(self.device),
             seed.to(self.device),
             bones=seen.bones[:, 0].to(self.device),
+            views=seen.views[:, 0].to(self.device),
         )
         slots |= {f"world_{key}": value for key, value in world.items()}
         return TensorDict(slots, batch_size=[B])
@@ -202,6 +211,7 @@ class Imagination:
             self._world_state(state),
             motion.prompts.to(self.device),
             bones=motion.bones.to(self.device),
+            views=motion.views.to(self.device),
             decode=decode,
             evaluations=evaluations,
         )
@@ -217,13 +227,12 @@ class Imagination:
             the state after T steps, the latent of every step (for `Judge.read_latents`), and what the robot did.
         """
         motion = self.follow(state, actions)
-        prompts, bones = motion.prompts.to(self.device), motion.bones.to(self.device)
+        prompts, bones, views = (x.to(self.device) for x in (motion.prompts, motion.bones, motion.views))
         world, latents = self._world_state(state), []
         for t in range(prompts.shape[1]):
             now = slice(t, t + 1)
-            world, _ = self.world.predict(
-                world, prompts[:, now], bones=bones[:, now], decode=False, evaluations=evaluations
-            )
+            told = {"bones": bones[:, now], "views": views[:, now]}
+            world, _ = self.world.predict(world, prompts[:, now], **told, decode=False, evaluations=evaluations)
             latents.append(world["latent"])
         return self._advanced(state, motion, world), torch.stack(latents, 1), motion
 

@@ -158,14 +158,20 @@ class Stage:
             imagined = time.perf_counter()
             rows.append(self._score(state, motion.at(k)))
             if self.spread is not None:
-                prompts, bones = (x[:, k].to(self.imagination.device) for x in (motion.prompts, motion.bones))
-                rows[-1]["spread_grey"] = self.spread.step(state, prompts, bones, frames[:, 0]).double().numpy()
+                rows[-1]["spread_grey"] = self._spread(state, motion.at(k), frames[:, 0])
             world_s, judge_s = world_s + imagined - began, judge_s + time.perf_counter() - imagined
         columns: dict[str, Any] = {
             key: None if rows[0][key] is None else np.stack([row[key] for row in rows], 1) for key in rows[0]
         }
         timings = Timings(robot=1e3 * robot_s, world=1e3 * world_s, judge=1e3 * judge_s)
         return state, Outcome(motion=motion, timings=timings, **columns)
+
+    def _spread(self, state: TensorDict, motion: Motion, frames: Tensor) -> Float[np.ndarray, " B"]:
+        assert self.spread is not None
+        told = (motion.prompts, motion.bones, motion.views)
+        prompts, bones, views = (x[:, 0].to(self.imagination.device) for x in told)
+        spread: np.ndarray = self.spread.step(state, prompts, bones, views, frames).double().numpy()
+        return spread
 
     def read(self, state: TensorDict, tool_m: Float[Tensor, "B 3"]) -> Reading:
         """Return what the judge sees in the newest frames; `tool_m` is where kinematics says the tool centre is."""

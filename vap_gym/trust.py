@@ -47,6 +47,7 @@ class SampleSpread:
         state: TensorDict,
         prompts: UInt8[Tensor, "B H W 3"],
         bones: Float[Tensor, "B bones 8"],
+        views: Float[Tensor, "B L 3 4"],
         frames: UInt8[Tensor, "B H W 3"],
     ) -> Float[Tensor, " B"]:
         """Move the further samples of `state` on by one step; return the spread with `frames`, the env's own.
@@ -56,9 +57,8 @@ class SampleSpread:
         B, n = len(state), self.others
         keys = [key for key in state.keys() if key.startswith(PREFIX)]  # noqa: SIM118
         flat = TensorDict({k.removeprefix(PREFIX): state[k].flatten(0, 1) for k in keys}, batch_size=[B * n])
-        moved, pictures = self.world.predict(
-            flat, prompts.repeat_interleave(n, 0)[:, None], bones=bones.repeat_interleave(n, 0)[:, None]
-        )
+        prompts, bones, views = (x.repeat_interleave(n, 0)[:, None] for x in (prompts, bones, views))
+        moved, pictures = self.world.predict(flat, prompts, bones=bones, views=views)
         assert pictures is not None
         for key, value in moved.items():
             state[PREFIX + key] = value.unflatten(0, (B, n))

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, UInt8
 
 from vap_gym import metrics
-from vap_gym.cards import load_env, load_robot
+from vap_gym.cards import RobotCard, load_env, load_robot
 from vap_gym.evaluate.clips import Clips, played
 from vap_gym.evaluate.heldout import MOVED_M, STEPS, STILL_M, load_heldout
 from vap_gym.evaluate.report import stamp, table
@@ -20,6 +20,7 @@ from vap_gym.geometry import Camera
 from vap_gym.judge import Judge
 from vap_gym.kinematics.control import Controller
 from vap_gym.metrics import Interval, bootstrap_interval, paired_bootstrap_interval
+from vap_gym.prompts.body import Body
 from vap_gym.prompts.raster import bone_figures, draw
 from vap_gym.prompts.skeleton import Skeleton
 from vap_gym.world.model import WorldModel
@@ -227,32 +228,38 @@ class Prompted:
 
     prompts: UInt8[np.ndarray, "N T H W 3"]
     bones: Float[np.ndarray, "N T bones 8"]
+    views: Float[np.ndarray, "N T L 3 4"]
 
 
 def prompts_of(clips: Clips, robot: str) -> Prompted:
     """The prompts of the clips' nominal states."""
-    skeleton = Skeleton(load_robot(robot))
-    points = skeleton.at_joints(torch.from_numpy(clips.joints_rad).float(), torch.from_numpy(clips.closedness).float())
-    return _prompted(points, clips, skeleton)
+    joints, closedness = torch.from_numpy(clips.joints_rad).float(), torch.from_numpy(clips.closedness).float()
+    return _prompted(joints, closedness, clips, load_robot(robot))
 
 
 def swapped_prompts(clips: Clips, actions: np.ndarray, robot: str) -> Prompted:
     """Prompts of other actions from the clips' own starts, through the nominal controller."""
     card = load_robot(robot)
-    controller, skeleton = Controller(card), Skeleton(card)
+    controller = Controller(card)
     state = controller.start(
         torch.from_numpy(clips.joints_rad[:, 0]).float(), torch.from_numpy(clips.closedness[:, 0]).float()
     )
-    points = [skeleton.keypoints(state)]
+    states = [state]
     for t in range(STEPS):
         state, _ = controller.step(state, torch.from_numpy(actions[:, t]).float())
-        points.append(skeleton.keypoints(state))
-    return _prompted(torch.stack(points, 1), clips, skeleton)
+        states.append(state)
+    joints, closedness = (torch.stack([getattr(s, name) for s in states], 1) for name in ("q", "gripper"))
+    return _prompted(joints, closedness, clips, card)
 
 
-def _prompted(points: torch.Tensor, clips: Clips, skeleton: Skeleton) -> Prompted:
-    seen_by = cameras(clips)
-    return Prompted(prompts=draw(points, seen_by, skeleton), bones=bone_figures(points, seen_by, skeleton).numpy())
+def _prompted(joints: torch.Tensor, closedness: torch.Tensor, clips: Clips, card: RobotCard) -> Prompted:
+    seen_by, skeleton = cameras(clips), Skeleton(card)
+    points = skeleton.at_joints(joints, closedness)
+    return Prompted(
+        prompts=draw(points, seen_by, skeleton),
+        bones=bone_figures(points, seen_by, skeleton).numpy(),
+        views=Body(card).views(joints, closedness, seen_by).numpy(),
+    )
 
 
 def imagine(
@@ -262,10 +269,14 @@ def imagine(
     made = []
     for i in range(0, len(clips), batch):
         part = slice(i, i + batch)
-        prompts, bones = torch.from_numpy(told.prompts[part]), torch.from_numpy(told.bones[part])
+        prompts, bones, views = (torch.from_numpy(x[part]) for x in (told.prompts, told.bones, told.views))
         seeds = torch.arange(i, i + len(prompts))
-        state = world.start(torch.from_numpy(clips.frames[part, 0]), prompts[:, 0], seeds, bones=bones[:, 0])
-        _, frames = world.predict(state, prompts[:, 1:], bones=bones[:, 1:], evaluations=evaluations)
+        state = world.start(
+            torch.from_numpy(clips.frames[part, 0]), prompts[:, 0], seeds, bones=bones[:, 0], views=views[:, 0]
+        )
+        _, frames = world.predict(
+            state, prompts[:, 1:], bones=bones[:, 1:], views=views[:, 1:], evaluations=evaluations
+        )
         assert frames is not None
         made.append(frames.numpy())
     return np.concatenate(made)

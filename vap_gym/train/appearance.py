@@ -1,4 +1,4 @@
-"""Train what a robot looks like: an atlas by counting, and the network that tells its pixels from others."""
+"""Train what a robot looks like: colours by averaging, and the network that tells its pixels from others."""
 
 from __future__ import annotations
 
@@ -15,16 +15,15 @@ from torch.nn import functional as F
 from vap_gym.cards import load_robot
 from vap_gym.data import EpisodeSet
 from vap_gym.geometry import Camera
-from vap_gym.prompts.raster import bone_figures
-from vap_gym.prompts.skeleton import Skeleton
+from vap_gym.prompts.body import Body
 from vap_gym.sim.scene import LABELS
 from vap_gym.train.fit import fit
 from vap_gym.train.run import Run, Schedule, initialised_with, load_recipe, seeded
-from vap_gym.world.appearance import NEAR_PX, STRIDE_PX, RobotAppearance
-from vap_gym.world.articulated import bone_places, robot_cover
+from vap_gym.world.appearance import RobotAppearance
 from vap_gym.world.codec import to_pictures
+from vap_gym.world.surfels import seen_points
 
-ENOUGH = 100  # pixels that must have fallen into a cell of the atlas for it to count
+ENOUGH = 10  # pixels that must have shown a point for its own colour to count; else it has its link's
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,11 +48,11 @@ class AppearanceRecipe:
 
 @dataclass(frozen=True, kw_only=True)
 class Sights:
-    """N frames, their segmentation, and where the robot's bones are in them."""
+    """N frames, their segmentation, and how their cameras see the robot's links."""
 
     frames: UInt8[Tensor, "N H W 3"]
     labels: UInt8[Tensor, "N H W"]
-    bones: Float[Tensor, "N bones 8"]
+    views: Float[Tensor, "N L 3 4"]
 
 
 def main(
@@ -72,23 +71,20 @@ def main(
     if threads:
         torch.set_num_threads(threads)
     run, place = Run(out, resume=resume), torch.device(device)
-    data = load_sights(
-        [Path(p) for p in settings.data],
-        robot=settings.robot,
-        every=settings.every,
-        view=settings.view,
-        episodes=settings.episodes,
-    )
+    body = Body(load_robot(settings.robot))
+    folders = [Path(p) for p in settings.data]
+    data = load_sights(folders, body=body, every=settings.every, view=settings.view, episodes=settings.episodes)
     held_out, train = torch.arange(settings.held_out), torch.arange(settings.held_out, len(data.frames))
     with initialised_with(settings.seed):
-        model = RobotAppearance(**{"bones": data.bones.shape[1], **settings.model}).to(place)
-    fill_atlas(model, data, train)
+        model = of_body(body, **settings.model).to(place)
+    fill_colours(model, data, train)
     rng = seeded(settings.seed + 1)
 
     def loss(_: int) -> Tensor:
         pick = train[torch.randint(len(train), (settings.batch_size,), generator=rng)]
-        pictures, bones, robot = _batch(data, pick, place)
-        return F.binary_cross_entropy_with_logits(model.mask_logits(pictures, bones), robot)
+        pictures, views, robot = _batch(data, pick, place)
+        seen = seen_points(model.surfels, views, (pictures.shape[2], pictures.shape[3]))
+        return F.binary_cross_entropy_with_logits(model.mask_logits(pictures, seen), robot)
 
     fit(
         run,
@@ -103,12 +99,19 @@ def main(
     )
 
 
-def load_sights(folders: list[Path], *, robot: str, every: int, view: str, episodes: int = 0) -> Sights:
+def of_body(body: Body, **settings: Any) -> RobotAppearance:
+    """An appearance of a robot's surface, in no colour yet."""
+    model = RobotAppearance(points=len(body.points_m), links=len(body.links), **settings)
+    for name in ("points_m", "normals", "spacing_m", "link"):
+        getattr(model, name).copy_(getattr(body, name))
+    return model
+
+
+def load_sights(folders: list[Path], *, body: Body, every: int, view: str, episodes: int = 0) -> Sights:
     """Every `every`-th frame of the sets' first `episodes` (0: all)."""
     from tqdm import tqdm
 
-    skeleton = Skeleton(load_robot(robot))
-    parts: dict[str, list[Tensor]] = {"frames": [], "labels": [], "bones": []}
+    parts: dict[str, list[Tensor]] = {"frames": [], "labels": [], "views": []}
     for folder in folders:
         source = EpisodeSet(folder)
         count = min(episodes or len(source), len(source))
@@ -119,53 +122,51 @@ def load_sights(folders: list[Path], *, robot: str, every: int, view: str, episo
             frames = torch.from_numpy(episode.frames[view][pick])
             size = (frames.shape[2], frames.shape[1])
             camera = Camera(K=columns["camera.K"], T_world_camera=columns["camera.T_world_camera"], frame_size_px=size)
-            points = skeleton.at_joints(columns["nominal.joint_position"], columns["nominal.gripper_position"][:, 0])
+            robot = (columns["nominal.joint_position"], columns["nominal.gripper_position"][:, 0])
             parts["frames"].append(frames)
             parts["labels"].append(torch.from_numpy(episode.labels[view][pick]))
-            parts["bones"].append(bone_figures(points, camera, skeleton))
+            parts["views"].append(body.views(*robot, camera))
     return Sights(**{k: torch.cat(v) for k, v in parts.items()})
 
 
 @torch.no_grad()
-def fill_atlas(model: RobotAppearance, data: Sights, pick: Int64[Tensor, " n"]) -> None:
-    """Set the atlas: the mean colour of the robot's pixels, and their share, of all that fall into a cell."""
-    cells = len(model.presence)
-    count, robot, colour = torch.zeros(cells), torch.zeros(cells), torch.zeros(cells, 3)
-    height, width = data.frames.shape[1:3]
-    size = (height // STRIDE_PX, width // STRIDE_PX)
-    for part in pick.split(64):
-        places = bone_places(data.bones[part], size, float(STRIDE_PX))
-        labels = data.labels[part][:, ::STRIDE_PX, ::STRIDE_PX].flatten(1)
-        pictures = to_pictures(data.frames[part])[..., ::STRIDE_PX, ::STRIDE_PX].flatten(2).mT
-        of_interest = (places.cover > 0.5) & (labels <= LABELS.index("goal"))  # objects may stand before the robot
-        is_robot = _is_robot(labels)[of_interest]
-        into = model.atlas_cells(places)[of_interest].cpu()
-        count.index_add_(0, into, torch.ones(len(into)))
-        robot.index_add_(0, into, is_robot)
-        colour.index_add_(0, into, pictures[of_interest] * is_robot[:, None])
-    enough = count >= ENOUGH
-    model.presence.copy_(torch.where(enough, robot / count.clamp_min(1.0), 0.0))
-    model.colour.copy_(colour / robot.clamp_min(1.0)[:, None])
+def fill_colours(model: RobotAppearance, data: Sights, pick: Int64[Tensor, " n"]) -> None:
+    """Set each point's colour: the mean of the robot's pixels that show it; of its link's where it is hardly seen."""
+    points = len(model.colour)
+    count, colour = torch.zeros(points), torch.zeros(points, 3)
+    for part in pick.split(32):
+        frames, labels = data.frames[part], data.labels[part]
+        seen = seen_points(model.surfels, data.views[part].to(model.device), (frames.shape[1], frames.shape[2]))
+        shown = (seen.point.cpu() >= 0) & (_is_robot(labels) > 0)
+        which = seen.point.cpu()[shown]
+        count.index_add_(0, which, torch.ones(len(which)))
+        colour.index_add_(0, which, frames[shown].float() / 255)
+    known, link = count >= ENOUGH, model.link.cpu()
+    mean = colour / count.clamp_min(1.0)[:, None]
+    for number in link.unique():
+        mine = link == number
+        if (mine & known).any():
+            mean[mine & ~known] = mean[mine & known].mean(0)
+    model.colour.copy_(mean)
 
 
 @torch.no_grad()
 def score(model: RobotAppearance, data: Sights, pick: Int64[Tensor, " n"]) -> dict[str, float]:
-    """IoU of the mask and the robot (without its fixed base) on true frames."""
+    """IoU with the robot on true frames: of the surface where it is drawn, and of the mask."""
     place = next(model.parameters()).device
-    common, union = 0, 0
+    common, union = [0, 0], [0, 0]
     for part in pick.split(32):
-        pictures, bones, robot = _batch(data, part, place)
-        mine, real = model.mask(pictures, bones) > 0.5, robot > 0.5
-        common, union = common + int((mine & real).sum()), union + int((mine | real).sum())
-    return {"mask_iou": common / max(union, 1)}
+        pictures, views, robot = _batch(data, part, place)
+        seen, real = seen_points(model.surfels, views, (pictures.shape[2], pictures.shape[3])), robot > 0.5
+        for i, mine in enumerate(((seen.point >= 0)[:, None], model.mask_logits(pictures, seen) > 0)):
+            common[i], union[i] = common[i] + int((mine & real).sum()), union[i] + int((mine | real).sum())
+    return {"surface_iou": common[0] / max(union[0], 1), "mask_iou": common[1] / max(union[1], 1)}
 
 
 def _batch(data: Sights, pick: Tensor, place: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Pictures, bones, and 1 where the robot is, its fixed base apart."""
-    bones = data.bones[pick].to(place)
+    """Pictures, views of the links, and 1 where the robot is."""
     robot = _is_robot(data.labels[pick])[:, None].to(place)
-    near = robot_cover(bones, (robot.shape[-2], robot.shape[-1]), 1.0, NEAR_PX) > 0.5
-    return to_pictures(data.frames[pick]).to(place), bones, robot * near
+    return to_pictures(data.frames[pick]).to(place), data.views[pick].to(place), robot
 
 
 def _is_robot(labels: Tensor) -> Tensor:

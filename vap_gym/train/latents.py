@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from vap_gym.cards import load_robot
 from vap_gym.data import EpisodeSet
 from vap_gym.geometry import Camera
+from vap_gym.prompts.body import Body
 from vap_gym.prompts.raster import bone_figures, draw
 from vap_gym.prompts.skeleton import Skeleton
 from vap_gym.train.run import autocast
@@ -32,6 +33,7 @@ class LatentEpisodes:
 
     latents: Float[Tensor, "E T C h w"]
     keypoints_m: Float[Tensor, "E T P 3"]
+    views: Float[Tensor, "E T L 3 4"]  # of the robot's links, see `prompts.body.Body.views`
     K: Float[Tensor, "E 3 3"]
     T_world_camera: Float[Tensor, "E 4 4"]
     objects_px: Float[Tensor, "E T N 2"]
@@ -54,6 +56,11 @@ class LatentEpisodes:
     def _cameras(self, episode: Int64[Tensor, " B"]) -> Camera:
         K, T_world_camera = self.K[episode], self.T_world_camera[episode]
         return Camera(K=K, T_world_camera=T_world_camera, frame_size_px=self.frame_size_px)
+
+
+@lru_cache
+def _body(robot: str) -> Body:
+    return Body(load_robot(robot))
 
 
 @lru_cache
@@ -97,11 +104,12 @@ def _entry(
     data = {key: torch.from_numpy(np.ascontiguousarray(value)) for key, value in columns.items()}
     with autocast(torch.device("cpu")):
         latents = codec.encode(to_pictures(frames).contiguous(memory_format=torch.channels_last))
-    points = _skeleton(robot).at_joints(data["nominal.joint_position"], data["nominal.gripper_position"][:, 0])
+    pose = (data["nominal.joint_position"], data["nominal.gripper_position"][:, 0])
     camera = Camera(K=data["camera.K"], T_world_camera=data["camera.T_world_camera"], frame_size_px=size)
     return {
         "latents": latents.half(),
-        "keypoints_m": points,
+        "keypoints_m": _skeleton(robot).at_joints(*pose),
+        "views": _body(robot).views(*pose, camera),
         "K": camera.K[0],
         "T_world_camera": camera.T_world_camera[0],
         "objects_px": camera.project(data["objects_m"])[0],
@@ -111,7 +119,7 @@ def _entry(
 
 
 STRIDE_PX = 4.0  # of a latent cell
-AT_MOVED, AT_STILL, AT_NOTHING = 1.0, 0.3, 0.02  # how much a cell's displacement counts
+AT_MOVED, AT_STILL, AT_NOTHING = 1.0, 0.5, 0.2  # how much a cell's displacement counts
 LOST_CELLS = 3.0
 LOST_ERROR = 0.25
 """Mean squared latent error over 3 × 3 cells within about three cells of an object, above which it counts as lost.

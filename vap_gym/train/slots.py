@@ -90,7 +90,7 @@ class Slots:
         self.displacement = torch.zeros(b, 2, *shape[1:])
         width, height = data.frame_size_px
         self.prompts = torch.zeros(b, PROMPT_TAPS, height, width, 3, dtype=torch.uint8)
-        self.sight = seen_first(appearance, torch.zeros(b, 3, height, width), data.bones(self.episode, self.first))
+        self.sight = seen_first(appearance, torch.zeros(b, 3, height, width), data.views[self.episode, self.first])
 
     @property
     def now(self) -> Tensor:
@@ -122,7 +122,7 @@ class Slots:
         self.own[done] = torch.rand(n, generator=self.rng) < own_rollouts
         anchor = self.data.latents[self.episode[done], first].float()
         self.anchor[done] = anchor
-        sight = seen_first(self._appearance, self._decode(anchor), self.data.bones(self.episode[done], first))
+        sight = seen_first(self._appearance, self._decode(anchor), self.data.views[self.episode[done], first])
         for all_slots, new in zip(self.sight, sight, strict=True):
             all_slots[done] = new
         self.history[done] = anchor[:, None].expand(-1, self.history.shape[1], -1, -1, -1)
@@ -173,11 +173,11 @@ class Slots:
 
 
 def seen_first(
-    appearance: RobotAppearance, pictures: Float[Tensor, "N 3 H W"], bones: Float[Tensor, "N bones 8"]
+    appearance: RobotAppearance, pictures: Float[Tensor, "N 3 H W"], views: Float[Tensor, "N L 3 4"]
 ) -> FirstSight:
     """The first sight of pictures on the CPU, wherever the network is."""
     place = next(appearance.parameters()).device
-    return FirstSight(*(x.cpu() for x in first_sight(appearance, pictures.to(place), bones.to(place))))
+    return FirstSight(*(x.cpu() for x in first_sight(appearance, pictures.to(place), views.to(place))))
 
 
 def _blurred(frames: Float[Tensor, "B L C h w"]) -> Float[Tensor, "B L C h w"]:

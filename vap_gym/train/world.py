@@ -56,7 +56,7 @@ class WorldRecipe:
     object_weight: float = 3.0
     moved_weight: float = 6.0
     carried_loss: float = 0.1  # share of the loss that the carried picture has by itself
-    displacement_loss: float = 0.05  # per cell that the displacement of an object is wrong
+    displacement_loss: float = 0.2  # per cell that the displacement of an object is wrong
     ema_decay: float = 0.999
     held_out: int = 24
     log_every: int = 50
@@ -166,7 +166,7 @@ def _loss(
             features,
             slots.displacement.to(place),
             given.bones.to(place),
-            _posed(codec, appearance, slots.sight, slots.displacement, given.bones[:, 0]),
+            _posed(codec, appearance, slots.sight, slots.displacement, slots.data.views[slots.episode, given.target]),
         )
     truth, weight = given.truth.to(place), weight.to(place)
     loss = latent_loss(predicted.latent, truth, weight)
@@ -193,12 +193,12 @@ def _decoded(codec: FrameCodec, latents: Float[Tensor, "N C h w"]) -> Float[Tens
 
 @torch.no_grad()
 def _posed(
-    codec: FrameCodec, appearance: RobotAppearance, sight: FirstSight, displacement: Tensor, now: Tensor
+    codec: FrameCodec, appearance: RobotAppearance, sight: FirstSight, displacement: Tensor, views: Tensor
 ) -> Float[Tensor, "N C h w"]:
-    """Latents of first pictures carried along a displacement, with their robots posed as `now`."""
+    """Latents of first pictures carried along a displacement, with their robots as in `views`."""
     place = next(codec.parameters()).device
     there = FirstSight(*(x.to(place) for x in sight))
-    pictures = posed_picture(appearance, there, displacement.to(place), now.to(place))
+    pictures = posed_picture(appearance, there, displacement.to(place), views.to(place))
     with autocast(place):
         return codec.encode(pictures.contiguous(memory_format=torch.channels_last)).float()
 
@@ -241,7 +241,7 @@ def score(
         with autocast(place):
             features.append(model.trajectory.features(pictures.contiguous(memory_format=torch.channels_last).to(place)))
     bones = [held.bones(episode, start + t).to(place) for t in range(steps + 1)]
-    sight = seen_first(appearance, _decoded(codec, anchor), bones[0])
+    sight = seen_first(appearance, _decoded(codec, anchor), held.views[episode, start])
     rows: list[Tensor] = []
     made, real = [], []
     for t in range(1, steps + 1):
@@ -250,7 +250,7 @@ def score(
         ones = torch.ones(n, device=place)
         with autocast(place):
             seen, views = history[:, [lag - 1 for lag in lags]], torch.stack([bones[t], bones[t - 1], bones[0]], 1)
-            posed = _posed(codec, appearance, sight, displacement, bones[t])
+            posed = _posed(codec, appearance, sight, displacement, held.views[episode, start + t])
             made_now = model(seen, anchor, noise, ones, ones, taps, displacement, views, posed)
         latent, displacement = made_now.latent, made_now.displacement
         history = torch.cat([latent[:, None], history[:, :-1]], 1)

@@ -82,17 +82,6 @@ def robot_flow(
     return flow.mT.reshape(B, 2, h, w), share.reshape(B, 1, h, w)
 
 
-def robot_cover(
-    bones: Float[Tensor, "B S 8"], size: tuple[int, int], stride_px: float, reach_px: float = REACH_PX
-) -> Float[Tensor, "B 1 h w"]:
-    """Return how far each cell lies on the robot, in [0, 1]; arguments as for `robot_flow`."""
-    B, S, _ = bones.shape
-    if S == 0:
-        return bones.new_zeros(B, 1, *size)
-    cover = _on_bone(bones[:, :, None], centres(size, stride_px, bones.device), stride_px, reach_px)[-1]
-    return cover.amax(1).reshape(B, 1, *size)
-
-
 def filled_in(picture: Float[Tensor, "B C H W"], known: Float[Tensor, "B 1 H W"]) -> Float[Tensor, "B C H W"]:
     """Return the picture where `known` is 1; elsewhere averages of ever wider surroundings that are known.
 

@@ -12,14 +12,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vap_gym.world.articulated import robot_cover, robot_flow, warp
+from vap_gym.world.articulated import robot_flow, warp
 from vap_gym.world.attention import PlainAttention
 from vap_gym.world.layers import ResBlock, zeroed
 from vap_gym.world.transformer import ControlledTransformer
 
-SOURCES = 4  # of a cell's content: last frame moved, anchor, newly made, anchor moved all the way
+MAKING = -4.0  # logit of how much of a cell is newly made, before training
 DISPLACEMENT_SCALE = 8.0  # cells that the network sees as 1
-CARRIED_PRIOR = 4.0  # how much likelier the carried picture is where robot or objects have moved (in logits)
+LEAST_WAY = 0.12  # cells; what moves less in a step rests, so that what rests is not blurred
 STRIDE_PX = 4.0  # of a latent cell
 PROMPT_TAPS = 4  # prompt features joined for one frame: this frame's, the two before it, the anchor's
 
@@ -55,7 +55,7 @@ class TrajectoryEncoder(nn.Module):
 
 class Prediction(NamedTuple):
     """What the dynamics say of the next frame: its latents, the displacement to hand in with the step after it, and the
-    first picture moved along that displacement (one of the latents' sources, trained to be right by itself)."""
+    first picture carried along that displacement (one of the latents' sources, trained to be right by itself)."""
 
     latent: Float[Tensor, "B C h w"]
     displacement: Float[Tensor, "B 2 h w"]
@@ -63,27 +63,24 @@ class Prediction(NamedTuple):
 
 
 class RobotMotion(NamedTuple):
-    """What kinematics says of the robot's cells: the flow from the last frame and from the anchor, where it holds, and
-    which cells show the robot now or did so in the first picture."""
+    """What kinematics says of the robot's cells: their flow from the last frame and the anchor, and where it holds."""
 
     from_last: Float[Tensor, "B 2 h w"]
     in_last: Float[Tensor, "B 1 h w"]
     from_anchor: Float[Tensor, "B 2 h w"]
     in_anchor: Float[Tensor, "B 1 h w"]
-    in_either: Float[Tensor, "B 1 h w"]
 
 
 class FrameDynamics(ModelMixin, ConfigMixin):
     """One frame a step: history and action latents → the next frame's latents.
 
-    The prediction is composed per latent cell from four sources, after Finn et al. 2016 (arXiv 1605.07157) and the
-    skip connections of Ebert et al. 2017 (arXiv 1710.05268): the last frame moved along a predicted flow, the anchor
-    frame, newly made content, and the first picture moved along the *whole way since then*. That way, a displacement
-    per cell, is memory: every step's flow is added to it. An object that is pushed along for twenty steps is thus
-    sampled once from the sharp first frame, where moving the last frame along would blur it twenty times. Latents blur
-    when moved by parts of a cell; so the first picture is moved as pixels along the displacement so far
-    (`appearance.carried_along`), with the robot, whose movement is known from the bones of the prompts, posed on top
-    (`appearance.posed_picture`), and encoded anew at every step; only the last step's flow is left to latents.
+    The prediction is composed per latent cell from two sources, after Finn et al. 2016 (arXiv 1605.07157): the first
+    picture, carried along, and newly made content. What is carried: the first picture's pixels, moved along a
+    displacement per cell, which is memory (every step's way is added to it), and on top the robot, whose motion is
+    known from kinematics (`appearance.posed_picture`). So an object that is pushed along for twenty steps is sampled
+    once from the sharp first picture, as the skip connections of Ebert et al. 2017 (arXiv 1710.05268) keep what is
+    hidden for a while. All this is pixels, encoded anew at every step: latents blur when moved by parts of a cell, and
+    only the last step's way is left to them. The last frame is seen, but no source: errors in it would stay.
 
     Args:
         latent_channels: of the codec.
@@ -151,7 +148,7 @@ class FrameDynamics(ModelMixin, ConfigMixin):
         self.up_coarse = nn.Sequential(*[ResBlock(coarse) for _ in range(blocks[1])])
         self.to_fine = nn.Sequential(nn.SiLU(), nn.Conv2d(coarse, 4 * fine, 3, padding=1), nn.PixelShuffle(2))
         self.up_fine = nn.Sequential(*[ResBlock(fine) for _ in range(blocks[0] + 1)])
-        self.head = nn.Sequential(nn.SiLU(), nn.Conv2d(fine, latent_channels + SOURCES + 4, 3, padding=1))
+        self.head = nn.Sequential(nn.SiLU(), nn.Conv2d(fine, latent_channels + 1 + 4, 3, padding=1))
         self.interval = nn.Sequential(
             nn.Linear(4, time_embed_dim), nn.SiLU(), nn.Linear(time_embed_dim, time_embed_dim)
         )
@@ -160,9 +157,9 @@ class FrameDynamics(ModelMixin, ConfigMixin):
             assert isinstance(last, nn.Conv2d)
             assert last.bias is not None
             last.weight.mul_(0.1)
+            last.weight[latent_channels:].zero_()
             last.bias.zero_()
-            mostly_the_last_frame = torch.tensor([2.5, -1.0, 0.0, 0.0])
-            last.bias[latent_channels : latent_channels + SOURCES] = mostly_the_last_frame
+            last.bias[latent_channels] = MAKING
 
     def forward(
         self,
@@ -212,35 +209,34 @@ class FrameDynamics(ModelMixin, ConfigMixin):
         )[:, 0]
         coarse = self.up_coarse(coarse + tokens.contiguous(memory_format=torch.channels_last))
         fine = self.up_fine(fine + self.to_fine(coarse))
-        return self._compose(self.head(fine).float(), last, anchor, displacement, posed, robot)
+        return self._compose(self.head(fine).float(), displacement, posed, robot)
 
     def _robot(self, bones: Tensor, size: tuple[int, int]) -> RobotMotion:
         now, last, anchor = bones.unbind(1)
         from_last, in_last = robot_flow(now, last, size, STRIDE_PX)
         from_anchor, in_anchor = robot_flow(now, anchor, size, STRIDE_PX)
-        left = robot_cover(anchor, size, STRIDE_PX)
         return RobotMotion(
             from_last=from_last,
             in_last=in_last,
             from_anchor=from_anchor,
             in_anchor=in_anchor,
-            in_either=torch.maximum(in_anchor, left),
         )
 
-    def _compose(
-        self, head: Tensor, last: Tensor, anchor: Tensor, displacement: Tensor, posed: Tensor, robot: RobotMotion
-    ) -> Prediction:
-        made, share, flow, change = head.split([last.shape[1], SOURCES, 2, 2], dim=1)
-        flow, change = self.config.max_flow * torch.tanh(flow), self.config.max_change * torch.tanh(change)
+    def _compose(self, head: Tensor, displacement: Tensor, posed: Tensor, robot: RobotMotion) -> Prediction:
+        made, making, flow, change = head.split([posed.shape[1], 1, 2, 2], dim=1)
+        flow = _firm(self.config.max_flow * torch.tanh(flow))
+        change = _firm(self.config.max_change * torch.tanh(change))
         displacement = warp(displacement, flow) + flow + change
         carried = warp(posed, (1.0 - robot.in_anchor) * (flow + change))
-        moved = warp(last, robot.in_last * robot.from_last + flow)
-        far = displacement.norm(dim=1, keepdim=True).clamp(max=1.0)
-        likely = torch.cat([torch.zeros_like(share[:, 1:]), CARRIED_PRIOR * torch.maximum(robot.in_either, far)], dim=1)
-        share = torch.softmax(share + likely, dim=1)
-        sources = (moved, anchor, torch.tanh(made), carried)
-        latent = torch.stack([share[:, i : i + 1] * source for i, source in enumerate(sources)]).sum(0)
+        latent = torch.lerp(carried, torch.tanh(made), torch.sigmoid(making))
         return Prediction(latent=latent, displacement=displacement, carried=carried)
+
+
+def _firm(way: Float[Tensor, "B 2 h w"]) -> Float[Tensor, "B 2 h w"]:
+    """Exactly 0 where the way is shorter than LEAST_WAY. Gradients pass as if it were not (Bengio et al. 2013,
+    arXiv 1308.3432), so that what rests can learn to move."""
+    rests = (way.detach().square().sum(1, keepdim=True) < LEAST_WAY**2).to(way)
+    return way - (way * rests).detach()
 
 
 def transformer_settings(dynamics: FrameDynamics) -> dict[str, Any]:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 INDEX = "model_index.json"
 STATE_KEYS = (
     "latent", "history", "anchor", "displacement", "prompt_features", "anchor_prompt", "bones", "anchor_bones",
-    "anchor_frame", "anchor_mask", "plate", "shown", "light", "step", "seed",
+    "anchor_frame", "anchor_mask", "anchor_views", "anchor_depth", "plate", "light", "step", "seed",
 )  # fmt: skip
 NEAR_CLEAN = 0.5  # noise level of the second evaluation: predict, renoise, predict
 
@@ -35,10 +35,10 @@ class WorldModel:
 
     `state` is a flat TensorDict with batch size [B]: `latent` (B, C, h, w) is the newest frame, `history` the last
     frames' latents, `anchor` the first frame's, `anchor_frame` its pixels; `anchor_mask` (255 where the robot is),
-    `plate` (the pixels without it), `shown` and `light` are what a `FirstSight` of it tells; `displacement`
-    (B, 2, h, w) says where in the first frame each cell's content was, `bones` and `anchor_bones` where the robot's
-    bones were, `prompt_features` and `anchor_prompt` are those of the last prompts, `step` and `seed` drive the noise.
-    Index assignment is a partial reset, `expand` a branch.
+    `plate` (the pixels without it), `anchor_views`, `anchor_depth` and `light` are what a `FirstSight` of it tells;
+    `displacement` (B, 2, h, w) says where in the first frame each cell's content was, `bones` and `anchor_bones` where
+    the robot's bones were, `prompt_features` and `anchor_prompt` are those of the last prompts, `step` and `seed` drive
+    the noise. Index assignment is a partial reset, `expand` a branch.
 
     Args:
         codec, dynamics, appearance: frames ↔ latents; latents → latents; what the robot looks like.
@@ -152,14 +152,16 @@ class WorldModel:
         seed: Int64[Tensor, " B"],
         *,
         bones: Float[Tensor, "B bones 8"] | None = None,
+        views: Float[Tensor, "B L 3 4"] | None = None,
     ) -> TensorDict:
         """Return the state after seeing each slot's first frame and its prompt.
 
         Args:
             frames, prompts: of each slot.
             seed: each slot's own noise.
-            bones: where the prompts' bones are (`prompts.raster.bone_figures`). Without them (the default) the model
-                runs, but has to guess how the robot moved.
+            bones: where the prompts' bones are (`prompts.raster.bone_figures`).
+            views: how the cameras see the robot's links (`prompts.body.Body.views`). Without bones and views (the
+                default) the model runs, but has to guess how the robot moved, and what it looks like.
         """
         from tensordict import TensorDict
 
@@ -175,7 +177,7 @@ class WorldModel:
         batch = len(frames)
         places = self._checked_bones(bones, (batch,))
         pictures = to_pictures(frames.to(self.device)).contiguous(memory_format=torch.channels_last)
-        sight = first_sight(self.appearance, pictures, places)
+        sight = first_sight(self.appearance, pictures, self._checked_views(views, (batch,)))
         return TensorDict(
             {
                 "latent": latent,
@@ -187,7 +189,8 @@ class WorldModel:
                 "anchor_frame": frames.to(self.device).clone(),
                 "anchor_mask": (255.0 * sight.mask).round().to(torch.uint8),
                 "plate": to_frames(sight.plate),
-                "shown": sight.shown.to(torch.int8),
+                "anchor_views": sight.views,
+                "anchor_depth": sight.depth_m,
                 "light": sight.light,
                 "bones": places,
                 "anchor_bones": places.clone(),
@@ -204,6 +207,7 @@ class WorldModel:
         prompts: UInt8[Tensor, "B K H W 3"],
         *,
         bones: Float[Tensor, "B K bones 8"] | None = None,
+        views: Float[Tensor, "B K L 3 4"] | None = None,
         decode: bool = True,
         evaluations: int | None = None,
         interval: int = 1,
@@ -213,7 +217,7 @@ class WorldModel:
         Args:
             state: from `start` or an earlier call.
             prompts: the visual action prompts of the K frames to come.
-            bones: where their bones are, if `start` was told.
+            bones, views: where their bones and links are, if `start` was told.
             decode: False leaves the frames out: for planners, which read latents.
             evaluations: network evaluations per frame, 1 or 2.
             interval: control steps per frame (1 to 3).
@@ -230,20 +234,28 @@ class WorldModel:
                 f"bones must be those that start() was given ({state['bones'].shape[1]} of them), "
                 f"got {places.shape[2]}. Give them to both or to neither."
             )
+        links = self._checked_views(views, tuple(prompts.shape[:2]))
+        if links.shape[2] != state["anchor_views"].shape[1]:
+            raise VapError(
+                f"views must be of the links that start() was given ({state['anchor_views'].shape[1]} of them), "
+                f"got {links.shape[2]}. Give them to both or to neither."
+            )
         frames = []
         for k in range(prompts.shape[1]):
-            state = self._step(state, prompts[:, k], places[:, k], evaluations, interval)
+            state = self._step(state, prompts[:, k], places[:, k], links[:, k], evaluations, interval)
             if decode:
                 frames.append(self.decode(state["latent"]))
         return state, torch.stack(frames, dim=1) if decode else None
 
-    def _step(self, state: TensorDict, prompts: Tensor, bones: Tensor, evaluations: int, interval: int) -> TensorDict:
+    def _step(
+        self, state: TensorDict, prompts: Tensor, bones: Tensor, links: Tensor, evaluations: int, interval: int
+    ) -> TensorDict:
         history, batch = state["history"], len(state)
         now = self._features(prompts)
         taps = torch.cat([now[:, None], state["prompt_features"], state["anchor_prompt"][:, None]], dim=1)
         seen = history[:, [lag - 1 for lag in self.lags]]
-        views = torch.stack([bones, state["bones"], state["anchor_bones"]], dim=1)
-        posed = self._posed(state, bones)
+        places = torch.stack([bones, state["bones"], state["anchor_bones"]], dim=1)
+        posed = self._posed(state, links)
         scale, made = float(self.dynamics.config.noise_scale), None
         spans = torch.full((batch,), float(interval), device=self.device)
         for i in range(evaluations):
@@ -253,7 +265,7 @@ class WorldModel:
             times = torch.full((batch,), level, device=self.device)
             with self._autocast():
                 made = self.dynamics(
-                    seen, state["anchor"], noisy, times, spans, taps, state["displacement"], views, posed
+                    seen, state["anchor"], noisy, times, spans, taps, state["displacement"], places, posed
                 )
         assert made is not None
         following = state.copy()
@@ -264,16 +276,16 @@ class WorldModel:
         following["step"] = state["step"] + 1
         return following
 
-    def _posed(self, state: TensorDict, bones: Tensor) -> Float[Tensor, "B C h w"]:
+    def _posed(self, state: TensorDict, links: Tensor) -> Float[Tensor, "B C h w"]:
         sight = FirstSight(
             picture=to_pictures(state["anchor_frame"]),
             mask=state["anchor_mask"] / 255.0,
             plate=to_pictures(state["plate"]),
-            bones=state["anchor_bones"],
-            shown=state["shown"].float(),
+            views=state["anchor_views"],
+            depth_m=state["anchor_depth"],
             light=state["light"],
         )
-        pictures = posed_picture(self.appearance, sight, state["displacement"], bones)
+        pictures = posed_picture(self.appearance, sight, state["displacement"], links)
         with self._autocast():
             latents: Tensor = self.codec.encode(pictures.contiguous(memory_format=torch.channels_last))
         return latents.float()
@@ -294,6 +306,17 @@ class WorldModel:
                 "Make them with vap_gym.prompts.raster.bone_figures."
             )
         return bones.to(self.device, torch.float32)
+
+    def _checked_views(self, views: Tensor | None, batch: tuple[int, ...]) -> Float[Tensor, "*batch L 3 4"]:
+        if views is None:
+            return torch.zeros(*batch, 0, 3, 4, device=self.device)
+        if views.ndim != len(batch) + 3 or tuple(views.shape[:-3]) != batch or tuple(views.shape[-2:]) != (3, 4):
+            told = ", ".join(str(n) for n in batch)
+            raise VapError(
+                f"views must have shape ({told}, links, 3, 4), got {tuple(views.shape)}. "
+                "Make them with vap_gym.prompts.body.Body.views."
+            )
+        return views.to(self.device, torch.float32)
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16)

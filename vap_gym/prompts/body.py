@@ -1,0 +1,153 @@
+"""A robot's surface as points that hang on its links, and how a camera sees those links."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from vap_gym.cards import RobotCard
+from vap_gym.errors import CardError
+from vap_gym.geometry import Camera
+from vap_gym.kinematics.gripper import gripper_joint_values
+from vap_gym.kinematics.urdf import load_chain
+
+SPACING_M = 0.009  # between points of an arm
+FINE = 0.5  # of this, between points of the gripper, which is small and matters most
+
+
+class Body:
+    """The surface of one robot: settings only. A robot whose card names no body has no links and no points.
+
+    `links` are the names of L links; of P points `points_m` and `normals` (unit length, outwards) are in the frame of
+    the link `link`, an index into `links`; `spacing_m` is how far the next point is.
+    """
+
+    def __init__(self, robot: RobotCard) -> None:
+        self.robot = robot
+        path = robot.folder / robot.body
+        if robot.body and not path.is_file():
+            raise CardError(
+                f"The body '{path}' of the robot '{robot.name}' is missing. Make it: vap-gym body {robot.name}"
+            )
+        given: dict[str, Any] = dict(np.load(path)) if robot.body else _nothing()
+        self.links: tuple[str, ...] = tuple(str(name) for name in given["links"])
+        self.link = torch.from_numpy(given["link"].astype(np.int64))
+        self.points_m, self.normals, self.spacing_m = (
+            torch.from_numpy(given[key].astype(np.float32)) for key in ("points_m", "normals", "spacing_m")
+        )
+        if not self.links:
+            return
+        self._chain = load_chain(robot).subchain(self.links).to(torch.float32)
+        named = (*robot.arm_joints, *(joint.name for joint in robot.gripper.joints))
+        self._joint_order = [named.index(name) for name in self._chain.joint_names]
+
+    def views(
+        self, q: Float[Tensor, "*batch n"], gripper: Float[Tensor, "*batch"], camera: Camera
+    ) -> Float[Tensor, "*batch L 3 4"]:
+        """Return how a camera sees each link: p in the link's frame, in metres, goes to M·(p, 1) = (u·z, v·z, z).
+
+        Args:
+            q, gripper: arm joints [rad] and closedness (0 open .. 1 closed).
+            camera: one for all, or one for each of the leading batch dimensions: (B,) cameras serve (B, T) states.
+        """
+        batch = q.shape[:-1]
+        if not self.links:
+            return q.new_zeros(*batch, 0, 3, 4)
+        joints = torch.cat([q, gripper_joint_values(self.robot.gripper, gripper)], dim=-1)[..., self._joint_order]
+        T_base_link = self._chain.links(joints.float())
+        R = camera.T_world_camera[..., :3, :3].mT
+        E = camera.K @ torch.cat([R, -R @ camera.T_world_camera[..., :3, 3:]], dim=-1)
+        E = E.reshape(*E.shape[:-2], *(1,) * (len(batch) - (E.ndim - 2)), 1, 3, 4)
+        return E.to(T_base_link) @ T_base_link
+
+
+def sampled_body(robot: RobotCard) -> dict[str, np.ndarray]:
+    """Sample the visual geometry of a robot's URDF: what a body file (npz) holds, see `Body`.
+
+    Meshes are found beside the URDF, or in the pybullet package (package://pybullet_data/…).
+    """
+    links: list[str] = []
+    points, normals, link, spacing = [], [], [], []
+    import trimesh
+    from yourdfpy import URDF
+
+    urdf = URDF.load(str(robot.urdf_path), load_meshes=False, build_scene_graph=False)
+    fine = _gripper_links(robot, urdf)
+    for name, solid in _solids(robot, urdf).items():
+        gap = SPACING_M * (FINE if name in fine else 1.0)
+        where, faces = trimesh.sample.sample_surface_even(solid, max(40, int(solid.area / gap**2)), 0.6 * gap, seed=0)
+        points.append(where)
+        normals.append(solid.face_normals[faces])
+        link.append(np.full(len(where), len(links)))
+        spacing.append(np.full(len(where), gap))
+        links.append(name)
+    if not links:
+        raise CardError(f"The URDF '{robot.urdf_path}' must have visual geometry to sample, but has none.")
+    return {
+        "links": np.array(links),
+        "points_m": np.concatenate(points).astype(np.float32),
+        "normals": np.concatenate(normals).astype(np.float16),
+        "link": np.concatenate(link).astype(np.uint8),
+        "spacing_m": np.concatenate(spacing).astype(np.float16),
+    }
+
+
+def _nothing() -> dict[str, np.ndarray]:
+    none = np.zeros((0, 3), np.float32)
+    return {"links": np.array([], str), "points_m": none, "normals": none, "link": none[:, 0], "spacing_m": none[:, 0]}
+
+
+def _gripper_links(robot: RobotCard, urdf: Any) -> set[str]:
+    """The gripper's base and all that hangs on it."""
+    found, before = {robot.gripper.base_link}, 0
+    while len(found) > before:
+        before = len(found)
+        found |= {joint.child for joint in urdf.joint_map.values() if joint.parent in found}
+    return found
+
+
+def _solids(robot: RobotCard, urdf: Any) -> dict[str, Any]:
+    """The visual geometry of each link that has any, as one mesh in the link's frame."""
+    import trimesh
+
+    solids = {}
+    for name, link in urdf.link_map.items():
+        parts = [_solid(robot, visual.geometry) for visual in link.visuals]
+        for part, visual in zip(parts, link.visuals, strict=True):
+            if visual.origin is not None:
+                part.apply_transform(visual.origin)
+        if parts:
+            solids[name] = trimesh.util.concatenate(parts)
+    return solids
+
+
+def _solid(robot: RobotCard, geometry: Any) -> Any:
+    import trimesh
+
+    if geometry.box is not None:
+        return trimesh.creation.box(extents=geometry.box.size)
+    if geometry.cylinder is not None:
+        return trimesh.creation.cylinder(radius=geometry.cylinder.radius, height=geometry.cylinder.length)
+    if geometry.sphere is not None:
+        return trimesh.creation.icosphere(radius=geometry.sphere.radius)
+    path = _mesh_path(robot, str(geometry.mesh.filename))
+    solid = trimesh.load(path, force="mesh")
+    if geometry.mesh.scale is not None:
+        solid.apply_scale(geometry.mesh.scale)
+    return solid
+
+
+def _mesh_path(robot: RobotCard, name: str) -> Path:
+    path = robot.urdf_path.parent / name
+    if name.startswith("package://pybullet_data/"):
+        import pybullet_data
+
+        path = Path(pybullet_data.getDataPath()) / name.removeprefix("package://pybullet_data/")
+    if not path.is_file():
+        raise CardError(f"The mesh '{name}' of '{robot.urdf_path}' is missing; looked for {path}. Put it there.")
+    return path
