@@ -104,7 +104,7 @@ def of_body(body: Body, **settings: Any) -> RobotAppearance:
     model = RobotAppearance(points=len(body.points_m), links=len(body.links), **settings)
     for name in ("points_m", "normals", "spacing_m", "link"):
         getattr(model, name).copy_(getattr(body, name))
-    return model
+    return model  # type: ignore[no-any-return]
 
 
 def load_sights(folders: list[Path], *, body: Body, every: int, view: str, episodes: int = 0) -> Sights:

@@ -91,7 +91,8 @@ def turned_normals(
 
 def focal_px(views: Float[Tensor, "B L 3 4"]) -> Float[Tensor, " B"]:
     """Return the focal length along v of the cameras that see the links."""
-    return _intrinsics(views)[:, 0, 1, 1]
+    focal: Tensor = _intrinsics(views)[:, 0, 1, 1]
+    return focal
 
 
 def _intrinsics(views: Tensor) -> Float[Tensor, "B 1 3 3"]:
