@@ -88,7 +88,7 @@ def _card(name: str, rows: list[dict[str, Any]], data: str, dynamics: FrameDynam
 Action-to-video world model after "Precise Action-to-Video Generation Through Visual Action Prompts" (arXiv 2508.13104):
 a frame codec (4× down, 8 channels), dynamics of {size:.1f} M parameters (convolutions around a CogVideoX transformer
 with trajectory encoder, ControlNet branch and main-branch merge), what the Panda with the Robotiq gripper looks like
-(the colours of its surface, and a network that tells its pixels from others), and a judge that reads gripper and objects.
+(colours of its surface, and a network that tells its pixels from others), and a judge that reads gripper and objects.
 96×144 pixels, one frame per 15 Hz control step, skeleton prompts of nominal states.
 
 - **Data:** {data or "PyBullet oracle episodes (`vap-gym data generate`)."} No real pictures.
