@@ -102,7 +102,8 @@ def _intrinsics(views: Tensor) -> Float[Tensor, "B 1 3 3"]:
     cx, cy = S[..., 0, 2], S[..., 1, 2]
     fx, fy = (S[..., 0, 0] - cx**2).clamp_min(1.0).sqrt(), (S[..., 1, 1] - cy**2).clamp_min(1.0).sqrt()
     zero, one = torch.zeros_like(cx), torch.ones_like(cx)
-    return torch.stack([fx, zero, cx, zero, fy, cy, zero, zero, one], -1).unflatten(-1, (3, 3)).to(views)
+    K: Tensor = torch.stack([fx, zero, cx, zero, fy, cy, zero, zero, one], -1).unflatten(-1, (3, 3)).to(views)
+    return K
 
 
 def _nearest_around(nearest: Tensor) -> Tensor:
