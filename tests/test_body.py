@@ -45,6 +45,11 @@ def test_a_body_that_is_missing_or_cannot_be_sampled_says_what_to_do(tmp_path: P
     card = load_robot("panda_robotiq")
     with pytest.raises(CardError, match=r"The body '.*nowhere.npz' of .* is missing. Make it: vap-gym body"):
         Body(dataclasses.replace(card, body="nowhere.npz"))
+    whole, damaged = (card.folder / card.body).read_bytes(), tmp_path / "body.npz"
+    for content in (b"", b"no zip", whole[:1000], whole[:-200], whole[:5000] + b"x" * 200 + whole[5200:]):
+        damaged.write_bytes(content)
+        with pytest.raises(CardError, match=r"must be an npz file with links, .* Make it anew: vap-gym body"):
+            Body(dataclasses.replace(card, folder=tmp_path))
     bare = tmp_path / "robot.urdf"
     bare.write_text('<robot name="bare"><link name="base"/></robot>')
     with pytest.raises(CardError, match="must have visual geometry to sample, but has none"):

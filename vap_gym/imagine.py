@@ -120,7 +120,7 @@ class Rig:
         return torch.zeros_like(figures) if self.prompt == "none" else figures  # zeros: nowhere to be seen
 
     def _views(self, robot: RobotState, camera: Camera) -> Float[Tensor, "B L 3 4"]:
-        views = self.body.views(robot.q, robot.gripper, camera.resized(self.frame_size_px)).float()
+        views = self.body.views(robot.q, robot.gripper, camera.resized(self.frame_size_px))
         return torch.zeros_like(views) if self.prompt == "none" else views
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +13,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vap_gym.cards import RobotCard
-from vap_gym.errors import CardError
-from vap_gym.geometry import Camera
+from vap_gym.errors import CardError, require
+from vap_gym.geometry import Camera, inverse
 from vap_gym.kinematics.gripper import gripper_joint_values
 from vap_gym.kinematics.urdf import load_chain
 
+KEYS = ("links", "points_m", "normals", "link", "spacing_m")  # of a body file
 SPACING_M = 0.009  # between points of an arm
 FINE = 0.5  # of this, between points of the gripper, which is small and matters most
 
@@ -34,7 +37,7 @@ class Body:
             raise CardError(
                 f"The body '{path}' of the robot '{robot.name}' is missing. Make it: vap-gym body {robot.name}"
             )
-        given: dict[str, Any] = dict(np.load(path)) if robot.body else _nothing()
+        given = _read(path) if robot.body else _nothing()
         self.links: tuple[str, ...] = tuple(str(name) for name in given["links"])
         self.link = torch.from_numpy(given["link"].astype(np.int64))
         self.points_m, self.normals, self.spacing_m = (
@@ -60,8 +63,7 @@ class Body:
             return q.new_zeros(*batch, 0, 3, 4)
         joints = torch.cat([q, gripper_joint_values(self.robot.gripper, gripper)], dim=-1)[..., self._joint_order]
         T_base_link = self._chain.links(joints.float())
-        R = camera.T_world_camera[..., :3, :3].mT
-        E = camera.K @ torch.cat([R, -R @ camera.T_world_camera[..., :3, 3:]], dim=-1)
+        E = camera.K @ inverse(camera.T_world_camera)[..., :3, :]
         E = E.reshape(*E.shape[:-2], *(1,) * (len(batch) - (E.ndim - 2)), 1, 3, 4)
         return E.to(T_base_link) @ T_base_link
 
@@ -95,6 +97,17 @@ def sampled_body(robot: RobotCard) -> dict[str, np.ndarray]:
         "link": np.concatenate(link).astype(np.uint8),
         "spacing_m": np.concatenate(spacing).astype(np.float16),
     }
+
+
+def _read(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path) as file:
+            return {key: file[key] for key in KEYS}
+    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        raise CardError(
+            f"The body '{path}' must be an npz file with {', '.join(KEYS)}, but is not whole: {error}. "
+            f"Make it anew: vap-gym body {path.parent}"
+        ) from error
 
 
 def _nothing() -> dict[str, np.ndarray]:
@@ -145,9 +158,8 @@ def _solid(robot: RobotCard, geometry: Any) -> Any:
 def _mesh_path(robot: RobotCard, name: str) -> Path:
     path = robot.urdf_path.parent / name
     if name.startswith("package://pybullet_data/"):
-        import pybullet_data
-
-        path = Path(pybullet_data.getDataPath()) / name.removeprefix("package://pybullet_data/")
+        data = require("pybullet_data", "pybullet", f"The mesh '{name}'")
+        path = Path(data.getDataPath()) / name.removeprefix("package://pybullet_data/")
     if not path.is_file():
         raise CardError(f"The mesh '{name}' of '{robot.urdf_path}' is missing; looked for {path}. Put it there.")
     return path

@@ -101,17 +101,15 @@ def filled_in(picture: Float[Tensor, "B C H W"], known: Float[Tensor, "B 1 H W"]
     return filled
 
 
-def warp(
-    picture: Float[Tensor, "B C h w"], flow_cells: Float[Tensor, "B 2 h w"], mode: str = "bilinear"
-) -> Float[Tensor, "B C h w"]:
-    """Sample `picture` at each cell plus its flow (x, y in cells), edges repeated."""
+def warp(picture: Float[Tensor, "B C h w"], flow_cells: Float[Tensor, "B 2 h w"]) -> Float[Tensor, "B C h w"]:
+    """Sample `picture` at each cell plus its flow (x, y in cells), bilinear, edges repeated."""
     _, _, h, w = picture.shape
     x = torch.arange(w, device=picture.device, dtype=picture.dtype)
     y = torch.arange(h, device=picture.device, dtype=picture.dtype)[:, None]
     grid = torch.stack(
         [(x + flow_cells[:, 0] + 0.5) * (2.0 / w) - 1.0, (y + flow_cells[:, 1] + 0.5) * (2.0 / h) - 1.0], dim=-1
     )
-    return F.grid_sample(picture, grid, mode=mode, padding_mode="border", align_corners=False)
+    return F.grid_sample(picture, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 
 def centres(size: tuple[int, int], stride_px: float, device: torch.device) -> Float[Tensor, "1 1 cells 2"]:
