@@ -26,6 +26,8 @@ COMMANDS: dict[str, Command] = {
     "train codec": Command(module="vap_gym.train.codec", summary="train the autoencoder of a world model"),
     "train world": Command(module="vap_gym.train.world", summary="train the dynamics of a world model"),
     "train appearance": Command(module="vap_gym.train.appearance", summary="train what the robot looks like"),
+    "train things": Command(module="vap_gym.train.things", summary="train the finder of things in first pictures"),
+    "train motion": Command(module="vap_gym.train.motion", summary="train how things move when touched"),
     "train judge": Command(module="vap_gym.train.judge", summary="train the judge that reads gripper and objects"),
     "train publish": Command(module="vap_gym.train.publish", summary="gather trained parts into a model folder"),
     "bench fidelity": Command(module="vap_gym.evaluate.fidelity", summary="how true the imagined frames are"),

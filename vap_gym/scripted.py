@@ -144,7 +144,7 @@ def resting_truth(scene: SceneSpec, tip: Float[np.ndarray, "4 4"], tool_m: Float
         objects_m[item.index], yaw_rad[item.index] = (*item.xy_m, item.half_extents_m[2]), item.yaw_rad
     return Truth(
         joints_rad=np.zeros(7), closedness=scene.start_closedness, tip=tip, tool_m=tool_m, objects_m=objects_m,
-        objects_yaw_rad=yaw_rad, touching=np.zeros(len(COLOURS), bool),
+        objects_xyzw=np.full((len(COLOURS), 4), np.nan), objects_yaw_rad=yaw_rad, touching=np.zeros(len(COLOURS), bool),
     )  # fmt: skip
 
 

@@ -26,6 +26,7 @@ def main(
     frames: int = 60,
     first_seed: int = 0,
     robot: str = "panda_robotiq",
+    pictures: bool = True,
     workers: int = 0,
 ) -> None:
     """Write oracle episodes for training to a folder; call it again to go on after an interruption.
@@ -36,6 +37,8 @@ def main(
         frames: frames per episode, at 15 Hz.
         first_seed: of the first episode; episode i has seed first_seed + i. Must stay below 1,000,000.
         robot: card of the robot.
+        pictures: without them (--no-pictures) an episode takes two thirds of the time and hardly any room: enough to
+            learn how things move.
         workers: processes; 0 for one per core.
     """
     if not 0 <= first_seed <= first_seed + episodes <= HELDOUT_FIRST_SEED:
@@ -50,7 +53,7 @@ def main(
     writer = EpisodeWriter(out, fps=15, robot_type=robot)
     missing = writer.missing(episodes)
     count = workers or os.cpu_count() or 1
-    jobs = [(str(out), robot, i, first_seed + i, frames) for i in missing]
+    jobs = [(str(out), robot, i, first_seed + i, frames, pictures) for i in missing]
     with multiprocessing.get_context("spawn").Pool(count) as pool:
         for _ in tqdm(pool.imap_unordered(_one, jobs, chunksize=4), total=len(jobs), desc=f"{out}", unit="episode"):
             pass
@@ -60,11 +63,11 @@ def main(
 _KEPT: dict[str, tuple[object, object, EpisodeWriter]] = {}  # one scene per worker process: building PyBullet costs
 
 
-def _one(job: tuple[str, str, int, int, int]) -> int:
+def _one(job: tuple[str, str, int, int, int, bool]) -> int:
     from vap_gym.sim.rollout import NominalRobot, record
     from vap_gym.sim.scene import Scene
 
-    out, robot, index, seed, frames = job
+    out, robot, index, seed, frames, pictures = job
     if out not in _KEPT:
         import torch
 
@@ -74,7 +77,8 @@ def _one(job: tuple[str, str, int, int, int]) -> int:
     scene, nominal, writer = _KEPT[out]
     assert isinstance(scene, Scene)
     assert isinstance(nominal, NominalRobot)
-    writer.write(index, record(scene, nominal, draw_scene(seed), behaviour_of(seed), frames=frames))
+    spec, behaviour = draw_scene(seed), behaviour_of(seed)
+    writer.write(index, record(scene, nominal, spec, behaviour, frames=frames, render=pictures))
     return index
 
 

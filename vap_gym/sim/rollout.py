@@ -77,7 +77,7 @@ def record(
 
     Columns (T rows; row t is the moment of frame t, `action` leads to t + 1): `action` (7), `observation.state`
     (achieved xyz + Euler + closedness), `observation.joint_position`, `nominal.cartesian_position`,
-    `nominal.joint_position`, `nominal.gripper_position`, `objects_m` (K, 3), `touching` (K), `tool_m` (3, nominal),
+    `nominal.joint_position`, `nominal.gripper_position`, `objects_m` (K, 3), `objects_xyzw` (K, 4), `touching` (K), `tool_m` (3, nominal),
     `camera.K`, `camera.T_world_camera`, `next.progress`, `next.success`.
 
     Args:
@@ -140,6 +140,7 @@ def _row(
         "nominal.joint_position": state.q[0].numpy().astype(np.float32),
         "nominal.gripper_position": np.array([state.gripper[0].item()], np.float32),
         "objects_m": truth.objects_m.astype(np.float32),
+        "objects_xyzw": truth.objects_xyzw.astype(np.float32),
         "touching": truth.touching,
         "tool_m": tool.astype(np.float32),
         "next.progress": np.float32(tasks.progress(spec, truth.tool_m, target, **scored)),

@@ -28,13 +28,14 @@ SUPERSAMPLING = 1.5  # TinyRenderer has no anti-aliasing of its own; 2 costs 1.7
 
 @dataclass(frozen=True, kw_only=True)
 class Truth:
-    """What is really so: world metres and radians; objects by palette index, NaN where absent."""
+    """What is really so: world metres, radians and quaternions; objects by palette index, NaN where absent."""
 
     joints_rad: Float[np.ndarray, " 7"]
     closedness: float
     tip: Float[np.ndarray, "4 4"]
     tool_m: Float[np.ndarray, " 3"]
     objects_m: Float[np.ndarray, "K 3"]
+    objects_xyzw: Float[np.ndarray, "K 4"]
     objects_yaw_rad: Float[np.ndarray, " K"]
     touching: np.ndarray  # bool (K,): the gripper touches the object
 
@@ -276,11 +277,11 @@ class Scene:
         b, c = self._bullet, self._client
         states = b.getJointStates(self._arm, self._arm_joints, physicsClientId=c)
         objects = np.full((len(COLOURS), 3), np.nan)
-        yaws = np.full(len(COLOURS), np.nan)
+        turns, yaws = np.full((len(COLOURS), 4), np.nan), np.full(len(COLOURS), np.nan)
         touching = np.zeros(len(COLOURS), bool)
         for index, uid in self._objects.items():
             place, turn = b.getBasePositionAndOrientation(uid, physicsClientId=c)
-            objects[index] = place
+            objects[index], turns[index] = place, turn
             yaws[index] = b.getEulerFromQuaternion(turn)[2]
             contacts = b.getContactPoints(self._arm, uid, physicsClientId=c)
             touching[index] = any(contact[3] in self._gripper_links for contact in contacts)
@@ -290,6 +291,7 @@ class Scene:
             tip=self._link_pose(self._tip_link),
             tool_m=self._link_pose(self._tool_link)[:3, 3],
             objects_m=objects,
+            objects_xyzw=turns,
             objects_yaw_rad=yaws,
             touching=touching,
         )

@@ -1,0 +1,267 @@
+"""Train how things move: rollouts of places and turns against the oracle's truth, no pictures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+from vap_gym.cards import RobotCard, load_robot
+from vap_gym.data import EpisodeSet
+from vap_gym.errors import VapError
+from vap_gym.geometry import Camera
+from vap_gym.prompts.body import Body
+from vap_gym.rotations import rotation_from_quaternion_xyzw
+from vap_gym.sim.spec import COLOURS
+from vap_gym.train.fit import fit
+from vap_gym.train.run import Run, Schedule, initialised_with, load_recipe, seeded
+from vap_gym.world.motion import Move, ThingMotion, ThingState, motion_loss
+from vap_gym.world.things import SHAPE
+
+MOST = 4  # objects of a scene
+ROUND = ("cylinder", "disc", "ball")
+MOVES_M = 0.0005  # in a step
+SOON, SOON_M = 20, 0.02  # a clip has contact where something moves so far within so many frames
+MOVED_M, STILL_M = 0.05, 0.005  # of the score: as in `vap-gym bench fidelity`
+
+
+@dataclass(frozen=True, kw_only=True)
+class MotionRecipe:
+    """Settings of the training of how things move; a TOML file with these keys."""
+
+    data: list[str]
+    steps: int
+    robot: str = "panda_robotiq"
+    model: dict[str, Any] = field(default_factory=dict)
+    length: int = 24
+    batch_size: int = 256
+    learning_rate: float = 2e-3
+    contact_share: float = 0.7
+    place_noise_m: float = 0.004
+    size_noise: float = 0.08
+    turn_m: float = 0.01
+    strides: list[float] = field(default_factory=lambda: [0.8, 0.12, 0.08])
+    ema_decay: float = 0.998
+    held_out: int = 200
+    log_every: int = 50
+    save_every: int = 500
+    seed: int = 0
+    init: str = ""  # folder of a motion to start from
+
+
+@dataclass(frozen=True, kw_only=True)
+class Motions:
+    """E episodes of T frames: where the gripper's links are (nominal), and up to MOST objects; NaN where there is
+    none."""
+
+    grip: Float[Tensor, "E T G 12"]
+    place_m: Float[Tensor, "E T K 3"]
+    turn: Float[Tensor, "E T K 3 3"]
+    half_m: Float[Tensor, "E K 3"]
+    is_round: Bool[Tensor, "E K"]
+
+    def __len__(self) -> int:
+        return len(self.grip)
+
+    def pick(self, part: slice) -> Motions:
+        """Some of the episodes."""
+        return Motions(**{name: value[part] for name, value in vars(self).items()})
+
+
+def main(
+    recipe: Path, *, out: Path = Path("runs/motion"), resume: bool = False, device: str = "cpu", threads: int = 0
+) -> None:
+    """Train how things move.
+
+    Args:
+        recipe: a TOML file, or the name of a shipped recipe, e.g. tiny_motion.
+        out: folder of the run.
+        resume: go on with a run that was stopped.
+        device: cpu or cuda.
+        threads: CPU threads; 0 leaves torch's choice.
+    """
+    settings = load_recipe(MotionRecipe, recipe)
+    if threads:
+        torch.set_num_threads(threads)
+    run, place, robot = Run(out, resume=resume), torch.device(device), load_robot(settings.robot)
+    with initialised_with(settings.seed):
+        model = of_robot(robot, **settings.model)
+    data = load_motions([Path(p) for p in settings.data], model, robot)
+    if settings.init:
+        model.load_state_dict(ThingMotion.from_pretrained(settings.init, torch_dtype=torch.float32).state_dict())
+    model = model.to(place)
+    held, train = data.pick(slice(0, settings.held_out)), data.pick(slice(settings.held_out, None))
+    rng = seeded(settings.seed + 1)
+    contacts = contact_starts(train)
+
+    def loss(_: int) -> Tensor:
+        model.train()
+        episode, frames = _clips(train, contacts, settings, rng)
+        place_m, turn = train.place_m[episode[:, None], frames], train.turn[episode[:, None], frames]
+        grip, there = train.grip[episode[:, None], frames], place_m[:, 0].isfinite().all(-1)
+        noise = settings.place_noise_m * torch.randn(place_m[:, 0].shape, generator=rng)
+        shape = standing_shape(train.half_m[episode], train.is_round[episode], turn[:, 0])
+        spoilt = 1.0 + settings.size_noise * torch.randn(*shape.shape[:-1], 3, generator=rng)
+        shape = torch.cat([shape[..., :3] * spoilt, shape[..., 3:]], -1)
+        place_m, turn = place_m.nan_to_num(), turn.nan_to_num()
+        said = rolled_out(model, *(x.to(place) for x in (there, place_m[:, 0] + noise, shape, grip)))
+        ways = (place_m[:, 1:] - place_m[:, :-1]).norm(dim=-1)
+        moved = (place_m[:, 1:] - place_m[:, :1]).norm(dim=-1).amax(1) > 0.01
+        counts = there * torch.where(moved, 1.0, 0.5) * (place_m[..., 2] > -0.01).all(1)
+        since = turn[:, 1:] @ turn[:, :1].mT
+        truth = (place_m[:, 1:] + noise[:, None], since, ways > MOVES_M, counts)
+        return motion_loss(said, *(x.to(place) for x in truth), turn_m=settings.turn_m)
+
+    fit(
+        run,
+        model,
+        settings,
+        name="motion",
+        loss=loss,
+        score=lambda averaged: score(averaged, held, length=settings.length),
+        schedule=Schedule(peak=settings.learning_rate, steps=settings.steps, decay=0.8),
+        rng=rng,
+        weight_decay=1e-3,
+    )
+
+
+def of_robot(robot: RobotCard, **settings: Any) -> ThingMotion:
+    """A motion network that knows a robot's gripper: the links of its body from the gripper's base on."""
+    body = Body(robot)
+    if robot.gripper.base_link not in body.links:
+        raise VapError(
+            f"The body of '{robot.name}' must have the gripper's base link '{robot.gripper.base_link}', "
+            f"got {', '.join(body.links) or 'no body'}. Make it: vap-gym body {robot.name}"
+        )
+    gripper = list(range(body.links.index(robot.gripper.base_link), len(body.links)))
+    base = body.links.index(robot.base_link)
+    model = ThingMotion(gripper=gripper, base=base, links=len(body.links), **settings)
+    for i, link in enumerate(gripper):
+        model.centres_m[i] = body.points_m[body.link == link].mean(0)
+    return model  # type: ignore[no-any-return]
+
+
+def rolled_out(
+    model: ThingMotion,
+    there: Bool[Tensor, "B K"],
+    place_m: Float[Tensor, "B K 3"],
+    shape: Float[Tensor, "B K 6"],
+    grip: Float[Tensor, "B T G 12"],
+) -> list[tuple[ThingState, Move]]:
+    """The T − 1 steps after the first."""
+    state, said = model.begin(there, place_m, shape, grip[:, 0]), []
+    for t in range(1, grip.shape[1]):
+        state, move = model(state, grip[:, t])
+        said.append((state, move))
+    return said
+
+
+def load_motions(folders: list[Path], model: ThingMotion, robot: RobotCard) -> Motions:
+    """Read where gripper and objects were in every episode of the sets; pictures are not looked at."""
+    from tqdm import tqdm
+
+    body = Body(robot)
+    nowhere = Camera(K=torch.eye(3), T_world_camera=torch.eye(4), frame_size_px=(2, 2))  # views are poses then
+    parts: dict[str, list[Tensor]] = {}
+    for folder in folders:
+        source = EpisodeSet(folder)
+        for i in tqdm(range(len(source)), desc=f"reading {folder}", unit="episode", mininterval=5):
+            episode = source.read(i, views=[], labels=[])
+            columns = {k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in episode.columns.items()}
+            views = body.views(columns["nominal.joint_position"], columns["nominal.gripper_position"][:, 0], nowhere)
+            objects = episode.info["scene"]["objects"]
+            which = [COLOURS.index(item["colour"]) for item in objects]
+            T, empty = len(views), MOST - len(objects)
+            entry = {
+                "grip": model.grip(views),
+                "place_m": torch.cat([columns["objects_m"][:, which], torch.full((T, empty, 3), torch.nan)], 1),
+                "turn": torch.cat(
+                    [
+                        rotation_from_quaternion_xyzw(columns["objects_xyzw"][:, which]),
+                        torch.full((T, empty, 3, 3), torch.nan),
+                    ],
+                    1,
+                ),
+                "half_m": torch.tensor([[*o["half_extents_m"]] for o in objects] + [[torch.nan] * 3] * empty),
+                "is_round": torch.tensor([o["shape"] in ROUND for o in objects] + [False] * empty),
+            }
+            for key, value in entry.items():
+                parts.setdefault(key, []).append(value)
+    return Motions(**{key: torch.stack(value) for key, value in parts.items()})
+
+
+def standing_shape(
+    half_m: Float[Tensor, "*batch 3"], is_round: Bool[Tensor, "*batch"], turn: Float[Tensor, "*batch 3 3"]
+) -> Float[Tensor, "*batch 6"]:
+    """Return the shape (`world.things.Found`) of boxes and cylinders as they stand, whichever side is up."""
+    up = turn[..., 2, :].abs().argmax(-1, keepdim=True)
+    first, second = (up + 1) % 3, (up + 2) % 3
+    high, a, b = (half_m.gather(-1, axis)[..., 0] for axis in (up, first, second))
+    longer = torch.where((a >= b)[..., None], first, second)
+    axis = turn.gather(-1, longer[..., None, :].expand(*turn.shape[:-1], 1))[..., 0]
+    twice = 2.0 * torch.atan2(axis[..., 1], axis[..., 0])
+    wide, narrow = torch.maximum(a, b), torch.minimum(a, b)
+    longish = ((wide - narrow) / narrow).clamp(max=1.0)
+    upright = is_round & (up[..., 0] == 2)
+    figures = [wide, narrow, high, upright.float(), longish * twice.cos(), longish * twice.sin()]
+    shape = torch.stack(figures, -1).nan_to_num()
+    assert shape.shape[-1] == SHAPE
+    return shape
+
+
+def contact_starts(data: Motions) -> Int64[Tensor, "S 2"]:
+    """(episode, frame) pairs from which an object soon moves."""
+    T = data.place_m.shape[1]
+    last = (torch.arange(T) + SOON).clamp(max=T - 1)
+    moved = (data.place_m[:, last] - data.place_m).norm(dim=-1).nan_to_num(0.0).amax(-1)
+    return torch.nonzero(moved > SOON_M)
+
+
+def _clips(
+    data: Motions, contacts: Int64[Tensor, "S 2"], settings: MotionRecipe, rng: torch.Generator
+) -> tuple[Int64[Tensor, " B"], Int64[Tensor, "B T"]]:
+    """Draw clips: their episodes, and the frames in them."""
+    B, T, L = settings.batch_size, data.grip.shape[1], settings.length
+    stride = 1 + torch.multinomial(torch.tensor(settings.strides), B, replacement=True, generator=rng)
+    stride = torch.minimum(stride, torch.tensor((T - 1) // L).clamp(min=1))
+    episode = torch.randint(len(data), (B,), generator=rng)
+    first = torch.randint(T, (B,), generator=rng)
+    if len(contacts):
+        chosen = contacts[torch.randint(len(contacts), (B,), generator=rng)]
+        take = torch.rand(B, generator=rng) < settings.contact_share
+        episode, first = torch.where(take, chosen[:, 0], episode), torch.where(take, chosen[:, 1], first)
+    first = torch.minimum(first, T - 1 - stride * L)
+    return episode, first[:, None] + stride[:, None] * torch.arange(L + 1)
+
+
+@torch.no_grad()
+def score(model: ThingMotion, held: Motions, *, length: int) -> dict[str, float]:
+    """Errors after `length` steps on clips of unseen episodes: of objects that moved at least MOVED_M, as a share of
+    how far; the same without their objects' meeting; and how many that rested were thought to have moved 1.5 cm."""
+    place = next(model.parameters()).device
+    contacts = contact_starts(held)
+    keep = {int(e): int(f) for e, f in reversed(contacts.tolist())}
+    episode = torch.tensor(sorted(keep))
+    first = torch.tensor([min(keep[int(e)], held.grip.shape[1] - 1 - length) for e in episode])
+    frames = first[:, None] + torch.arange(length + 1)
+    place_m, turn, grip = (x[episode[:, None], frames] for x in (held.place_m, held.turn, held.grip))
+    there = place_m[:, 0].isfinite().all(-1)
+    shape = standing_shape(held.half_m[episode], held.is_round[episode], turn[:, 0])
+    place_m = place_m.nan_to_num()
+    said = rolled_out(model, *(x.to(place) for x in (there, place_m[:, 0], shape, grip)))
+    end, far = said[-1][0].place_m.cpu(), (place_m[:, -1] - place_m[:, 0]).norm(dim=-1)
+    off = (end - place_m[:, -1]).norm(dim=-1)
+    far_moved, still = there & (far >= MOVED_M) & (place_m[:, -1, :, 2] > -0.01), there & (far < STILL_M)
+    turned = ((said[-1][0].turn.cpu() - (turn[:, -1] @ turn[:, 0].mT).nan_to_num()).square().sum((-1, -2)) / 2).sqrt()
+    return {
+        "moved_share": float(off[far_moved].mean() / far[far_moved].mean()),
+        "moved_median": float((off / far)[far_moved].median()),
+        "moved_rad": float(turned[far_moved].mean()),
+        "false_moves": float((off[still] > 0.015).float().mean()),
+        "clips": float(far_moved.sum()),
+    }

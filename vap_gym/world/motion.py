@@ -1,0 +1,191 @@
+"""How things move when a robot touches them: learned in the gripper's frame, remembered in the state.
+
+A push or a grasp looks the same wherever on the table it happens and whichever way the gripper is turned, so the
+network is told all places as the gripper sees them. It never sees a pixel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vap_gym.rotations import rotation_from_rotvec
+from vap_gym.world.things import SHAPE
+from vap_gym.world.views import link_poses
+
+PLACE_M, SIZE_M, STEP_M, STEP_RAD = 0.1, 0.03, 0.02, 0.2  # what the network sees or says as 1
+RESTS = 0.1  # a thing that moves with less than this probability does not
+
+
+class ThingState(NamedTuple):
+    """Where K things are in each of B slots, in the robot's base frame, and what is remembered of them."""
+
+    there: Bool[Tensor, "B K"]
+    place_m: Float[Tensor, "B K 3"]
+    turn: Float[Tensor, "B K 3 3"]  # since the first picture
+    shape: Float[Tensor, "B K 6"]  # as in the first picture, see `things.Found`
+    step: Float[Tensor, "B K 6"]  # the last step: m, and a rotation vector in rad
+    memory: Float[Tensor, "B K M"]
+    grip: Float[Tensor, "B G 12"]  # where the gripper's links were last, see `ThingMotion.grip`
+
+
+class Move(NamedTuple):
+    """What the network says of one step: how surely each thing moves (logits), how far (m) and how it turns (rad)."""
+
+    moves: Float[Tensor, "B K"]
+    way_m: Float[Tensor, "B K 3"]
+    turn_rad: Float[Tensor, "B K 3"]
+
+
+class ThingMotion(ModelMixin, ConfigMixin):
+    """A recurrent network per thing: how it moves in one step.
+
+    Args:
+        gripper: which of the robot's links are the gripper, its base first.
+        base, links: which link is the robot's base, of how many.
+        memory, width: of the recurrent layer, and of the others.
+    """
+
+    centres_m: Tensor
+
+    @register_to_config
+    def __init__(
+        self,
+        gripper: Sequence[int] = (8, 9, 10, 11, 12, 13, 14, 15, 16),
+        base: int = 0,
+        links: int = 17,
+        memory: int = 64,
+        width: int = 192,
+    ) -> None:
+        super().__init__()
+        self.register_buffer("centres_m", torch.zeros(len(gripper), 3))  # of the links' surfaces, in their frames
+        mine = 3 + 3 + 6 + 3 + 3 + 1 + 4 + 2  # see `_seen`
+        grip = 3 * (len(gripper) - 1) * 2 + 3 + 1
+        others = 3 + 4 + 3 + 1 + 1  # see `_pushed`
+        self.enter = nn.Sequential(nn.Linear(mine + grip, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
+        self.recall = nn.GRUCell(width, memory)
+        self.leave = nn.Sequential(nn.Linear(width + memory, width), nn.SiLU(), nn.Linear(width, 7))
+        self.meet = nn.Sequential(nn.Linear(others, 64), nn.SiLU(), nn.Linear(64, 64), nn.SiLU())
+        self.give_way = nn.Sequential(nn.Linear(64 + mine + 7, width), nn.SiLU(), nn.Linear(width, 7))
+        with torch.no_grad():
+            for last in (self.leave[-1], self.give_way[-1]):
+                assert isinstance(last, nn.Linear)
+                last.weight.mul_(0.1)
+                last.bias.zero_()
+
+    def knows(self, views: Float[Tensor, "B L 3 4"]) -> bool:
+        """Whether these are views of a robot with so many links."""
+        return views.shape[1] == int(self.config["links"])
+
+    def grip(self, views: Float[Tensor, "B L 3 4"]) -> Float[Tensor, "B G 12"]:
+        """Return where the gripper's G links are in the base frame: the middle of each one's surface, and its axes."""
+        turn, place = link_poses(views, int(self.config["base"]), tuple(self.config["gripper"]))
+        middle = (turn @ self.centres_m[:, :, None])[..., 0] + place
+        return torch.cat([middle, turn.flatten(2)], -1)
+
+    def begin(
+        self,
+        there: Bool[Tensor, "B K"],
+        place_m: Float[Tensor, "B K 3"],
+        shape: Float[Tensor, "B K 6"],
+        grip: Float[Tensor, "B G 12"],
+    ) -> ThingState:
+        """Return the state of things at rest."""
+        B, K = there.shape
+        return ThingState(
+            there=there,
+            place_m=place_m,
+            turn=torch.eye(3, device=place_m.device).expand(B, K, 3, 3).clone(),
+            shape=shape,
+            step=place_m.new_zeros(B, K, 6),
+            memory=place_m.new_zeros(B, K, int(self.config["memory"])),
+            grip=grip,
+        )
+
+    def forward(self, state: ThingState, grip: Float[Tensor, "B G 12"]) -> tuple[ThingState, Move]:
+        """Return the things one step later, when the gripper's links are at `grip`, and what was said of them."""
+        frame = grip[:, 0, 3:].unflatten(-1, (3, 3))  # R_base_gripper
+        mine, held = self._seen(state, grip, frame), self._grip(state, grip, frame)
+        B, K, _ = mine.shape
+        x = self.enter(torch.cat([mine, held[:, None].expand(-1, K, -1)], -1))
+        memory = self.recall(x.flatten(0, 1), state.memory.flatten(0, 1)).unflatten(0, (B, K))
+        said = self.leave(torch.cat([x, memory], -1))
+        said = said + self._pushed(state, frame, mine, said)
+        moves, way, turn = said.split([1, 3, 3], -1)
+        share = moves.sigmoid() * state.there[..., None]
+        share = share if self.training else share * (share > RESTS)
+        way, turn = (share * x @ frame.mT for x in (STEP_M * way, STEP_RAD * turn))
+        following = state._replace(
+            place_m=state.place_m + way,
+            turn=rotation_from_rotvec(turn) @ state.turn,
+            step=torch.cat([way, turn], -1),
+            memory=memory,
+            grip=grip,
+        )
+        return following, Move(moves=moves[..., 0], way_m=way, turn_rad=turn)
+
+    def _seen(self, state: ThingState, grip: Tensor, frame: Tensor) -> Tensor:
+        """Of each thing, in the gripper's frame: where it is, and was before the gripper moved; its last step; which
+        ways are up for the world and for it; how high it is; its shape."""
+        before = state.grip[:, 0, 3:].unflatten(-1, (3, 3))
+        place = (state.place_m - grip[:, :1, :3]) @ frame
+        past = (state.place_m - state.grip[:, :1, :3]) @ before
+        step = torch.cat([state.step[..., :3] @ frame / STEP_M, state.step[..., 3:] @ frame / STEP_RAD], -1)
+        up = frame[:, None, 2].expand(-1, place.shape[1], -1)
+        own_up = state.turn[..., 2] @ frame
+        high = state.place_m[..., 2:] / SIZE_M
+        # The longer side's direction: turned with the thing, told from the gripper's x axis (all seen from above).
+        heading = torch.atan2(frame[:, 1, 0], frame[:, 0, 0])[:, None]
+        twice = 2.0 * (torch.atan2(state.turn[..., 1, 0], state.turn[..., 0, 0]) - heading)
+        x, y = state.shape[..., 4], state.shape[..., 5]
+        side = torch.stack([twice.cos() * x - twice.sin() * y, twice.sin() * x + twice.cos() * y], -1)
+        size = torch.cat([state.shape[..., :3] / SIZE_M, state.shape[..., 3:4]], -1)
+        return torch.cat([place / PLACE_M, past / PLACE_M, step, up, own_up, high, size, side], -1)
+
+    def _grip(self, state: ThingState, grip: Tensor, frame: Tensor) -> Tensor:
+        """Of the gripper, in its frame: where its links are, and were before; which way is up; how high it is."""
+        before = state.grip[:, 0, 3:].unflatten(-1, (3, 3))
+        now = (grip[:, 1:, :3] - grip[:, :1, :3]) @ frame / PLACE_M
+        past = (state.grip[:, 1:, :3] - state.grip[:, :1, :3]) @ before / PLACE_M
+        return torch.cat([now.flatten(1), 10.0 * (now - past).flatten(1), frame[:, 2], grip[:, 0, 2:3] / PLACE_M], -1)
+
+    def _pushed(self, state: ThingState, frame: Tensor, mine: Tensor, said: Tensor) -> Tensor:
+        """What things do to one another: each hears of all others where they are, how large, and how they move."""
+        apart = (state.place_m[:, None, :, :] - state.place_m[:, :, None, :]) @ frame[:, None] / PLACE_M  # B K(me) K 3
+        size = (state.shape[..., :4] / SIZE_M)[:, None].expand(-1, apart.shape[1], -1, -1)
+        going = said[:, None, :, :4].expand(-1, apart.shape[1], -1, -1)
+        share = going[..., :1].sigmoid()
+        far = apart.norm(dim=-1, keepdim=True)
+        heard = self.meet(torch.cat([apart, size, going[..., 1:4] * share, share, far], -1))
+        K = apart.shape[1]
+        audible = state.there[:, None, :] & ~torch.eye(K, dtype=torch.bool, device=apart.device)
+        heard = (heard * audible[..., None]).sum(2)
+        return self.give_way(torch.cat([heard, mine, said], -1))  # type: ignore[no-any-return]
+
+
+def motion_loss(
+    said: list[tuple[ThingState, Move]],
+    place_m: Float[Tensor, "B T K 3"],
+    turn: Float[Tensor, "B T K 3 3"],
+    moves: Bool[Tensor, "B T K"],
+    counts: Float[Tensor, "B K"],
+    *,
+    turn_m: float,
+) -> Tensor:
+    """How far things are from where they should be (m, after every step), in units of SIZE_M; how wrong they are
+    turned (`turn_m`: metres that a radian counts as); and whether what moves was told to."""
+    places = torch.stack([s.place_m for s, _ in said], 1)
+    turns = torch.stack([s.turn for s, _ in said], 1)
+    logits = torch.stack([m.moves for _, m in said], 1)
+    off = ((places - place_m).square().sum(-1) + 1e-6).sqrt()
+    twist = ((turns - turn).square().sum((-1, -2)) / 2 + 1e-4).sqrt()  # ≈ the angle between them
+    told = F.binary_cross_entropy_with_logits(logits, moves.float(), reduction="none")
+    each = (off + turn_m * twist) / SIZE_M + 0.2 * told
+    return (each.mean(1) * counts).sum() / counts.sum().clamp_min(1.0)
