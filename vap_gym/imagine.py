@@ -24,7 +24,7 @@ from vap_gym.geometry import Camera, xyz_euler_from_pose
 from vap_gym.interfaces import World
 from vap_gym.kinematics import Clipped, Controller, RobotState, gripper_joint_values
 from vap_gym.prompts.body import Body
-from vap_gym.prompts.raster import bone_figures, draw
+from vap_gym.prompts.raster import draw
 from vap_gym.prompts.skeleton import Skeleton
 
 Batched = TypeVar("Batched", RobotState, Clipped, "Motion")
@@ -42,7 +42,6 @@ class Motion:
     tool_m: Float[Tensor, "B K 3"]  # the centre between the finger ends, base frame
     tool_px: Float[Tensor, "B K 2"]  # the same in the frame
     prompts: UInt8[Tensor, "B K H W 3"]
-    bones: Float[Tensor, "B K bones 8"]  # where the prompts' bones are, see `prompts.raster.bone_figures`
     views: Float[Tensor, "B K L 3 4"]  # how the camera sees the robot's links, see `prompts.body.Body.views`
     clipped: Clipped  # batch (B, K)
 
@@ -100,7 +99,6 @@ class Rig:
             tool_m=T_tool[:, None, :3, 3],
             tool_px=tool_px,
             prompts=self._draw(points, camera)[:, None],
-            bones=self._bones(points, camera)[:, None],
             views=self._views(robot, camera)[:, None],
             clipped=mapped(clipped, lambda x: x[:, None]),
         )
@@ -114,10 +112,6 @@ class Rig:
         if self.prompt == "none":
             return torch.zeros(len(points), height, width, 3, dtype=torch.uint8)
         return torch.from_numpy(draw(points, camera, self.skeleton, frame_size_px=self.frame_size_px))
-
-    def _bones(self, points: Float[Tensor, "B P 3"], camera: Camera) -> Float[Tensor, "B bones 8"]:
-        figures = bone_figures(points, camera, self.skeleton, frame_size_px=self.frame_size_px).float()
-        return torch.zeros_like(figures) if self.prompt == "none" else figures  # zeros: nowhere to be seen
 
     def _views(self, robot: RobotState, camera: Camera) -> Float[Tensor, "B L 3 4"]:
         views = self.body.views(robot.q, robot.gripper, camera.resized(self.frame_size_px))
@@ -166,7 +160,6 @@ class Imagination:
             frames.to(self.device),
             seen.prompts[:, 0].to(self.device),
             seed.to(self.device),
-            bones=seen.bones[:, 0].to(self.device),
             views=seen.views[:, 0].to(self.device),
         )
         slots |= {f"world_{key}": value for key, value in world.items()}
@@ -210,7 +203,6 @@ class Imagination:
         world, frames = self.world.predict(
             self._world_state(state),
             motion.prompts.to(self.device),
-            bones=motion.bones.to(self.device),
             views=motion.views.to(self.device),
             decode=decode,
             evaluations=evaluations,
@@ -227,12 +219,13 @@ class Imagination:
             the state after T steps, the latent of every step (for `Judge.read_latents`), and what the robot did.
         """
         motion = self.follow(state, actions)
-        prompts, bones, views = (x.to(self.device) for x in (motion.prompts, motion.bones, motion.views))
+        prompts, views = motion.prompts.to(self.device), motion.views.to(self.device)
         world, latents = self._world_state(state), []
         for t in range(prompts.shape[1]):
             now = slice(t, t + 1)
-            told = {"bones": bones[:, now], "views": views[:, now]}
-            world, _ = self.world.predict(world, prompts[:, now], **told, decode=False, evaluations=evaluations)
+            world, _ = self.world.predict(
+                world, prompts[:, now], views=views[:, now], decode=False, evaluations=evaluations
+            )
             latents.append(world["latent"])
         return self._advanced(state, motion, world), torch.stack(latents, 1), motion
 

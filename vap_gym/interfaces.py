@@ -31,12 +31,10 @@ class World(Protocol):
         prompts: UInt8[Tensor, "B H W 3"],
         seed: Int64[Tensor, "B"],
         *,
-        bones: Float[Tensor, "B bones 8"] | None = None,
         views: Float[Tensor, "B L 3 4"] | None = None,
     ) -> TensorDict:
-        """Return the state after seeing the first frames and their prompts; `seed` is each slot's own noise, `bones`
-        say in numbers where the prompts' bones are (`prompts.raster.bone_figures`), `views` where the robot's links are
-        (`prompts.body.Body.views`)."""
+        """Return the state after seeing the first frames and their prompts; `seed` is each slot's own noise, `views`
+        say where the robot's links are in the picture (`prompts.body.Body.views`)."""
         ...
 
     def predict(
@@ -44,7 +42,6 @@ class World(Protocol):
         state: TensorDict,
         prompts: UInt8[Tensor, "B K H W 3"],
         *,
-        bones: Float[Tensor, "B K bones 8"] | None = None,
         views: Float[Tensor, "B K L 3 4"] | None = None,
         decode: bool = True,
         evaluations: int | None = None,

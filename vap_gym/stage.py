@@ -168,9 +168,8 @@ class Stage:
 
     def _spread(self, state: TensorDict, motion: Motion, frames: Tensor) -> Float[np.ndarray, " B"]:
         assert self.spread is not None
-        told = (motion.prompts, motion.bones, motion.views)
-        prompts, bones, views = (x[:, 0].to(self.imagination.device) for x in told)
-        spread: np.ndarray = self.spread.step(state, prompts, bones, views, frames).double().numpy()
+        prompts, views = (x[:, 0].to(self.imagination.device) for x in (motion.prompts, motion.views))
+        spread: np.ndarray = self.spread.step(state, prompts, views, frames).double().numpy()
         return spread
 
     def read(self, state: TensorDict, tool_m: Float[Tensor, "B 3"]) -> Reading:

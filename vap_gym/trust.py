@@ -46,7 +46,6 @@ class SampleSpread:
         self,
         state: TensorDict,
         prompts: UInt8[Tensor, "B H W 3"],
-        bones: Float[Tensor, "B bones 8"],
         views: Float[Tensor, "B L 3 4"],
         frames: UInt8[Tensor, "B H W 3"],
     ) -> Float[Tensor, " B"]:
@@ -57,8 +56,8 @@ class SampleSpread:
         B, n = len(state), self.others
         keys = [key for key in state.keys() if key.startswith(PREFIX)]  # noqa: SIM118
         flat = TensorDict({k.removeprefix(PREFIX): state[k].flatten(0, 1) for k in keys}, batch_size=[B * n])
-        prompts, bones, views = (x.repeat_interleave(n, 0)[:, None] for x in (prompts, bones, views))
-        moved, pictures = self.world.predict(flat, prompts, bones=bones, views=views)
+        prompts, views = (x.repeat_interleave(n, 0)[:, None] for x in (prompts, views))
+        moved, pictures = self.world.predict(flat, prompts, views=views)
         assert pictures is not None
         for key, value in moved.items():
             state[PREFIX + key] = value.unflatten(0, (B, n))

@@ -21,7 +21,7 @@ from vap_gym.judge import Judge
 from vap_gym.kinematics.control import Controller
 from vap_gym.metrics import Interval, bootstrap_interval, paired_bootstrap_interval
 from vap_gym.prompts.body import Body
-from vap_gym.prompts.raster import bone_figures, draw
+from vap_gym.prompts.raster import draw
 from vap_gym.prompts.skeleton import Skeleton
 from vap_gym.world.model import WorldModel
 
@@ -227,7 +227,6 @@ class Prompted:
     """What the world model is told of N clips' robots, frame by frame."""
 
     prompts: UInt8[np.ndarray, "N T H W 3"]
-    bones: Float[np.ndarray, "N T bones 8"]
     views: Float[np.ndarray, "N T L 3 4"]
 
 
@@ -257,7 +256,6 @@ def _prompted(joints: torch.Tensor, closedness: torch.Tensor, clips: Clips, card
     points = skeleton.at_joints(joints, closedness)
     return Prompted(
         prompts=draw(points, seen_by, skeleton),
-        bones=bone_figures(points, seen_by, skeleton).numpy(),
         views=Body(card).views(joints, closedness, seen_by).numpy(),
     )
 
@@ -269,14 +267,10 @@ def imagine(
     made = []
     for i in range(0, len(clips), batch):
         part = slice(i, i + batch)
-        prompts, bones, views = (torch.from_numpy(x[part]) for x in (told.prompts, told.bones, told.views))
+        prompts, views = (torch.from_numpy(x[part]) for x in (told.prompts, told.views))
         seeds = torch.arange(i, i + len(prompts))
-        state = world.start(
-            torch.from_numpy(clips.frames[part, 0]), prompts[:, 0], seeds, bones=bones[:, 0], views=views[:, 0]
-        )
-        _, frames = world.predict(
-            state, prompts[:, 1:], bones=bones[:, 1:], views=views[:, 1:], evaluations=evaluations
-        )
+        state = world.start(torch.from_numpy(clips.frames[part, 0]), prompts[:, 0], seeds, views=views[:, 0])
+        _, frames = world.predict(state, prompts[:, 1:], views=views[:, 1:], evaluations=evaluations)
         assert frames is not None
         made.append(frames.numpy())
     return np.concatenate(made)

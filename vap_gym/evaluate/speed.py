@@ -184,12 +184,12 @@ def rollout_figures(made: dict[str, Any], *, repeats: int, seed: int, batch: int
         aim=300.0,
     )
     motion = imagination.follow(state, actions)
-    prompts, bones, views = (x.to(imagination.device) for x in (motion.prompts, motion.bones, motion.views))
+    prompts, views = motion.prompts.to(imagination.device), motion.views.to(imagination.device)
     own = TensorDict({k[6:]: v for k, v in state.items() if k.startswith("world_")}, batch_size=state.batch_size)
     yield Figure(
         name=f"latent steps, batch {batch}: world model alone",
         seconds=timed(
-            lambda: imagination.world.predict(own, prompts, bones=bones, views=views, decode=False),
+            lambda: imagination.world.predict(own, prompts, views=views, decode=False),
             max(repeats // 3, 1),
         ),
         per=batch * steps,

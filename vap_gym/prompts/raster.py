@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vap_gym.errors import VapError
 from vap_gym.geometry import Camera
-from vap_gym.prompts.segments import Segments, check_keypoints, project_bones, project_segments
+from vap_gym.prompts.segments import Segments, check_keypoints, project_segments
 from vap_gym.prompts.skeleton import Skeleton
 
 HEIGHT_PER_THICKNESS = 40.0
@@ -91,25 +91,6 @@ def draw_torch(
         cover = ((radius - distance) / edge_px + 0.5).clamp(0, 1) * (radius > 0)
         pictures = pictures + cover[:, None] * (segments.colour[:, s, :, None, None] - pictures)
     return pictures.reshape(*batch, 3, height, width)
-
-
-def bone_figures(
-    keypoints_world: Tensor,
-    camera: Camera,
-    skeleton: Skeleton,
-    *,
-    frame_size_px: tuple[int, int] | None = None,
-    thickness_px: float | None = None,
-) -> Float[Tensor, "*batch bones 8"]:
-    """Return in numbers where `draw` draws the bones: start u, v, end u, v, radii [px], depth [m], 1 if in front.
-
-    Arguments and errors as for `draw`. World models follow each bit of the robot by them from picture to picture.
-    """
-    batch = keypoints_world.shape[:-2]
-    flat, camera, thickness = _checked(keypoints_world, camera, skeleton, frame_size_px, thickness_px)
-    with torch.no_grad():
-        figures = project_bones(flat, camera, skeleton, thickness_px=thickness)
-    return figures.reshape(*batch, *figures.shape[1:])
 
 
 def overlay(frame: NDArray[Any], prompt: NDArray[Any], alpha: float = 1.0) -> UInt8[np.ndarray, "*batch H W 3"]:

@@ -76,23 +76,6 @@ def project_segments(
     )
 
 
-def project_bones(
-    keypoints_world: Float[Tensor, "B P 3"], camera: Camera, skeleton: Skeleton, *, thickness_px: float
-) -> Float[Tensor, "B bones 8"]:
-    """Where each bone of the card is in the picture, in the card's order: start u, v, end u, v, radius at start and end
-    (all px), mean depth [m], and 1, or 0 where it is wholly behind the camera. Not cut at the picture's edges, so that
-    a place along a bone means the same in every picture."""
-    strokes = skeleton.strokes(keypoints_world)
-    bones = (~strokes.is_ground).nonzero()[:, 0]
-    homogeneous = _project(strokes.points_world, camera)
-    a, b, in_front = _clip_near(homogeneous[:, strokes.start], homogeneous[:, strokes.end])
-    radius = _radius_px(a, b, strokes, camera, thickness_px)
-    depth = (a[..., 2:] + b[..., 2:]) / 2
-    seen = in_front[..., None].to(a)
-    figures = torch.cat([a[..., :2] / a[..., 2:], b[..., :2] / b[..., 2:], radius, depth, seen], dim=-1)
-    return figures.index_select(1, bones)
-
-
 def _radius_px(
     a: Float[Tensor, "B S 3"], b: Float[Tensor, "B S 3"], strokes: Strokes, camera: Camera, thickness_px: float
 ) -> Float[Tensor, "B S 2"]:

@@ -77,7 +77,8 @@ def record(
 
     Columns (T rows; row t is the moment of frame t, `action` leads to t + 1): `action` (7), `observation.state`
     (achieved xyz + Euler + closedness), `observation.joint_position`, `nominal.cartesian_position`,
-    `nominal.joint_position`, `nominal.gripper_position`, `objects_m` (K, 3), `objects_xyzw` (K, 4), `touching` (K), `tool_m` (3, nominal),
+    `nominal.joint_position`, `nominal.gripper_position`, `objects_m` (K, 3), `objects_xyzw` (K, 4),
+    `touching` (K), `tool_m` (3, nominal),
     `camera.K`, `camera.T_world_camera`, `next.progress`, `next.success`.
 
     Args:

@@ -9,16 +9,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
-from torch.nn import functional as F
 
 from vap_gym.cards import load_robot
 from vap_gym.data import EpisodeSet
 from vap_gym.geometry import Camera
 from vap_gym.prompts.body import Body
-from vap_gym.prompts.raster import bone_figures, draw
+from vap_gym.prompts.raster import draw
 from vap_gym.prompts.skeleton import Skeleton
+from vap_gym.rotations import rotation_from_quaternion_xyzw
 from vap_gym.train.run import autocast
 from vap_gym.world.codec import FrameCodec, to_pictures
 
@@ -27,10 +27,11 @@ from vap_gym.world.codec import FrameCodec, to_pictures
 class LatentEpisodes:
     """E episodes of T frames each, in memory.
 
-    `latents` is float16; `keypoints_m` are the nominal robot's; `objects_px` and `tool_px` are in pixels of the frame,
-    with NaN where there is no object.
+    `frames` is uint8, `latents` float16; `keypoints_m` are the nominal robot's; `objects_px` and `tool_px` are
+    in pixels of the frame, with NaN where there is no object.
     """
 
+    frames: UInt8[Tensor, "E T H W 3"]
     latents: Float[Tensor, "E T C h w"]
     keypoints_m: Float[Tensor, "E T P 3"]
     views: Float[Tensor, "E T L 3 4"]  # of the robot's links, see `prompts.body.Body.views`
@@ -38,6 +39,7 @@ class LatentEpisodes:
     T_world_camera: Float[Tensor, "E 4 4"]
     objects_px: Float[Tensor, "E T N 2"]
     objects_m: Float[Tensor, "E T N 3"]
+    objects_turn: Float[Tensor, "E T N 3 3"]
     tool_px: Float[Tensor, "E T 2"]
     frame_size_px: tuple[int, int]
     robot: str
@@ -48,10 +50,6 @@ class LatentEpisodes:
     def prompts(self, episode: Int64[Tensor, " B"], frame: Int64[Tensor, " B"]) -> np.ndarray:
         """Draw the prompts of single frames: uint8 (B, H, W, 3)."""
         return draw(self.keypoints_m[episode, frame], self._cameras(episode), _skeleton(self.robot))
-
-    def bones(self, episode: Int64[Tensor, " B"], frame: Int64[Tensor, " B"]) -> Float[Tensor, "B bones 8"]:
-        """Where the bones of those prompts are."""
-        return bone_figures(self.keypoints_m[episode, frame], self._cameras(episode), _skeleton(self.robot))
 
     def _cameras(self, episode: Int64[Tensor, " B"]) -> Camera:
         K, T_world_camera = self.K[episode], self.T_world_camera[episode]
@@ -107,6 +105,7 @@ def _entry(
     pose = (data["nominal.joint_position"], data["nominal.gripper_position"][:, 0])
     camera = Camera(K=data["camera.K"], T_world_camera=data["camera.T_world_camera"], frame_size_px=size)
     return {
+        "frames": frames,
         "latents": latents.half(),
         "keypoints_m": _skeleton(robot).at_joints(*pose),
         "views": _body(robot).views(*pose, camera),
@@ -114,16 +113,12 @@ def _entry(
         "T_world_camera": camera.T_world_camera[0],
         "objects_px": camera.project(data["objects_m"])[0],
         "objects_m": data["objects_m"],
+        "objects_turn": rotation_from_quaternion_xyzw(data["objects_xyzw"]),
         "tool_px": camera.project(data["tool_m"][:, None])[0][:, 0],
     }
 
 
 STRIDE_PX = 4.0  # of a latent cell
-AT_MOVED, AT_STILL, AT_NOTHING = 1.0, 0.5, 0.2  # how much a cell's displacement counts
-LOST_CELLS = 3.0
-LOST_ERROR = 0.25
-"""Mean squared latent error over 3 × 3 cells within about three cells of an object, above which it counts as lost.
-On latents of the shipped codec an object that is gone has .5, one that is half a cell off .1."""
 
 
 def loss_weight(
@@ -148,46 +143,6 @@ def loss_weight(
     weight = (strength * here).amax(1) + (objects * has_moved[..., None, None] * _blobs(then, 1.6, size)).amax(1)
     weight = torch.maximum(weight, gripper * _blobs(data.tool_px[episode, frame], 2.5, size))
     return 1.0 + weight[:, None]
-
-
-def lost_objects(
-    data: LatentEpisodes,
-    episode: Int64[Tensor, " B"],
-    frame: Int64[Tensor, " B"],
-    first: Int64[Tensor, " B"],
-    error: Float[Tensor, "B C h w"],
-) -> Float[Tensor, "B 1 h w"]:
-    """Where a rollout has lost a moved object: 1 around it where `error`, imagined minus true frame, is large, else 0.
-
-    From there on the truth is no lesson. A model cannot know that the object it sees here really lies there; to be
-    punished for it teaches it to fade objects out as doubt grows (Huszár 2015, arXiv 1511.05101).
-    """
-    has_moved = _has_moved(data, episode, frame, first)[..., None, None]
-    around = (has_moved * _blobs(data.objects_px[episode, frame], LOST_CELLS, data.latents.shape[-2:])).amax(1) > 0.6
-    wrong = F.avg_pool2d(error.square().mean(1, keepdim=True), 3, stride=1, padding=1) * around[:, None]
-    return (around[:, None] & (wrong.amax((2, 3), keepdim=True) > LOST_ERROR)).float()
-
-
-def true_displacement(
-    data: LatentEpisodes, episode: Int64[Tensor, " B"], frame: Int64[Tensor, " B"], first: Int64[Tensor, " B"]
-) -> tuple[Float[Tensor, "B 2 h w"], Float[Tensor, "B 1 h w"]]:
-    """Return where in its first frame each cell's content was, as far as positions of objects tell, and how much it
-    counts: most at objects that have moved, a little where nothing is, not where a moved object stood at first.
-
-    The way is in cells. What turns is taken to shift, like its centre.
-    """
-    size = data.latents.shape[-2:]
-    now, then = data.objects_px[episode, frame], data.objects_px[episode, first]
-    moved = _has_moved(data, episode, frame, first)[..., None, None]
-    here, there = _blobs(now, 1.2, size), _blobs(then, 1.6, size)  # B N h w
-    nearest = here.argmax(1, keepdim=True)
-    way = torch.nan_to_num((then - now) / STRIDE_PX, nan=0.0)[..., None, None].expand(-1, -1, -1, *size)
-    way = way.gather(1, nearest[:, :, None].expand(-1, -1, 2, -1, -1))[:, 0]
-    known = here * torch.isfinite(then).all(-1)[..., None, None]
-    at = torch.where(moved, AT_MOVED, AT_STILL) * (known > 0.3) * known
-    left = (moved * there).amax(1, keepdim=True) > 0.3
-    at, on_object = at.amax(1, keepdim=True), (known > 0.3).any(1, keepdim=True)
-    return way * on_object, torch.where(on_object, at, torch.where(left, 0.0, AT_NOTHING))
 
 
 def _has_moved(data: LatentEpisodes, episode: Tensor, frame: Tensor, first: Tensor) -> Bool[Tensor, "B N"]:

@@ -18,6 +18,7 @@ from vap_gym.geometry import Camera
 from vap_gym.prompts.body import Body
 from vap_gym.rotations import rotation_from_quaternion_xyzw
 from vap_gym.sim.spec import COLOURS
+from vap_gym.train.contacts import contact_starts
 from vap_gym.train.fit import fit
 from vap_gym.train.run import Run, Schedule, initialised_with, load_recipe, seeded
 from vap_gym.world.motion import Move, ThingMotion, ThingState, motion_loss
@@ -26,7 +27,6 @@ from vap_gym.world.things import SHAPE
 MOST = 4  # objects of a scene
 ROUND = ("cylinder", "disc", "ball")
 MOVES_M = 0.0005  # in a step
-SOON, SOON_M = 20, 0.02  # a clip has contact where something moves so far within so many frames
 MOVED_M, STILL_M = 0.05, 0.005  # of the score: as in `vap-gym bench fidelity`
 
 
@@ -97,7 +97,7 @@ def main(
     model = model.to(place)
     held, train = data.pick(slice(0, settings.held_out)), data.pick(slice(settings.held_out, None))
     rng = seeded(settings.seed + 1)
-    contacts = contact_starts(train)
+    contacts = contact_starts(train.place_m)
 
     def loss(_: int) -> Tensor:
         model.train()
@@ -214,14 +214,6 @@ def standing_shape(
     return shape
 
 
-def contact_starts(data: Motions) -> Int64[Tensor, "S 2"]:
-    """(episode, frame) pairs from which an object soon moves."""
-    T = data.place_m.shape[1]
-    last = (torch.arange(T) + SOON).clamp(max=T - 1)
-    moved = (data.place_m[:, last] - data.place_m).norm(dim=-1).nan_to_num(0.0).amax(-1)
-    return torch.nonzero(moved > SOON_M)
-
-
 def _clips(
     data: Motions, contacts: Int64[Tensor, "S 2"], settings: MotionRecipe, rng: torch.Generator
 ) -> tuple[Int64[Tensor, " B"], Int64[Tensor, "B T"]]:
@@ -244,7 +236,7 @@ def score(model: ThingMotion, held: Motions, *, length: int) -> dict[str, float]
     """Errors after `length` steps on clips of unseen episodes: of objects that moved at least MOVED_M, as a share of
     how far; the same without their objects' meeting; and how many that rested were thought to have moved 1.5 cm."""
     place = next(model.parameters()).device
-    contacts = contact_starts(held)
+    contacts = contact_starts(held.place_m)
     keep = {int(e): int(f) for e, f in reversed(contacts.tolist())}
     episode = torch.tensor(sorted(keep))
     first = torch.tensor([min(keep[int(e)], held.grip.shape[1] - 1 - length) for e in episode])

@@ -10,10 +10,8 @@ import torch
 
 from vap_gym.errors import VapError
 from vap_gym.judge import Judge, JudgeNetwork
-from vap_gym.world.appearance import RobotAppearance
-from vap_gym.world.codec import FrameCodec
 from vap_gym.world.dynamics import FrameDynamics
-from vap_gym.world.model import INDEX, WorldModel
+from vap_gym.world.model import INDEX, PARTS, WorldModel
 
 CARD = "README.md"
 
@@ -24,6 +22,8 @@ def main(
     codec: Path = Path("runs/codec"),
     world: Path = Path("runs/world"),
     appearance: Path = Path("runs/appearance"),
+    things: Path = Path("runs/things"),
+    motion: Path = Path("runs/motion"),
     judge: Path = Path("runs/judge"),
     data: str = "",
     evaluations: int = 1,
@@ -32,20 +32,19 @@ def main(
 
     Args:
         out: the folder to write, e.g. vap_gym/weights/tiny.
-        codec, world, appearance, judge: folders of the runs, or of a published model whose part is to be kept.
+        codec, world, appearance, things, motion, judge: folders of the runs, or of a published model whose part is kept.
         data: a sentence on the training data for the card.
         evaluations: network evaluations per frame that the model shall use by default.
     """
-    runs = {"codec": codec, "dynamics": world, "appearance": appearance, "judge": judge}
+    runs = {"codec": codec, "dynamics": world, "appearance": appearance, "things": things, "motion": motion}
+    runs["judge"] = judge
     kept = {name: _kept_row(name, run) for name, run in runs.items() if (run / INDEX).is_file()}
     folders = {name: run / (name if name in kept else "model") for name, run in runs.items()}
-    frames = FrameCodec.from_pretrained(folders["codec"], torch_dtype=torch.float32)
-    dynamics = FrameDynamics.from_pretrained(folders["dynamics"], torch_dtype=torch.float32)
-    looks = RobotAppearance.from_pretrained(folders["appearance"], torch_dtype=torch.float32)
+    parts = {name: kind.from_pretrained(folders[name], torch_dtype=torch.float32) for name, kind in PARTS.items()}
     network = JudgeNetwork.from_pretrained(folders["judge"], torch_dtype=torch.float32)
-    model = WorldModel(frames, dynamics, looks, evaluations=evaluations)
+    model = WorldModel(**parts, evaluations=evaluations)
     model.save_pretrained(out)
-    Judge(network, frames).save_into(out)
+    Judge(network, model.codec).save_into(out)
     index = json.loads((out / INDEX).read_text(encoding="utf-8"))
     rows = [kept.get(name) or _row(name, run, index["sha256"][name]) for name, run in runs.items()]
     card = _card(out.name, rows, data, model.dynamics)
@@ -88,7 +87,8 @@ def _card(name: str, rows: list[dict[str, Any]], data: str, dynamics: FrameDynam
 Action-to-video world model after "Precise Action-to-Video Generation Through Visual Action Prompts" (arXiv 2508.13104):
 a frame codec (4× down, 8 channels), dynamics of {size:.1f} M parameters (convolutions around a CogVideoX transformer
 with trajectory encoder, ControlNet branch and main-branch merge), what the Panda with the Robotiq gripper looks like
-(colours of its surface, and a network that tells its pixels from others), and a judge that reads gripper and objects.
+(colours of its surface, and a network that tells its pixels from others), a finder of things in the first picture, a
+recurrent network that says how they move when the gripper touches them, and a judge that reads gripper and objects.
 96×144 pixels, one frame per 15 Hz control step, skeleton prompts of nominal states.
 
 - **Data:** {data or "PyBullet oracle episodes (`vap-gym data generate`)."} No real pictures.

@@ -16,8 +16,11 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
+from vap_gym.train.contacts import contact_starts
 from vap_gym.train.latents import LatentEpisodes
-from vap_gym.world.appearance import FirstSight, RobotAppearance, first_sight
+from vap_gym.train.things import matched
+from vap_gym.world.appearance import FirstSight
+from vap_gym.world.codec import to_pictures
 from vap_gym.world.dynamics import PROMPT_TAPS
 
 
@@ -35,36 +38,24 @@ class SlotSettings:
     contact_share: float = 0.5  # of rollouts that begin shortly before an object moves
 
 
-CONTACT_M, CONTACT_FRAMES = 0.03, 20
-"""A rollout counts as one with contact where an object moves this far within this many frames."""
-
-
-def contact_starts(objects_m: Float[Tensor, "E T N 3"]) -> Int64[Tensor, "S 2"]:
-    """(episode, frame) pairs from which an object soon moves: clips sampled around what happens (Sec. 3.2)."""
-    frames = objects_m.shape[1]
-    last = (torch.arange(frames) + CONTACT_FRAMES).clamp(max=frames - 1)
-    moved = (objects_m[:, last] - objects_m).norm(dim=-1).nan_to_num(0.0).amax(-1)
-    return torch.nonzero(moved > CONTACT_M)
-
-
 @dataclass(frozen=True, kw_only=True)
 class SlotInputs:
-    """One step of every slot. `prompts` are the next frame's, the last two's and the anchor's; `bones` the next
-    frame's, the last's and the anchor's."""
+    """One step of every slot. `prompts` are the next frame's, the last two's and the anchor's; `place_m` and `turn` say
+    where the things seen at first are in the next frame, in truth, and `views` where the robot's links are."""
 
     seen: Float[Tensor, "B L C h w"]
     truth: Float[Tensor, "B C h w"]  # of the next frame
-    last_truth: Float[Tensor, "B C h w"]
     prompts: UInt8[Tensor, "B taps H W 3"]
-    bones: Float[Tensor, "B views bones 8"]
+    place_m: Float[Tensor, "B K 3"]
+    turn: Float[Tensor, "B K 3 3"]
+    views: Float[Tensor, "B L 3 4"]
     target: Int64[Tensor, " B"]  # the next frame's index
 
 
 class Slots:
     """The batch's state: which episode and frame each slot is at, and its latent history.
 
-    `decode` shows what first frames look like (as the codec shows them: only latents are kept in memory), `appearance`
-    what in them is the robot.
+    `look` tells what is to be seen in first pictures.
     """
 
     def __init__(
@@ -72,10 +63,9 @@ class Slots:
         data: LatentEpisodes,
         settings: SlotSettings,
         rng: torch.Generator,
-        decode: Callable[[Float[Tensor, "N C h w"]], Float[Tensor, "N 3 H W"]],
-        appearance: RobotAppearance,
+        look: Callable[[Float[Tensor, "N 3 H W"], Float[Tensor, "N L 3 4"]], FirstSight],
     ) -> None:
-        self.data, self.settings, self.rng, self._decode, self._appearance = data, settings, rng, decode, appearance
+        self.data, self.settings, self.rng, self._look = data, settings, rng, look
         self._contact = contact_starts(data.objects_m)
         b = settings.batch_size
         shape = data.latents.shape[2:]
@@ -87,10 +77,11 @@ class Slots:
         self.own = torch.zeros(b, dtype=torch.bool)
         self.anchor = torch.zeros(b, *shape)
         self.history = torch.zeros(b, max(settings.lags), *shape)
-        self.displacement = torch.zeros(b, 2, *shape[1:])
         width, height = data.frame_size_px
         self.prompts = torch.zeros(b, PROMPT_TAPS, height, width, 3, dtype=torch.uint8)
-        self.sight = seen_first(appearance, torch.zeros(b, 3, height, width), data.views[self.episode, self.first])
+        self.sight = look(torch.zeros(b, 3, height, width), data.views[self.episode, self.first])
+        self.which = torch.zeros(self.sight.there.shape, dtype=torch.int64)  # object that a thing is
+        self.known = torch.zeros(self.sight.there.shape, dtype=torch.bool)
 
     @property
     def now(self) -> Tensor:
@@ -116,17 +107,30 @@ class Slots:
             episode, first = torch.where(take, chosen[:, 0], episode), torch.where(take, chosen[:, 1], first)
             length = torch.where(take, torch.minimum(length, (frames - 1 - first) // stride), length).clamp(min=1)
             first = torch.minimum(first, frames - 1 - length * stride)
+        self.own[done] = torch.rand(n, generator=self.rng) < own_rollouts
+        self.begin(done, episode, first, stride, length)
+
+    def begin(
+        self,
+        done: Int64[Tensor, " n"],
+        episode: Int64[Tensor, " n"],
+        first: Int64[Tensor, " n"],
+        stride: Int64[Tensor, " n"],
+        length: Int64[Tensor, " n"],
+    ) -> None:
+        """Start rollouts in the slots `done`: so many steps along every `stride`-th frame from `first` on."""
         self.episode[done] = episode
         self.first[done], self.stride[done], self.length[done] = first, stride, length
         self.depth[done] = 0
-        self.own[done] = torch.rand(n, generator=self.rng) < own_rollouts
         anchor = self.data.latents[self.episode[done], first].float()
         self.anchor[done] = anchor
-        sight = seen_first(self._appearance, self._decode(anchor), self.data.views[self.episode[done], first])
+        pictures = to_pictures(self.data.frames[self.episode[done], first])
+        sight = self._look(pictures, self.data.views[self.episode[done], first])
         for all_slots, new in zip(self.sight, sight, strict=True):
             all_slots[done] = new
+        self.which[done], off = matched(sight.there, sight.things_m, self.data.objects_m[self.episode[done], first])
+        self.known[done] = off.isfinite()
         self.history[done] = anchor[:, None].expand(-1, self.history.shape[1], -1, -1, -1)
-        self.displacement[done] = 0.0
         self.prompts[done] = torch.from_numpy(self.data.prompts(self.episode[done], first))[:, None]
 
     def inputs(self) -> SlotInputs:
@@ -142,21 +146,31 @@ class Slots:
         target = self.now + self.stride
         drawn = torch.from_numpy(self.data.prompts(self.episode, target))
         self.prompts = torch.cat([drawn[:, None], self.prompts[:, :-2], self.prompts[:, -1:]], dim=1)
-        views = (target, self.now, self.first)
+        place_m, turn = self._things(target)
         return SlotInputs(
             seen=seen,
             truth=self.data.latents[self.episode, target].float(),
-            last_truth=self.data.latents[self.episode, self.now].float(),
             prompts=self.prompts,
-            bones=torch.stack([self.data.bones(self.episode, frame) for frame in views], dim=1),
+            place_m=place_m,
+            turn=turn,
+            views=self.data.views[self.episode, target],
             target=target,
         )
 
-    def advance(self, predicted: Tensor, displacement: Tensor, truth: Tensor) -> None:
+    def _things(self, frame: Int64[Tensor, " B"]) -> tuple[Float[Tensor, "B K 3"], Float[Tensor, "B K 3 3"]]:
+        """Where the things are in a frame: as far from where they were seen as their objects have moved in truth."""
+        slot = torch.arange(len(frame))[:, None]
+        places, turns = (
+            [x[self.episode, t][slot, self.which] for t in (frame, self.first)]
+            for x in (self.data.objects_m, self.data.objects_turn)
+        )
+        way = torch.where(self.known[..., None], places[0] - places[1], 0.0)
+        return self.sight.things_m + way, torch.where(self.known[..., None, None], turns[0] @ turns[1].mT, torch.eye(3))
+
+    def advance(self, predicted: Tensor, truth: Tensor) -> None:
         """Take the prediction (or, in slots that are shown the truth, the truth) as the newest frame."""
         newest = torch.where(self.own[:, None, None, None], predicted.detach().float().cpu(), truth)
         self.history = torch.cat([newest[:, None], self.history[:, :-1]], dim=1)
-        self.displacement = displacement.detach().float().cpu()
         self.depth += 1
 
     def state(self) -> dict[str, Any]:
@@ -170,14 +184,6 @@ class Slots:
         for key, value in state.items():
             if not key.startswith("sight_"):
                 setattr(self, key, value)
-
-
-def seen_first(
-    appearance: RobotAppearance, pictures: Float[Tensor, "N 3 H W"], views: Float[Tensor, "N L 3 4"]
-) -> FirstSight:
-    """The first sight of pictures on the CPU, wherever the network is."""
-    place = next(appearance.parameters()).device
-    return FirstSight(*(x.cpu() for x in first_sight(appearance, pictures.to(place), views.to(place))))
 
 
 def _blurred(frames: Float[Tensor, "B L C h w"]) -> Float[Tensor, "B L C h w"]:

@@ -228,11 +228,14 @@ def _middles(size: torch.Size, stride_px: int, device: torch.device) -> Float[Te
 
 
 def matched(
-    found: Found, place_m: Float[Tensor, "N K 3"], within_m: float = SAME_M
+    there: Bool[Tensor, "N F"],
+    things_m: Float[Tensor, "N F 3"],
+    place_m: Float[Tensor, "N K 3"],
+    within_m: float = SAME_M,
 ) -> tuple[Int64[Tensor, "N F"], Float[Tensor, "N F"]]:
     """Return which of K objects each thing found is, and how far off it is, in m (inf: it is none)."""
-    off = (found.centre_m[:, :, None] - place_m[:, None]).norm(dim=-1).nan_to_num(torch.inf)
-    off = torch.where(found.there[:, :, None], off, torch.inf)
+    off = (things_m[:, :, None] - place_m[:, None]).norm(dim=-1).nan_to_num(torch.inf)
+    off = torch.where(there[:, :, None], off, torch.inf)
     nearest, which = off.min(-1)
     return which, torch.where(nearest < within_m, nearest, torch.inf)
 
@@ -245,13 +248,12 @@ def score(model: ThingFinder, data: Scenes, pick: Int64[Tensor, " n"]) -> dict[s
     visible = data.pixel[pick].isfinite().all(-1)
     for part in pick.split(64):
         pictures, mask, views = given(data, part)
-        with autocast(place):
-            seen = find_things(model, pictures.to(place), mask.to(place), views.to(place))
+        seen = find_things(model, pictures.to(place), mask.to(place), views.to(place))
         seen = Found(*(x.cpu() for x in seen))
         place_m = torch.where(data.pixel[part].isfinite().all(-1, keepdim=True), data.place_m[part], torch.nan)
-        which, off = matched(seen, place_m)
+        which, off = matched(seen.there, seen.centre_m, place_m)
         hit = off.isfinite()
-        false += int((seen.there & (matched(seen, data.place_m[part], 0.06)[1] == torch.inf)).sum())
+        false += int((seen.there & matched(seen.there, seen.centre_m, data.place_m[part], 2 * SAME_M)[1].isinf()).sum())
         found += int(hit.sum())
         off_m.append(off[hit])
         true_shape = data.shape[part].gather(1, which[..., None].expand(-1, -1, 6))

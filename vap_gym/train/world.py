@@ -3,31 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
-from torch.nn import functional as F
 
+from vap_gym.train.contacts import contact_starts
 from vap_gym.train.fit import fit
-from vap_gym.train.latents import (
-    STRIDE_PX,
-    LatentEpisodes,
-    load_latents,
-    loss_weight,
-    lost_objects,
-    true_displacement,
-)
+from vap_gym.train.latents import LatentEpisodes, load_latents, loss_weight
 from vap_gym.train.run import Run, Schedule, autocast, initialised_with, load_recipe, seeded
-from vap_gym.train.slots import Slots, SlotSettings, contact_starts, seen_first
-from vap_gym.world.appearance import FirstSight, RobotAppearance, posed_picture
+from vap_gym.train.slots import Slots, SlotSettings
+from vap_gym.world.appearance import FirstSight, RobotAppearance, first_sight
 from vap_gym.world.codec import FrameCodec, charbonnier, to_frames, to_pictures
 from vap_gym.world.dynamics import PROMPT_TAPS, FrameDynamics
-
-MOVED_PX = 5.0  # objects that move so far are those of the score
+from vap_gym.world.posing import cell_means, posed_picture
+from vap_gym.world.things import ThingFinder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +29,7 @@ class WorldRecipe:
     data: list[str]
     codec: str
     appearance: str
+    things: str
     model: dict[str, Any]
     steps: int
     robot: str = "panda_robotiq"
@@ -55,8 +48,6 @@ class WorldRecipe:
     gripper_weight: float = 2.0
     object_weight: float = 3.0
     moved_weight: float = 6.0
-    carried_loss: float = 0.1  # share of the loss that the carried picture has by itself
-    displacement_loss: float = 0.2  # per cell that the displacement of an object is wrong
     ema_decay: float = 0.999
     held_out: int = 24
     log_every: int = 50
@@ -65,6 +56,34 @@ class WorldRecipe:
     init: str = ""  # folder of dynamics to start from
     episodes: int = 0  # the first so many of the data; 0: all
     strides: list[float] = field(default_factory=lambda: [0.75, 0.15, 0.10])
+
+
+class Eyes:
+    """What the dynamics are given of a picture, by parts that are not trained here."""
+
+    def __init__(
+        self, codec: FrameCodec, appearance: RobotAppearance, things: ThingFinder, place: torch.device
+    ) -> None:
+        form = {"memory_format": torch.channels_last}
+        self.codec, self.appearance, self.things = (
+            part.eval().requires_grad_(False).to(place, **form) for part in (codec, appearance, things)
+        )
+        self.place = place
+
+    def look(self, pictures: Float[Tensor, "N 3 H W"], views: Float[Tensor, "N L 3 4"]) -> FirstSight:
+        """The first sight of pictures, on the CPU."""
+        there = (x.to(self.place) for x in (pictures, views))
+        return FirstSight(*(x.cpu() for x in first_sight(self.appearance, self.things, *there)))
+
+    @torch.no_grad()
+    def posed(self, sight: FirstSight, place_m: Tensor, turn: Tensor, views: Tensor) -> tuple[Tensor, Tensor]:
+        """Latents of the posed picture, and what its cells are made of."""
+        there = FirstSight(*(x.to(self.place) for x in sight))
+        given = (x.to(self.place) for x in (place_m, turn, views))
+        posed = posed_picture(self.appearance, there, *given, base=int(self.things.config.base))
+        with autocast(self.place):
+            latents = self.codec.encode(posed.picture.contiguous(memory_format=torch.channels_last)).float()
+        return latents, cell_means(posed.source, (latents.shape[2], latents.shape[3]))
 
 
 def main(
@@ -95,9 +114,8 @@ def main(
         episodes=settings.episodes,
         cache=cache,
     )
-    codec = codec.to(place)
-    appearance = RobotAppearance.from_pretrained(settings.appearance, torch_dtype=torch.float32).eval()
-    appearance = appearance.requires_grad_(False).to(place)
+    looks = RobotAppearance.from_pretrained(settings.appearance, torch_dtype=torch.float32)
+    eyes = Eyes(codec, looks, ThingFinder.from_pretrained(settings.things, torch_dtype=torch.float32), place)
     with initialised_with(settings.seed):
         model = FrameDynamics(**settings.model).to(place, memory_format=torch.channels_last)
     if settings.init:
@@ -106,13 +124,13 @@ def main(
     train = _slice(everything, slice(settings.held_out, None))
     held = _slice(everything, slice(0, settings.held_out))
     rng = seeded(settings.seed + 1)
-    slots = Slots(train, _slot_settings(settings, model), rng, partial(_decoded, codec), appearance)
+    slots = Slots(train, _slot_settings(settings, model), rng, eyes.look)
 
     def loss(step: int) -> Tensor:
         ramp = min(1.0, step / max(1, 0.3 * settings.steps))
         horizon = round(settings.first_horizon + (settings.horizon - settings.first_horizon) * ramp)
         slots.begin_finished(settings.own_rollouts * min(1.0, step / max(1, 0.05 * settings.steps)), horizon)
-        return _loss(model, codec, appearance, slots, settings, rng, place)
+        return _loss(model, eyes, slots, settings, rng)
 
     fit(
         run,
@@ -120,7 +138,7 @@ def main(
         settings,
         name="world",
         loss=loss,
-        score=lambda averaged: score(averaged, codec, appearance, held, run.folder / "samples.png"),
+        score=lambda averaged: score(averaged, eyes, held, run.folder / "samples.png"),
         schedule=Schedule(
             peak=settings.learning_rate, steps=settings.steps, warmup_steps=settings.warmup_steps, decay=settings.decay
         ),
@@ -130,17 +148,9 @@ def main(
     )
 
 
-def _loss(
-    model: FrameDynamics,
-    codec: FrameCodec,
-    appearance: RobotAppearance,
-    slots: Slots,
-    settings: WorldRecipe,
-    rng: torch.Generator,
-    place: torch.device,
-) -> Tensor:
+def _loss(model: FrameDynamics, eyes: Eyes, slots: Slots, settings: WorldRecipe, rng: torch.Generator) -> Tensor:
     """One step of every slot: predict the next latents, compare, and advance."""
-    given = slots.inputs()
+    given, place = slots.inputs(), eyes.place
     batch = len(given.truth)
     level = torch.sigmoid(torch.randn(batch, generator=rng))
     level = torch.where(torch.rand(batch, generator=rng) < settings.pure_noise, torch.ones(batch), level)
@@ -150,8 +160,7 @@ def _loss(
         slots.data, slots.episode, given.target, slots.first,
         gripper=settings.gripper_weight, objects=settings.object_weight, moved=settings.moved_weight,
     )  # fmt: skip
-    lost = lost_objects(slots.data, slots.episode, slots.now, slots.first, given.seen[:, 0] - given.last_truth)
-    weight = torch.where(slots.own[:, None, None, None], weight * (1 - lost), weight)
+    posed, source = eyes.posed(slots.sight, given.place_m, given.turn, given.views)
     with autocast(place):
         now = model.trajectory.features(_pictures(given.prompts[:, 0], place))[:, None]
         with torch.no_grad():  # those of earlier prompts come out of the state, as in use
@@ -164,43 +173,16 @@ def _loss(
             level.to(place),
             slots.stride.float().to(place),
             features,
-            slots.displacement.to(place),
-            given.bones.to(place),
-            _posed(codec, appearance, slots.sight, slots.displacement, slots.data.views[slots.episode, given.target]),
+            posed,
+            source,
         )
-    truth, weight = given.truth.to(place), weight.to(place)
-    loss = latent_loss(predicted.latent, truth, weight)
-    moving = (weight - 1.0).clamp(min=0.0)  # around gripper and objects; what stands still needs no displacement
-    loss = loss + settings.carried_loss * latent_loss(predicted.carried, truth, moving)
-    way, counts = true_displacement(slots.data, slots.episode, given.target, slots.first)
-    wrong = F.smooth_l1_loss(predicted.displacement, way.to(place), reduction="none", beta=0.5).sum(1, keepdim=True)
-    counts = counts.to(place)
-    loss = loss + settings.displacement_loss * (wrong * counts).sum() / counts.sum().clamp_min(1.0)
-    slots.advance(predicted.latent, predicted.displacement, given.truth)
+    loss = latent_loss(predicted, given.truth.to(place), weight.to(place))
+    slots.advance(predicted, given.truth)
     return loss
 
 
 def _pictures(prompts: UInt8[Tensor, "N H W 3"], place: torch.device) -> Float[Tensor, "N 3 H W"]:
     return to_pictures(prompts).contiguous(memory_format=torch.channels_last).to(place)
-
-
-@torch.no_grad()
-def _decoded(codec: FrameCodec, latents: Float[Tensor, "N C h w"]) -> Float[Tensor, "N 3 H W"]:
-    place = next(codec.parameters()).device
-    with autocast(place):
-        return codec.decode(latents.to(place).contiguous(memory_format=torch.channels_last)).float().clamp(-1, 1).cpu()
-
-
-@torch.no_grad()
-def _posed(
-    codec: FrameCodec, appearance: RobotAppearance, sight: FirstSight, displacement: Tensor, views: Tensor
-) -> Float[Tensor, "N C h w"]:
-    """Latents of first pictures carried along a displacement, with their robots as in `views`."""
-    place = next(codec.parameters()).device
-    there = FirstSight(*(x.to(place) for x in sight))
-    pictures = posed_picture(appearance, there, displacement.to(place), views.to(place))
-    with autocast(place):
-        return codec.encode(pictures.contiguous(memory_format=torch.channels_last)).float()
 
 
 def latent_loss(
@@ -213,70 +195,49 @@ def latent_loss(
 
 @torch.no_grad()
 def score(
-    model: FrameDynamics,
-    codec: FrameCodec,
-    appearance: RobotAppearance,
-    held: LatentEpisodes,
-    picture: Path | None = None,
-    *,
-    steps: int = 24,
+    model: FrameDynamics, eyes: Eyes, held: LatentEpisodes, picture: Path | None = None, *, steps: int = 24
 ) -> dict[str, float]:
-    """Roll out `steps` frames on held-out episodes, from shortly before an object moves where one does.
+    """Roll out `steps` frames on held-out episodes, from shortly before an object moves where one does; things are
+    posed where they truly are.
 
-    Returns PSNR against the codec's pictures of the truth, and of the frozen first frame; writes a strip of frames.
-    `moved_share` is how wrong the displacement is where moved objects are at last, as a share of how far they moved.
+    Returns PSNR against the true frames; beside it that of the posed pictures as the codec shows them, and of the
+    frozen first frame. Writes a strip of frames.
     """
-    place = next(model.parameters()).device
-    n, steps = len(held), min(steps, held.latents.shape[1] - 1)
-    episode, start = torch.arange(n), torch.zeros(n, dtype=torch.int64)
+    place, n, steps = eyes.place, len(held), min(steps, held.latents.shape[1] - 1)
+    settings = SlotSettings(batch_size=n, lags=tuple(model.config.lags), horizon=steps, strides=(1.0,))
+    slots = Slots(held, settings, seeded(0), eyes.look)
+    first = torch.zeros(n, dtype=torch.int64)
     for i, frame in reversed(contact_starts(held.objects_m).tolist()):
-        start[i] = min(frame, held.latents.shape[1] - 1 - steps)
-    lags = tuple(model.config.lags)
-    anchor = held.latents[episode, start].float().to(place)
-    history = anchor[:, None].repeat(1, max(lags), 1, 1, 1)
-    displacement = torch.zeros_like(anchor[:, :2])
-    features = []
-    for t in range(steps + 1):
-        pictures = to_pictures(torch.from_numpy(held.prompts(episode, start + t)))
-        with autocast(place):
-            features.append(model.trajectory.features(pictures.contiguous(memory_format=torch.channels_last).to(place)))
-    bones = [held.bones(episode, start + t).to(place) for t in range(steps + 1)]
-    sight = seen_first(appearance, _decoded(codec, anchor), held.views[episode, start])
+        first[i] = min(frame, held.latents.shape[1] - 1 - steps)
+    slots.begin(torch.arange(n), torch.arange(n), first, torch.ones_like(first), torch.full_like(first, steps))
+    slots.own[:] = True
+    shown: dict[str, list[Tensor]] = {"imagined": [], "posed": [], "frozen": []}
     rows: list[Tensor] = []
-    made, real = [], []
     for t in range(1, steps + 1):
-        taps = torch.stack([features[t], features[t - 1], features[max(t - 2, 0)], features[0]], 1)
-        noise = float(model.config.noise_scale) * torch.randn(anchor.shape, generator=seeded(t)).to(place)
+        given = slots.inputs()
+        noise = float(model.config.noise_scale) * torch.randn(slots.anchor.shape, generator=seeded(t)).to(place)
         ones = torch.ones(n, device=place)
+        posed, source = eyes.posed(slots.sight, given.place_m, given.turn, given.views)
         with autocast(place):
-            seen, views = history[:, [lag - 1 for lag in lags]], torch.stack([bones[t], bones[t - 1], bones[0]], 1)
-            posed = _posed(codec, appearance, sight, displacement, held.views[episode, start + t])
-            made_now = model(seen, anchor, noise, ones, ones, taps, displacement, views, posed)
-        latent, displacement = made_now.latent, made_now.displacement
-        history = torch.cat([latent[:, None], history[:, :-1]], 1)
-        truth = held.latents[episode, start + t].float().to(place)
-        with autocast(place):
-            pair = [
-                to_frames(codec.decode(z.contiguous(memory_format=torch.channels_last))).cpu() for z in (latent, truth)
-            ]
-        made.append(pair[0])
-        real.append(pair[1])
+            features = model.trajectory.features(_pictures(given.prompts.flatten(0, 1), place))
+            features = features.unflatten(0, (n, PROMPT_TAPS))
+            latent = model(given.seen.to(place), slots.anchor.to(place), noise, ones, ones, features, posed, source)
+            imagined, carried = (
+                to_frames(eyes.codec.decode(z.contiguous(memory_format=torch.channels_last))).cpu()
+                for z in (latent, posed)
+            )
+        truth = held.frames[slots.episode, given.target]
+        frames = {"imagined": imagined, "posed": carried, "frozen": held.frames[slots.episode, slots.first]}
+        for name, made in frames.items():
+            error = (made.float() - truth.float()).div(255).square().mean((1, 2, 3))
+            shown[name].append(-10 * torch.log10(error.clamp_min(1e-4)))
         if t in (1, 4, 8, 12, 16, 20, 24):
-            rows.append(torch.cat([torch.cat(list(x[:8]), 1) for x in (pair[1], pair[0])], 0))
-    error = (torch.stack(made, 1).float() - torch.stack(real, 1).float()).div(255).square().mean((2, 3, 4))
-    still = (torch.stack(real, 1).float() - real[0][:, None].float()).div(255).square().mean((2, 3, 4))
-    psnr = -10 * torch.log10(error.clamp_min(1e-4))
-    scores = {f"psnr_{t}": float(psnr[:, t - 1].mean()) for t in (1, 5, 10, 20, 24) if t <= steps}
-    scores["psnr"] = float(psnr.mean())
-    scores["psnr_frozen"] = float((-10 * torch.log10(still.clamp_min(1e-4))).mean())
-    then, last = held.objects_px[episode, start], held.objects_px[episode, start + steps]
-    far = last - then
-    moved = far.norm(dim=-1) > MOVED_PX
-    if moved.any():
-        cells = (last / STRIDE_PX).nan_to_num(0.0).long()
-        x, y = (cells[..., i].clamp(0, size - 1) for i, size in ((0, anchor.shape[3]), (1, anchor.shape[2])))
-        told = displacement.cpu()[torch.arange(n)[:, None], :, y, x] * STRIDE_PX
-        scores["moved_share"] = float((told + far)[moved].norm(dim=-1).sum() / far[moved].norm(dim=-1).sum())
+            rows.append(torch.cat([torch.cat(list(x[:8]), 1) for x in (truth, imagined)], 0))
+        slots.advance(latent, given.truth)
+    psnr = {name: torch.stack(values, 1) for name, values in shown.items()}
+    scores = {f"psnr_{t}": float(psnr["imagined"][:, t - 1].mean()) for t in (1, 5, 10, 20, 24) if t <= steps}
+    scores["psnr"] = float(psnr["imagined"].mean())
+    scores |= {f"psnr_{name}": float(psnr[name].mean()) for name in ("posed", "frozen")}
     if picture is not None:
         from PIL import Image
 

@@ -1,5 +1,4 @@
-"""What the robot looks like: as in the first picture where it is seen there, else as its surface looks in general; and
-what is behind it. Pictures of the robot in another pose are made of this, without imagining anything."""
+"""What the robot looks like in general, and what a first picture shows: robot, light, things, what is behind them."""
 
 from __future__ import annotations
 
@@ -9,18 +8,17 @@ from typing import NamedTuple
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vap_gym.world.articulated import filled_in, warp
+from vap_gym.world.filling import filled_in
 from vap_gym.world.layers import ResBlock
-from vap_gym.world.surfels import FAR_M, Seen, Surfels, looked_at, seen_points, turned_normals, widened
+from vap_gym.world.surfels import FAR_M, Seen, Surfels, seen_points, turned_normals
+from vap_gym.world.things import ThingFinder, find_things
 
 NEAR_PX = 6  # nothing further than this from where the surface is drawn is taken for the robot
 MARGIN_PX = 1  # background so near the robot is not told from it: pixels mix
-LEAST_CELLS = 0.4  # 1.6 px: less shows hardly, and mistakes of all cells add up
-HIDDEN_M = 0.03  # a point so far behind what is seen in its pixel is hidden
 STRIDE_PX = 2  # one pixel in so many, across and down, is looked at to measure the light
 LIGHT = (0.4, 2.0)  # how far one picture's robot may differ in brightness from the robot in general
 PULL = 3.0  # so many pixels' worth of belief that light comes from everywhere
@@ -78,109 +76,73 @@ class RobotAppearance(ModelMixin, ConfigMixin):
 
 
 class FirstSight(NamedTuple):
-    """What a first picture shows of a robot, to be used again and again.
+    """What a first picture shows, to be used again and again.
 
-    The pixels, in [−1, 1]; how far each is the robot; what they are without it; how the camera sees the links, and how
-    far away the surface is, in m; its light: brightness from everywhere and along the camera's axes, then the tint.
+    The pixels, in [−1, 1]; how far each is the robot; what they are without robot and things, and where that is filled
+    in; how the camera sees the links, and how far away the robot's surface is, in m; its light: brightness from
+    everywhere and along the camera's axes, then the tint; and the things in it, as in `things.Found`.
     """
 
     picture: Float[Tensor, "B 3 H W"]
     mask: Float[Tensor, "B 1 H W"]
     plate: Float[Tensor, "B 3 H W"]
+    filled: Float[Tensor, "B 1 H W"]
     views: Float[Tensor, "B L 3 4"]
     depth_m: Float[Tensor, "B 1 H W"]
     light: Float[Tensor, "B 7"]
+    there: Bool[Tensor, "B K"]
+    things_m: Float[Tensor, "B K 3"]
+    shape: Float[Tensor, "B K 6"]
+    owner: UInt8[Tensor, "B H W"]
+    alpha: Float[Tensor, "B H W"]
 
 
 @torch.no_grad()
 def first_sight(
-    appearance: RobotAppearance, picture: Float[Tensor, "B 3 H W"], views: Float[Tensor, "B L 3 4"]
+    appearance: RobotAppearance,
+    finder: ThingFinder,
+    picture: Float[Tensor, "B 3 H W"],
+    views: Float[Tensor, "B L 3 4"],
 ) -> FirstSight:
     """Look at first pictures in which cameras see the robot's links as `views` says (`prompts.body.Body.views`)."""
     batch, _, height, width = picture.shape
-    light = picture.new_tensor([1.0, 0, 0, 0, 1, 1, 1]).repeat(batch, 1)
-    if not appearance.knows(views):
-        nothing = picture.new_zeros(batch, 1, height, width)
-        return FirstSight(picture, nothing, picture, views, nothing + FAR_M, light)
-    seen = seen_points(appearance.surfels, views, (height, width))
-    near = F.max_pool2d((seen.point >= 0)[:, None].to(picture), 2 * NEAR_PX + 1, 1, NEAR_PX)
-    mask = appearance.mask_logits(picture, seen).float().sigmoid() * near
-    depth = torch.where(seen.point[:, None] >= 0, seen.depth_m, -1.0)
-    depth = F.max_pool2d(depth, 3, 1, 1)  # of what is around: a point is seen anew beside its pixel
-    light = _light(appearance, picture, mask, seen, views)
-    return FirstSight(picture, mask, background(picture, mask), views, torch.where(depth < 0, FAR_M, depth), light)
+    mask = picture.new_zeros(batch, 1, height, width)
+    depth, light = mask + FAR_M, picture.new_tensor([1.0, 0, 0, 0, 1, 1, 1]).repeat(batch, 1)
+    if appearance.knows(views):
+        seen = seen_points(appearance.surfels, views, (height, width))
+        near = F.max_pool2d((seen.point >= 0)[:, None].to(picture), 2 * NEAR_PX + 1, 1, NEAR_PX)
+        mask = appearance.mask_logits(picture, seen).float().sigmoid() * near
+        depth = torch.where(seen.point[:, None] >= 0, seen.depth_m, -1.0)
+        depth = F.max_pool2d(depth, 3, 1, 1)  # of what is around: a point is seen anew beside its pixel
+        depth = torch.where(depth < 0, FAR_M, depth)
+        light = _light(appearance, picture, mask, seen, views)
+    found = find_things(finder, picture, mask, views)
+    plate, filled = background(picture, torch.maximum(mask, (found.owner > 0)[:, None].to(mask)))
+    return FirstSight(
+        picture=picture,
+        mask=mask,
+        plate=plate,
+        filled=filled,
+        views=views,
+        depth_m=depth,
+        light=light,
+        there=found.there,
+        things_m=found.centre_m,
+        shape=found.shape,
+        owner=found.owner,
+        alpha=found.alpha,
+    )
 
 
-def background(picture: Float[Tensor, "B 3 H W"], mask: Float[Tensor, "B 1 H W"]) -> Float[Tensor, "B 3 H W"]:
-    """Return the picture without what the mask covers, filled in from around it."""
+def background(
+    picture: Float[Tensor, "B 3 H W"], mask: Float[Tensor, "B 1 H W"]
+) -> tuple[Float[Tensor, "B 3 H W"], Float[Tensor, "B 1 H W"]]:
+    """Return the picture without what the mask covers, filled in from around it, and where it is filled in."""
     covered = F.max_pool2d((mask > 0.1).to(picture), 2 * MARGIN_PX + 1, 1, MARGIN_PX)
-    return torch.lerp(picture, filled_in(picture, 1.0 - covered), covered)
+    return torch.lerp(picture, filled_in(picture, 1.0 - covered), covered), covered
 
 
-def carried_along(
-    plate: Float[Tensor, "B 3 H W"], displacement_cells: Float[Tensor, "B 2 h w"]
-) -> Float[Tensor, "B 3 H W"]:
-    """Return a picture whose pixels are fetched from where the displacement of their cell points to.
-
-    A cell's pixels go together: between an object that has moved and what stands still nothing is in between. What has
-    moved less than LEAST_CELLS is left where it was.
-    """
-    far = displacement_cells.square().sum(1, keepdim=True) >= LEAST_CELLS**2
-    displacement_cells = displacement_cells * far
-    stride = plate.shape[-1] // displacement_cells.shape[-1]
-    return warp(plate, F.interpolate(displacement_cells * stride, scale_factor=stride, mode="nearest"))
-
-
-@torch.no_grad()
-def posed_picture(
-    appearance: RobotAppearance,
-    sight: FirstSight,
-    displacement_cells: Float[Tensor, "B 2 h w"],
-    views: Float[Tensor, "B L 3 4"],
-) -> Float[Tensor, "B 3 H W"]:
-    """Return the first picture with what has moved carried along, and the robot in another pose.
-
-    Args:
-        appearance, sight: of the robot, and of the first picture.
-        displacement_cells: from each cell to where its content was in the first picture.
-        views: of the links as they shall be.
-    """
-    plate = carried_along(sight.plate, displacement_cells)
-    if not appearance.knows(views):
-        return plate
-    surfels, (_, _, height, width) = appearance.surfels, plate.shape
-    seen = seen_points(surfels, views, (height, width))
-    near = widened(seen)  # the mask, not the surface, says where the robot ends
-    which, y, x = (near.point >= 0).nonzero(as_tuple=True)
-    point = near.point[which, y, x]
-    here, _ = looked_at(surfels, views, which, point)
-    there, far = looked_at(surfels, sight.views, which, point)
-    past = _sampled(torch.cat([sight.picture, sight.mask], 1), which, there + torch.stack([x, y], -1) + 0.5 - here)
-    shown = (there > 0).all(-1) & (there < there.new_tensor([width, height])).all(-1) & (far > 0)
-    u, v = (there[:, i].clamp(0, size - 1).long() for i, size in ((0, width), (1, height)))
-    shown = (shown & (far < sight.depth_m[which, 0, v, u] + HIDDEN_M))[:, None]
-    colour = torch.where(shown, past[:, :3], _lit(appearance, sight.light, views, which, point))
-    alpha = torch.where(shown, past[:, 3:], (seen.point[which, y, x] >= 0)[:, None].to(past))
-    posed = plate.clone()
-    posed[which, :, y, x] = torch.lerp(plate[which, :, y, x], colour, alpha)
-    return posed
-
-
-def _sampled(
-    values: Float[Tensor, "B C H W"], which: Int64[Tensor, " N"], at_px: Float[Tensor, "N 2"]
-) -> Float[Tensor, "N C"]:
-    """Values between pixels, bilinear, edges repeated; `which` picture each place is in."""
-    height, width = values.shape[-2:]
-    x, y = (at_px[:, i].sub(0.5).clamp(0, size - 1) for i, size in ((0, width), (1, height)))
-    left, top = x.floor().long(), y.floor().long()
-    right, bottom = (left + 1).clamp(max=width - 1), (top + 1).clamp(max=height - 1)
-    x, y = (x - left)[:, None], (y - top)[:, None]
-    above = torch.lerp(values[which, :, top, left], values[which, :, top, right], x)
-    below = torch.lerp(values[which, :, bottom, left], values[which, :, bottom, right], x)
-    return torch.lerp(above, below, y)
-
-
-def _lit(
+def lit(
     appearance: RobotAppearance,
     light: Float[Tensor, "B 7"],
     views: Float[Tensor, "B L 3 4"],

@@ -7,25 +7,36 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from diffusers.models.modeling_utils import ModelMixin
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 from vap_gym.assets import weights_dir
 from vap_gym.errors import CheckpointError, VapError, unknown_name
-from vap_gym.world.appearance import FirstSight, RobotAppearance, first_sight, posed_picture
-from vap_gym.world.articulated import BONE_FIGURES
+from vap_gym.world.appearance import FirstSight, RobotAppearance, first_sight
 from vap_gym.world.checkpoint import load_part, read_json, save_part
 from vap_gym.world.codec import FrameCodec, to_frames, to_pictures
 from vap_gym.world.dynamics import PROMPT_TAPS, FrameDynamics
+from vap_gym.world.motion import ThingMotion, ThingState
 from vap_gym.world.noise import counter_noise
+from vap_gym.world.posing import cell_means, posed_picture
+from vap_gym.world.things import ThingFinder
 
 if TYPE_CHECKING:
     from tensordict import TensorDict
 
 INDEX = "model_index.json"
+PARTS: dict[str, type[ModelMixin]] = {
+    "codec": FrameCodec,
+    "dynamics": FrameDynamics,
+    "appearance": RobotAppearance,
+    "things": ThingFinder,
+    "motion": ThingMotion,
+}
+SHARES = ("mask", "filled", "alpha")  # of a first sight: kept as bytes, like its pictures
 STATE_KEYS = (
-    "latent", "history", "anchor", "displacement", "prompt_features", "anchor_prompt", "bones", "anchor_bones",
-    "anchor_frame", "anchor_mask", "anchor_views", "anchor_depth", "plate", "light", "step", "seed",
+    "latent", "history", "anchor", "prompt_features", "anchor_prompt", "step", "seed",
+    *(f"first_{name}" for name in FirstSight._fields), *(f"thing_{name}" for name in ThingState._fields),
 )  # fmt: skip
 NEAR_CLEAN = 0.5  # noise level of the second evaluation: predict, renoise, predict
 
@@ -34,14 +45,14 @@ class WorldModel:
     """An action-to-video model with explicit state.
 
     `state` is a flat TensorDict with batch size [B]: `latent` (B, C, h, w) is the newest frame, `history` the last
-    frames' latents, `anchor` the first frame's, `anchor_frame` its pixels; `anchor_mask` (255 where the robot is),
-    `plate` (the pixels without it), `anchor_views`, `anchor_depth` and `light` are what a `FirstSight` of it tells;
-    `displacement` (B, 2, h, w) says where in the first frame each cell's content was, `bones` and `anchor_bones` where
-    the robot's bones were, `prompt_features` and `anchor_prompt` are those of the last prompts, `step` and `seed` drive
-    the noise. Index assignment is a partial reset, `expand` a branch.
+    frames' latents, `anchor` the first frame's; `first_…` is what the first frame shows (`appearance.FirstSight`;
+    pictures and shares as bytes), `thing_…` where the things in it are now (`motion.ThingState`); `prompt_features` and
+    `anchor_prompt` are those of the last prompts, `step` and `seed` drive the noise. Index assignment is a partial
+    reset, `expand` a branch.
 
     Args:
-        codec, dynamics, appearance: frames ↔ latents; latents → latents; what the robot looks like.
+        codec, dynamics: frames ↔ latents; latents → latents.
+        appearance, things, motion: what the robot looks like; what may be moved; how it moves.
         evaluations: network evaluations per frame when none is named at a call (1 or 2).
         dtype: bfloat16 or float32 arithmetic; None takes bfloat16 where the device multiplies it natively.
     """
@@ -51,6 +62,8 @@ class WorldModel:
         codec: FrameCodec,
         dynamics: FrameDynamics,
         appearance: RobotAppearance,
+        things: ThingFinder,
+        motion: ThingMotion,
         *,
         evaluations: int = 1,
         device: torch.device | str = "cpu",
@@ -70,15 +83,17 @@ class WorldModel:
         self.codec = codec.to(self.device, **form).eval().requires_grad_(False)
         self.dynamics = dynamics.to(self.device, **form).eval().requires_grad_(False)
         self.appearance = appearance.to(self.device, **form).eval().requires_grad_(False)
+        self.things = things.to(self.device, **form).eval().requires_grad_(False)
+        self.motion = motion.to(self.device).eval().requires_grad_(False)
         self.state_keys = STATE_KEYS
         self.lags: tuple[int, ...] = tuple(dynamics.config.lags)
         height, width = dynamics.config.latent_size
         self.frame_size_px = (4 * width, 4 * height)
 
     @property
-    def parts(self) -> dict[str, FrameCodec | FrameDynamics | RobotAppearance]:
+    def parts(self) -> dict[str, ModelMixin]:
         """The networks by the names of their folders."""
-        return {"codec": self.codec, "dynamics": self.dynamics, "appearance": self.appearance}
+        return {name: getattr(self, name) for name in PARTS}
 
     # --- files ---
 
@@ -103,9 +118,7 @@ class WorldModel:
             raise CheckpointError(f"'{folder}' must hold {INDEX}, but does not. Give a folder from save_pretrained.")
         index = read_json(folder / INDEX)
         return WorldModel(
-            load_part(FrameCodec, folder, "codec", index),
-            load_part(FrameDynamics, folder, "dynamics", index),
-            load_part(RobotAppearance, folder, "appearance", index),
+            **{name: load_part(kind, folder, name, index) for name, kind in PARTS.items()},
             evaluations=int(index.get("evaluations", 1)),
             device=device,
             dtype=dtype,
@@ -151,7 +164,6 @@ class WorldModel:
         prompts: UInt8[Tensor, "B H W 3"],
         seed: Int64[Tensor, " B"],
         *,
-        bones: Float[Tensor, "B bones 8"] | None = None,
         views: Float[Tensor, "B L 3 4"] | None = None,
     ) -> TensorDict:
         """Return the state after seeing each slot's first frame and its prompt.
@@ -159,9 +171,8 @@ class WorldModel:
         Args:
             frames, prompts: of each slot.
             seed: each slot's own noise.
-            bones: where the prompts' bones are (`prompts.raster.bone_figures`).
-            views: how the cameras see the robot's links (`prompts.body.Body.views`). Without bones and views (the
-                default) the model runs, but has to guess how the robot moved, and what it looks like.
+            views: how the cameras see the robot's links (`prompts.body.Body.views`). Without them (the default) the
+                model runs, but has to guess how the robot moved, and what it looks like; and nothing else moves.
         """
         from tensordict import TensorDict
 
@@ -175,27 +186,22 @@ class WorldModel:
         latent = self.encode(frames)
         features = self._features(prompts)
         batch = len(frames)
-        places = self._checked_bones(bones, (batch,))
+        links = self._checked_views(views, (batch,))
         pictures = to_pictures(frames.to(self.device)).contiguous(memory_format=torch.channels_last)
-        sight = first_sight(self.appearance, pictures, self._checked_views(views, (batch,)))
+        sight = first_sight(self.appearance, self.things, pictures, links)
+        grip = self._grip(links)
+        things = self.motion.begin(sight.there, sight.things_m, sight.shape, grip)
         return TensorDict(
             {
                 "latent": latent,
                 "history": latent[:, None].expand(-1, max(self.lags), -1, -1, -1).clone(),
                 "anchor": latent.clone(),
-                "displacement": latent.new_zeros(batch, 2, *latent.shape[2:]),
                 "prompt_features": features[:, None].expand(-1, PROMPT_TAPS - 2, -1, -1, -1).clone(),
                 "anchor_prompt": features,
-                "anchor_frame": frames.to(self.device).clone(),
-                "anchor_mask": (255.0 * sight.mask).round().to(torch.uint8),
-                "plate": to_frames(sight.plate),
-                "anchor_views": sight.views,
-                "anchor_depth": sight.depth_m,
-                "light": sight.light,
-                "bones": places,
-                "anchor_bones": places.clone(),
                 "step": torch.zeros(batch, dtype=torch.int64, device=self.device),
                 "seed": seed.to(self.device, torch.int64),
+                **_kept(sight, frames.to(self.device)),
+                **{f"thing_{name}": value for name, value in things._asdict().items()},
             },
             batch_size=[batch],
         )
@@ -206,7 +212,6 @@ class WorldModel:
         state: TensorDict,
         prompts: UInt8[Tensor, "B K H W 3"],
         *,
-        bones: Float[Tensor, "B K bones 8"] | None = None,
         views: Float[Tensor, "B K L 3 4"] | None = None,
         decode: bool = True,
         evaluations: int | None = None,
@@ -217,7 +222,7 @@ class WorldModel:
         Args:
             state: from `start` or an earlier call.
             prompts: the visual action prompts of the K frames to come.
-            bones, views: where their bones and links are, if `start` was told.
+            views: of the links in those frames, if `start` was told.
             decode: False leaves the frames out: for planners, which read latents.
             evaluations: network evaluations per frame, 1 or 2.
             interval: control steps per frame (1 to 3).
@@ -228,84 +233,69 @@ class WorldModel:
         evaluations = self.evaluations if evaluations is None else evaluations
         if evaluations < 1:
             raise VapError(f"evaluations must be 1 or more, got {evaluations}. None takes the model's own.")
-        places = self._checked_bones(bones, tuple(prompts.shape[:2]))
-        if places.shape[2] != state["bones"].shape[1]:
-            raise VapError(
-                f"bones must be those that start() was given ({state['bones'].shape[1]} of them), "
-                f"got {places.shape[2]}. Give them to both or to neither."
-            )
         links = self._checked_views(views, tuple(prompts.shape[:2]))
-        if links.shape[2] != state["anchor_views"].shape[1]:
+        if links.shape[2] != state["first_views"].shape[1]:
             raise VapError(
                 f"views must be of the links that start() was given ({state['anchor_views'].shape[1]} of them), "
                 f"got {links.shape[2]}. Give them to both or to neither."
             )
         frames = []
         for k in range(prompts.shape[1]):
-            state = self._step(state, prompts[:, k], places[:, k], links[:, k], evaluations, interval)
+            state = self._step(state, prompts[:, k], links[:, k], evaluations, interval)
             if decode:
                 frames.append(self.decode(state["latent"]))
         return state, torch.stack(frames, dim=1) if decode else None
 
-    def _step(
-        self, state: TensorDict, prompts: Tensor, bones: Tensor, links: Tensor, evaluations: int, interval: int
-    ) -> TensorDict:
+    def _step(self, state: TensorDict, prompts: Tensor, links: Tensor, evaluations: int, interval: int) -> TensorDict:
         history, batch = state["history"], len(state)
         now = self._features(prompts)
         taps = torch.cat([now[:, None], state["prompt_features"], state["anchor_prompt"][:, None]], dim=1)
         seen = history[:, [lag - 1 for lag in self.lags]]
-        places = torch.stack([bones, state["bones"], state["anchor_bones"]], dim=1)
-        posed = self._posed(state, links)
+        things = ThingState(*(state[f"thing_{name}"] for name in ThingState._fields))
+        if self.motion.knows(links):
+            things, _ = self.motion(things, self._grip(links))
+        posed, source = self._posed(state, things, links)
         scale, made = float(self.dynamics.config.noise_scale), None
         spans = torch.full((batch,), float(interval), device=self.device)
         for i in range(evaluations):
             level = 1.0 if made is None else NEAR_CLEAN
             noise = counter_noise(state["seed"], state["step"], i, tuple(history.shape[2:]))
-            noisy = scale * noise if made is None else (1 - level) * made.latent + level * scale * noise
+            noisy = scale * noise if made is None else (1 - level) * made + level * scale * noise
             times = torch.full((batch,), level, device=self.device)
             with self._autocast():
-                made = self.dynamics(
-                    seen, state["anchor"], noisy, times, spans, taps, state["displacement"], places, posed
-                )
+                made = self.dynamics(seen, state["anchor"], noisy, times, spans, taps, posed, source)
         assert made is not None
         following = state.copy()
-        following["latent"] = made.latent
-        following["displacement"], following["bones"] = made.displacement, bones
-        following["history"] = torch.cat([made.latent[:, None], history[:, :-1]], dim=1)
+        following["latent"] = made
+        following["history"] = torch.cat([made[:, None], history[:, :-1]], dim=1)
         following["prompt_features"] = torch.cat([now[:, None], state["prompt_features"][:, :-1]], dim=1)
         following["step"] = state["step"] + 1
+        for name, value in things._asdict().items():
+            following[f"thing_{name}"] = value
         return following
 
-    def _posed(self, state: TensorDict, links: Tensor) -> Float[Tensor, "B C h w"]:
-        sight = FirstSight(
-            picture=to_pictures(state["anchor_frame"]),
-            mask=state["anchor_mask"] / 255.0,
-            plate=to_pictures(state["plate"]),
-            views=state["anchor_views"],
-            depth_m=state["anchor_depth"],
-            light=state["light"],
+    def _posed(
+        self, state: TensorDict, things: ThingState, links: Tensor
+    ) -> tuple[Float[Tensor, "B C h w"], Float[Tensor, "B 4 h w"]]:
+        """Latents of the posed picture, and what it is made of."""
+        posed = posed_picture(
+            self.appearance, _sight(state), things.place_m, things.turn, links, base=int(self.things.config.base)
         )
-        pictures = posed_picture(self.appearance, sight, state["displacement"], links)
         with self._autocast():
-            latents: Tensor = self.codec.encode(pictures.contiguous(memory_format=torch.channels_last))
-        return latents.float()
+            latents: Tensor = self.codec.encode(posed.picture.contiguous(memory_format=torch.channels_last))
+        return latents.float(), cell_means(posed.source, (latents.shape[2], latents.shape[3]))
+
+    def _grip(self, links: Tensor) -> Float[Tensor, "B G 12"]:
+        if not self.motion.knows(links):
+            return links.new_zeros(len(links), len(self.motion.config.gripper), 12)
+        grip: Tensor = self.motion.grip(links)
+        return grip
 
     def _features(self, prompts: Tensor) -> Tensor:
         pictures = to_pictures(prompts.to(self.device)).contiguous(memory_format=torch.channels_last)
         with self._autocast():
             features: Tensor = self.dynamics.trajectory.features(pictures).float()
         return features
-
-    def _checked_bones(self, bones: Tensor | None, batch: tuple[int, ...]) -> Float[Tensor, "*batch bones 8"]:
-        if bones is None:
-            return torch.zeros(*batch, 0, BONE_FIGURES, device=self.device)
-        if bones.ndim != len(batch) + 2 or tuple(bones.shape[:-2]) != batch or bones.shape[-1] != BONE_FIGURES:
-            told = ", ".join(str(n) for n in batch)
-            raise VapError(
-                f"bones must have shape ({told}, bones, {BONE_FIGURES}), got {tuple(bones.shape)}. "
-                "Make them with vap_gym.prompts.raster.bone_figures."
-            )
-        return bones.to(self.device, torch.float32)
 
     def _checked_views(self, views: Tensor | None, batch: tuple[int, ...]) -> Float[Tensor, "*batch L 3 4"]:
         if views is None:
@@ -328,6 +318,21 @@ class WorldModel:
                 f"{what} must be uint8 (…, {height}, {width}, 3), got {frames.dtype} {tuple(frames.shape)}. "
                 "Crop and resize them first."
             )
+
+
+def _kept(sight: FirstSight, frames: UInt8[Tensor, "B H W 3"]) -> dict[str, Tensor]:
+    """A first sight as it is kept in a state."""
+    kept = {f"first_{name}": value for name, value in sight._asdict().items()}
+    shares = {f"first_{name}": (255.0 * getattr(sight, name)).round().to(torch.uint8) for name in SHARES}
+    return kept | shares | {"first_picture": frames.clone(), "first_plate": to_frames(sight.plate)}
+
+
+def _sight(state: TensorDict) -> FirstSight:
+    """The first sight that is kept in a state."""
+    kept = {name: state[f"first_{name}"] for name in FirstSight._fields}
+    shares = {name: kept[name].float().div(255.0) for name in SHARES}
+    pictures = {name: to_pictures(kept[name]) for name in ("picture", "plate")}
+    return FirstSight(**(kept | shares | pictures))
 
 
 def checked_device(device: torch.device | str) -> torch.device:

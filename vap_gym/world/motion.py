@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vap_gym.rotations import rotation_from_rotvec
-from vap_gym.world.things import SHAPE
 from vap_gym.world.views import link_poses
 
 PLACE_M, SIZE_M, STEP_M, STEP_RAD = 0.1, 0.03, 0.02, 0.2  # what the network sees or says as 1

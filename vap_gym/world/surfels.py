@@ -67,8 +67,14 @@ def widened(seen: Seen) -> Seen:
 
 def projected(surfels: Surfels, views: Float[Tensor, "B L 3 4"]) -> Float[Tensor, "B P 3"]:
     """Return (u·z, v·z, z) of all points in each picture: u and v in px, z in m."""
-    M = views[:, surfels.link]
-    return (M[..., :3] * surfels.points_m[:, None, :]).sum(-1) + M[..., 3]
+    at = views.new_empty(len(views), len(surfels.points_m), 3)
+    links, counts = torch.unique_consecutive(surfels.link, return_counts=True)
+    begin = 0
+    for link, count in zip(links.tolist(), counts.tolist(), strict=True):  # a link's points lie together: one product
+        part = slice(begin, begin + count)
+        at[:, part] = surfels.points_m[part] @ views[:, link, :, :3].mT + views[:, link, None, :, 3]
+        begin += count
+    return at
 
 
 def looked_at(
@@ -84,18 +90,18 @@ def turned_normals(
     surfels: Surfels, views: Float[Tensor, "B L 3 4"], picture: Int64[Tensor, " N"], point: Int64[Tensor, " N"]
 ) -> Float[Tensor, "N 3"]:
     """Return the normals of points in the frame of their picture's camera."""
-    R = torch.linalg.solve(_intrinsics(views), views[..., :3])
+    R = torch.linalg.solve(intrinsics(views), views[..., :3])
     turned: Tensor = (R[picture, surfels.link[point]] * surfels.normals[point][:, None, :]).sum(-1)
     return turned
 
 
 def focal_px(views: Float[Tensor, "B L 3 4"]) -> Float[Tensor, " B"]:
     """Return the focal length along v of the cameras that see the links."""
-    focal: Tensor = _intrinsics(views)[:, 0, 1, 1]
+    focal: Tensor = intrinsics(views)[:, 0, 1, 1]
     return focal
 
 
-def _intrinsics(views: Tensor) -> Float[Tensor, "B 1 3 3"]:
+def intrinsics(views: Tensor) -> Float[Tensor, "B 1 3 3"]:
     """K from K·R of the first link: R cancels in K·R·(K·R)ᵀ = K·Kᵀ. (No skew.) The identity where nothing is seen."""
     M = views[:, :1, :, :3].double()
     S = M @ M.mT

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vap_gym.world.layers import ResBlock
-from vap_gym.world.views import on_plane, rays
+from vap_gym.world.views import inverse_or_zero, on_plane, rays
 
 HEAT_PX = 2  # of a cell of the heat map
 VOTE_PX = 8.0  # what the network calls 1
@@ -99,13 +99,17 @@ class ThingFinder(ModelMixin, ConfigMixin):
     def _ground(self, views: Tensor, size: torch.Size) -> Float[Tensor, "B 2 H W"]:
         """Of each pixel: how large a metre of ground is there, and how steeply its ray falls."""
         P = views[:, int(self.config["base"])]
-        origin, ray = rays(P, _centres(size, views.device)[None].expand(len(views), -1, -1))
+        with torch.autocast(views.device.type, enabled=False):  # geometry wants all its digits
+            origin, ray = rays(P, _centres(size, views.device)[None].expand(len(views), -1, -1))
         falls = -ray[..., 2]
         far = origin[..., 2] / falls.clamp_min(1e-3)
-        focal = torch.linalg.inv(P[:, :, :3]).norm(dim=1)[:, :1].reciprocal()  # px of a metre, a metre away
+        focal = (
+            inverse_or_zero(P[:, :, :3]).norm(dim=1)[:, :1].clamp_min(1e-6).reciprocal()
+        )  # px of a metre, a metre away
         large = (focal / far.clamp_min(0.05) / GROUND_PX_PER_M).clamp(0.1, 4.0).log()
-        steep = falls / ray.norm(dim=-1)
-        return torch.stack([large, steep], 1).unflatten(-1, size)
+        steep = falls / ray.norm(dim=-1).clamp_min(1e-6)
+        ground: Tensor = torch.stack([large, steep], 1).unflatten(-1, size)
+        return ground
 
 
 @torch.no_grad()
@@ -134,7 +138,8 @@ def find_things(
 
     def at(name: str) -> Tensor:
         values = said[name].flatten(2)
-        return values.gather(2, cell[:, None].expand(-1, values.shape[1], -1)).mT
+        chosen: Tensor = values.gather(2, cell[:, None].expand(-1, values.shape[1], -1)).mT
+        return chosen
 
     wide = said["heat"].shape[-1]
     pixel = torch.stack([cell % wide, cell // wide], -1).to(picture).add(0.5).mul(HEAT_PX) + at("offset")

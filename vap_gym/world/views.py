@@ -10,8 +10,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vap_gym.rotations import rotation_from_rotvec
-
 BEHIND_M = 1e-3  # what is nearer than this is not in front of a camera
 
 
@@ -28,7 +26,7 @@ def rays(
 ) -> tuple[Float[Tensor, "B 1 3"], Float[Tensor, "B N 3"]]:
     """Return where each camera is, and the ray of each pixel, both in the base frame; a ray's length is that of a
     metre along the optical axis."""
-    back = torch.linalg.inv(P[:, :, :3])
+    back = inverse_or_zero(P[:, :, :3])
     ones = torch.ones_like(pixels[..., :1])
     return -(back @ P[:, :, 3:]).mT, torch.cat([pixels, ones], -1) @ back.mT
 
@@ -47,12 +45,12 @@ def link_poses(
 ) -> tuple[Float[Tensor, "B N 3 3"], Float[Tensor, "B N 3"]]:
     """Return rotations and places (m) of some links in the frame of the base link."""
     P = views[:, base]
-    back = torch.linalg.inv(P[:, None, :, :3])
+    back = inverse_or_zero(P[:, None, :, :3])
     chosen = views[:, list(links)]
     return back @ chosen[..., :3], (back @ (chosen[..., 3] - P[:, None, :, 3])[..., None])[..., 0]
 
 
-def turned(turn: Float[Tensor, "*batch 3 3"], by_rad: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch 3 3"]:
-    """Return a rotation turned further by a rotation vector of the base frame."""
-    further: Tensor = rotation_from_rotvec(by_rad) @ turn
-    return further
+def inverse_or_zero(matrix: Float[Tensor, "*batch 3 3"]) -> Float[Tensor, "*batch 3 3"]:
+    """Return the inverse; of a matrix that has none (views of nothing are 0), 0."""
+    inverse, failed = torch.linalg.inv_ex(matrix)
+    return torch.where((failed == 0)[..., None, None], inverse, 0.0)
