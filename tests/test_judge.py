@@ -171,12 +171,16 @@ def test_a_saved_judge_reads_the_same(judge: Judge, cameras: Camera, tmp_path: P
     from vap_gym.world.appearance import RobotAppearance
     from vap_gym.world.dynamics import FrameDynamics
     from vap_gym.world.model import WorldModel
+    from vap_gym.world.motion import ThingMotion
+    from vap_gym.world.things import ThingFinder
 
     dynamics = FrameDynamics(
         latent_channels=4, widths=(8, 16), blocks=(1, 1), heads=1, layers=1, control_layers=1, time_embed_dim=16
     )
     looks = RobotAppearance(points=5, links=2, widths=(4, 8))
-    WorldModel(judge.codec, dynamics, looks).save_pretrained(tmp_path, dtype=torch.float32)
+    things = ThingFinder(most=2, widths=(4, 8), blocks=1, links=2)
+    motion = ThingMotion(gripper=(1, 0), links=2, memory=8, width=16)
+    WorldModel(judge.codec, dynamics, looks, things, motion).save_pretrained(tmp_path, dtype=torch.float32)
     judge.save_into(tmp_path)
     again = Judge.from_pretrained(tmp_path, dtype=torch.float32)
     for name, value in judge.network.state_dict().items():

@@ -5,18 +5,36 @@ import pytest
 import torch
 from torch import Tensor
 
+from vap_gym.train.contacts import CONTACT_FRAMES, contact_starts
 from vap_gym.train.frames import label_weight
-from vap_gym.train.latents import LatentEpisodes, loss_weight, lost_objects, true_displacement
+from vap_gym.train.latents import LatentEpisodes, loss_weight
 from vap_gym.train.run import seeded
-from vap_gym.train.slots import CONTACT_FRAMES, Slots, SlotSettings, contact_starts
+from vap_gym.train.slots import Slots, SlotSettings
 from vap_gym.train.world import latent_loss
-from vap_gym.world.appearance import RobotAppearance
+from vap_gym.world.appearance import FirstSight
 
 EPISODES, HEIGHT, WIDTH, OBJECTS = 5, 4, 6, 2
 LAGS = (1, 2, 4)
-LOOKS = RobotAppearance(points=5, links=2, widths=(4, 8))
-LOOKS.leave[2].weight.data.zero_()  # it sees no robot anywhere
-LOOKS.leave[2].bias.data.fill_(-30.0)
+
+
+def look(pictures: Tensor, views: Tensor) -> FirstSight:
+    """A first sight of nothing but one thing, which is at the place of the first object and 1 cm too high."""
+    batch, _, height, width = pictures.shape
+    nothing = torch.zeros(batch, 1, height, width)
+    return FirstSight(
+        picture=pictures,
+        mask=nothing,
+        plate=pictures,
+        filled=nothing,
+        views=views,
+        depth_m=nothing,
+        light=torch.zeros(batch, 7),
+        there=torch.tensor([[True, False]]).expand(batch, -1),
+        things_m=torch.tensor([[[0.0, 0.0, 0.01], [0.0, 0.0, 0.0]]]).repeat(batch, 1, 1),
+        shape=torch.zeros(batch, 2, 6),
+        owner=torch.zeros(batch, height, width, dtype=torch.uint8),
+        alpha=nothing[:, 0],
+    )
 
 
 def episodes(frames: int) -> LatentEpisodes:
@@ -26,6 +44,7 @@ def episodes(frames: int) -> LatentEpisodes:
     objects[1::2, frames // 2 :, 0, 0] = 0.1
     objects[:, :, 1] = torch.nan
     return LatentEpisodes(
+        frames=(name % 100)[..., None, None, None].expand(-1, -1, 4 * HEIGHT, 4 * WIDTH, 3).to(torch.uint8),
         latents=name[..., None, None, None].expand(-1, -1, 3, HEIGHT, WIDTH).half(),
         keypoints_m=torch.zeros(EPISODES, frames, 1, 3),
         views=name[..., None, None, None].expand(-1, -1, 2, 3, 4) - 1e6,  # behind the camera
@@ -33,15 +52,11 @@ def episodes(frames: int) -> LatentEpisodes:
         T_world_camera=torch.eye(4).repeat(EPISODES, 1, 1),
         objects_px=torch.full((EPISODES, frames, OBJECTS, 2), torch.nan),
         objects_m=objects,
+        objects_turn=torch.eye(3).expand(EPISODES, frames, OBJECTS, 3, 3).clone(),
         tool_px=torch.full((EPISODES, frames, 2), -1e3),
         frame_size_px=(4 * WIDTH, 4 * HEIGHT),
         robot="panda_robotiq",
     )
-
-
-def shown(latents: Tensor) -> Tensor:
-    """Pictures with the names of the latents."""
-    return latents[:, :3].repeat_interleave(4, -1).repeat_interleave(4, -2)
 
 
 @pytest.fixture(autouse=True)
@@ -53,12 +68,7 @@ def _named_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
         name = torch.stack([episode, frame, frame], -1)[:, None, None].expand(-1, height, width, -1)
         return np.asarray(name.to(torch.uint8).numpy())
 
-    def bones(data: LatentEpisodes, episode: Tensor, frame: Tensor) -> Tensor:
-        name = torch.stack([episode, frame], -1)[:, None].float()
-        return torch.cat([name, torch.zeros(len(episode), 1, 6)], dim=-1)  # nowhere to be seen
-
     monkeypatch.setattr(LatentEpisodes, "prompts", prompts)
-    monkeypatch.setattr(LatentEpisodes, "bones", bones)
 
 
 def named(latents: Tensor) -> Tensor:
@@ -69,7 +79,7 @@ def named(latents: Tensor) -> Tensor:
 
 def slots_of(frames: int, *, seed: int = 0, batch: int = 16, **settings: float) -> Slots:
     chosen = SlotSettings(batch_size=batch, lags=LAGS, history_noise=0.0, history_blur=0.0, **settings)  # type: ignore[arg-type]
-    return Slots(episodes(frames), chosen, seeded(seed), shown, LOOKS)
+    return Slots(episodes(frames), chosen, seeded(seed), look)
 
 
 @pytest.mark.parametrize("frames", [5, 12, 60])
@@ -86,17 +96,14 @@ def test_no_slot_reads_past_its_episode(frames: int, contact_share: float) -> No
         truth = given.truth
         assert torch.equal(given.target, slots.now + slots.stride)
         assert torch.equal(named(truth), 100.0 * slots.episode + given.target)
-        assert torch.equal(named(given.last_truth), 100.0 * slots.episode + slots.now)
         before = torch.maximum(slots.now - slots.stride, slots.first)
         taps = torch.stack([given.target, slots.now, before, slots.first], 1)
         assert torch.equal(given.prompts[:, :, 0, 0, 1], taps.to(torch.uint8))
         assert torch.equal(given.prompts[:, :, 0, 0, 0], slots.episode[:, None].expand(-1, 4).to(torch.uint8))
-        views = torch.stack([given.target, slots.now, slots.first], 1)
-        assert torch.equal(given.bones[:, :, 0, 1], views.float())
-        assert torch.equal(named(slots.sight.picture), named(slots.anchor))
-        torch.testing.assert_close(slots.sight.plate, slots.sight.picture)  # no robot is there: nothing to paint out
+        assert torch.equal(given.views, slots.data.views[slots.episode, given.target])
+        torch.testing.assert_close(127.5 * (named(slots.sight.picture) + 1), slots.first.float(), atol=1e-3, rtol=0)
         seen_last |= bool((given.target == frames - 1).any())
-        slots.advance(torch.zeros_like(truth), slots.displacement, truth)
+        slots.advance(torch.zeros_like(truth), truth)
     assert seen_last
 
 
@@ -112,11 +119,10 @@ def test_slots_shown_the_truth_remember_the_truth_and_the_others_their_own_predi
             assert named(slots.anchor[i]) == start
         given = slots.inputs()
         seen, truth = given.seen, given.truth
-        assert torch.equal(slots.displacement[:, 0, 0, 0], slots.depth.float())
         for i, past in enumerate(remembered):
             assert named(seen[i]).tolist() == [past[-lag] for lag in LAGS]
         predicted = torch.full_like(truth, -1000.0 - step)
-        slots.advance(predicted, slots.displacement + 1, truth)
+        slots.advance(predicted, truth)
         for i, past in enumerate(remembered):
             past.append(-1000.0 - step if slots.own[i] else float(named(truth[i])))
     assert slots.own.any()
@@ -136,35 +142,23 @@ def test_rollouts_are_as_long_and_as_wide_as_asked_for() -> None:
     assert torch.equal(slots.first, before)  # none is at its end yet
 
 
-def test_the_true_displacement_leads_from_where_an_object_is_to_where_it_was() -> None:
-    data = big_episodes()
-    episode, frame, first = torch.tensor([1]), torch.tensor([11]), torch.tensor([0])
-    way, counts = true_displacement(data, episode, frame, first)
-    now, then = data.objects_px[1, 11, 0] / 4, data.objects_px[1, 0, 0] / 4
-    u, v = now.long().tolist()
-    torch.testing.assert_close(way[0, :, v, u], then - now)
-    at_moved, nowhere = counts[0, 0, v, u], counts[0, 0, 0, 0]
-    assert counts[0, 0, int(then[1]), int(then[0])] == 0  # where it stood nothing is known …
-    assert not way[0, :, 0, 0].any()  # … and elsewhere nothing moves
-    u, v = (data.objects_px[1, 11, 1] / 4).long().tolist()
-    assert not way[0, :, v, u].any()
-    assert 0 < nowhere < counts[0, 0, v, u] < at_moved
-    data.objects_px[1, 0, 0] = torch.nan  # it was behind the camera at first
-    way, counts = true_displacement(data, episode, frame, first)
-    assert way.isfinite().all()
-    assert not way.any()
-
-
-def big_episodes() -> LatentEpisodes:
-    """Latents of 24 × 36 cells; of two objects the first is pushed to the right."""
-    frames = 12
-    objects_px = torch.tensor([[20.0, 40.0], [100.0, 60.0]]).repeat(EPISODES, frames, 1, 1)
-    objects_px[:, :, 0, 0] += 3.0 * torch.arange(frames)
-    objects_m = torch.zeros(EPISODES, frames, OBJECTS, 3)
-    objects_m[:, :, 0, 0] = 0.01 * torch.arange(frames)
-    small = {k: v for k, v in vars(episodes(frames)).items() if k not in ("latents", "objects_px", "objects_m")}
-    latents = torch.zeros(EPISODES, frames, 3, 24, 36).half()
-    return LatentEpisodes(latents=latents, objects_px=objects_px, objects_m=objects_m, **small)
+def test_things_go_where_their_objects_truly_went_and_the_others_stay() -> None:
+    slots = slots_of(40, batch=64, contact_share=1.0, strides=(1.0, 0.0, 0.0))
+    slots.begin_finished(1.0, 30)
+    slots.data.objects_turn[:, 20:, 0] = torch.tensor([[0.0, -1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
+    moved = False
+    for _ in range(int(slots.length.min())):
+        given = slots.inputs()
+        gone = (slots.first < 20) & (given.target >= 20)  # episodes() moves the first object by 10 cm there
+        expected = torch.tensor([0.0, 0.0, 0.01]) + gone[:, None] * torch.tensor([0.1, 0.0, 0.0])
+        torch.testing.assert_close(given.place_m[:, 0], expected)
+        assert torch.equal(given.turn[:, 0, 1, 0], gone.float())
+        assert not given.place_m[:, 1].any()
+        assert torch.equal(given.turn[:, 1], torch.eye(3).expand(64, 3, 3))
+        moved |= bool(gone.any())
+        slots.advance(given.truth, given.truth)
+    assert slots.known.tolist() == [[True, False]] * 64
+    assert moved or int(slots.length.min()) < 20
 
 
 def test_contact_starts_come_shortly_before_an_object_moves() -> None:
@@ -186,11 +180,11 @@ def test_history_is_spoilt_in_slots_shown_the_truth_after_their_first_step(spoil
     settings = {"history_noise": 0.0, "history_blur": 0.0, spoilt: 0.5}
     data = episodes(30)
     data.latents.copy_(torch.rand(data.latents.shape, generator=seeded(1)))
-    slots = Slots(data, SlotSettings(batch_size=64, lags=LAGS, **settings), seeded(0), shown, LOOKS)  # type: ignore[arg-type]
+    slots = Slots(data, SlotSettings(batch_size=64, lags=LAGS, **settings), seeded(0), look)  # type: ignore[arg-type]
     slots.begin_finished(0.5, 20)
     assert torch.equal(slots.inputs().seen, slots.history[:, [lag - 1 for lag in LAGS]])
     truth = slots.inputs().truth
-    slots.advance(truth, slots.displacement, truth)
+    slots.advance(truth, truth)
     clean = slots.history[:, [lag - 1 for lag in LAGS]]
     changed = (slots.inputs().seen != clean).flatten(1).any(1)
     assert not (changed & slots.own).any()
@@ -203,7 +197,7 @@ def test_a_saved_state_goes_on_the_same() -> None:
     for step in range(10):
         one.begin_finished(0.5, 8)
         truth = one.inputs().truth
-        one.advance(truth + step, one.displacement + 0.1, truth)
+        one.advance(truth + step, truth)
     other = slots_of(30, contact_share=0.5, seed=1)
     other.restore({key: value.clone() for key, value in one.state().items()})
     other.rng.set_state(one.rng.get_state())
@@ -211,7 +205,7 @@ def test_a_saved_state_goes_on_the_same() -> None:
         for slots in (one, other):
             slots.begin_finished(0.5, 8)
             truth = slots.inputs().truth
-            slots.advance(truth - step, slots.displacement + 0.1, truth)
+            slots.advance(truth - step, truth)
         for key, value in one.state().items():
             assert torch.equal(value, other.state()[key]), key
 
@@ -236,21 +230,6 @@ def test_the_loss_weighs_moved_objects_most_and_the_place_they_left() -> None:
     assert before[1, 1] == pytest.approx(1 + 3, rel=0.05)  # not yet moved
     assert (weight >= 1).all()
     assert weight.isfinite().all()  # absent objects have no place
-
-
-def test_a_rollout_that_has_lost_a_moved_object_learns_nothing_around_it() -> None:
-    data = episodes(10)
-    data.objects_px[..., 0, :] = torch.tensor([6.0, 6.0])
-    data.objects_px[1::2, 5:, 0] = torch.tensor([18.0, 10.0])
-    rows, frame, first = torch.tensor([1, 1, 2]), torch.tensor([8, 4, 8]), torch.tensor([0, 0, 0])
-    nothing = torch.zeros(3, 3, HEIGHT, WIDTH)
-    assert not lost_objects(data, rows, frame, first, nothing).any()
-    gone = torch.full_like(nothing, 0.7)
-    lost = lost_objects(data, rows, frame, first, gone)[:, 0]
-    assert lost[0, 2, 4] == 1
-    assert lost[0].sum() < HEIGHT * WIDTH  # not everywhere
-    assert not lost[1].any()  # not yet moved
-    assert not lost[2].any()  # never moves
 
 
 def test_the_loss_weighs_the_gripper() -> None:

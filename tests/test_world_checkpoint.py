@@ -15,6 +15,8 @@ from vap_gym.world.checkpoint import WEIGHTS, sha256_of
 from vap_gym.world.codec import FrameCodec
 from vap_gym.world.dynamics import FrameDynamics
 from vap_gym.world.model import INDEX, WorldModel
+from vap_gym.world.motion import ThingMotion
+from vap_gym.world.things import ThingFinder
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +28,9 @@ def world() -> WorldModel:
         time_embed_dim=16, action_channels=4, prompt_features=6,
     )  # fmt: skip
     looks = RobotAppearance(points=5, links=2, widths=(4, 8))
-    return WorldModel(codec, dynamics, looks, evaluations=2, dtype=torch.float32)
+    things = ThingFinder(most=2, widths=(4, 8), blocks=1, links=2)
+    motion = ThingMotion(gripper=(1, 0), links=2, memory=8, width=16)
+    return WorldModel(codec, dynamics, looks, things, motion, evaluations=2, dtype=torch.float32)
 
 
 @pytest.fixture
@@ -70,7 +74,7 @@ def test_half_precision_is_rounded_once(world: WorldModel, tmp_path: Path) -> No
 
 def test_the_layout_is_diffusers(folder: Path) -> None:
     names = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
-    parts = ("codec", "dynamics", "appearance", "judge")
+    parts = ("codec", "dynamics", "appearance", "things", "motion", "judge")
     assert names == {INDEX} | {f"{part}/{file}" for part in parts for file in ("config.json", WEIGHTS)}
     assert json.loads((folder / "codec" / "config.json").read_text())["_class_name"] == "FrameCodec"
     codec = FrameCodec.from_pretrained(folder / "codec")  # diffusers' own loader reads it too
@@ -79,7 +83,7 @@ def test_the_layout_is_diffusers(folder: Path) -> None:
 
 def test_the_judge_is_loaded_beside_the_model(folder: Path) -> None:
     index = json.loads((folder / INDEX).read_text())
-    assert set(index["sha256"]) == {"codec", "dynamics", "appearance", "judge"}
+    assert set(index["sha256"]) == {"codec", "dynamics", "appearance", "things", "motion", "judge"}
     judge = Judge.from_pretrained(folder)
     assert judge.network.config.latent_channels == 4
 
@@ -176,9 +180,9 @@ def test_missing_and_unexpected_weights_are_named(folder: Path) -> None:
 
 def test_parts_of_two_models_are_not_mixed(folder: Path, tmp_path: Path) -> None:
     other = FrameCodec(latent_channels=6, encoder_widths=(8, 16), decoder_widths=(16, 8))
-    dynamics = WorldModel.from_pretrained(folder).dynamics
+    parts = WorldModel.from_pretrained(folder).parts
     with pytest.raises(CheckpointError, match="latent_channels of the codec is 6, of the dynamics 4"):
-        WorldModel(other, dynamics, RobotAppearance(points=5, links=2, widths=(4, 8)))
+        WorldModel(**{**parts, "codec": other})
 
 
 def test_an_unknown_name_is_answered_with_those_there_are() -> None:

@@ -10,13 +10,15 @@ from vap_gym.errors import VapError
 from vap_gym.world.appearance import RobotAppearance
 from vap_gym.world.codec import FrameCodec
 from vap_gym.world.dynamics import FrameDynamics
-from vap_gym.world.model import WorldModel, devices, native_dtype
+from vap_gym.world.model import PARTS, WorldModel, devices, native_dtype
+from vap_gym.world.motion import ThingMotion
+from vap_gym.world.things import ThingFinder
 
 BATCH, STEPS, HEIGHT, WIDTH = 3, 4, 32, 48
 
 
-def networks() -> tuple[FrameCodec, FrameDynamics, RobotAppearance]:
-    """Small networks with weights that make every input count."""
+def networks() -> tuple[FrameCodec, FrameDynamics, RobotAppearance, ThingFinder, ThingMotion]:
+    """Small networks with weights that make every input count; things are found and moved everywhere."""
     torch.manual_seed(0)
     codec = FrameCodec(latent_channels=4, encoder_widths=(8, 16), decoder_widths=(16, 8))
     dynamics = FrameDynamics(
@@ -25,12 +27,18 @@ def networks() -> tuple[FrameCodec, FrameDynamics, RobotAppearance]:
     )  # fmt: skip
     rng = torch.Generator().manual_seed(5)
     appearance = RobotAppearance(points=40, links=2, widths=(4, 8))
-    for parameter in (*codec.parameters(), *dynamics.parameters(), *appearance.parameters()):
+    things = ThingFinder(most=2, widths=(4, 8), blocks=1, links=2)
+    motion = ThingMotion(gripper=(1, 0), links=2, memory=8, width=16)
+    parts = (codec, dynamics, appearance, things, motion)
+    for parameter in (p for part in parts for p in part.parameters()):
         parameter.data += 0.1 * torch.randn(parameter.shape, generator=rng)
+    things.centres.bias.data[0] += 3.0
+    things.pixels[0].bias.data[:4] += 3.0
+    motion.leave[2].bias.data[:2] += 2.0
     for buffer in (appearance.points_m, appearance.spacing_m, appearance.colour):
         buffer.uniform_(0.01, 0.1, generator=rng)
     appearance.link[20:] = 1
-    return codec, dynamics, appearance
+    return parts
 
 
 @pytest.fixture(scope="module")
@@ -199,9 +207,10 @@ def test_latents_of_any_leading_shape_are_decoded(world: WorldModel) -> None:
 
 
 def test_nothing_is_trained_by_imagining(world: WorldModel) -> None:
-    assert not any(p.requires_grad for p in (*world.codec.parameters(), *world.dynamics.parameters()))
-    assert not world.dynamics.training
-    assert not world.codec.training
+    assert set(world.parts) == set(PARTS)
+    for name, part in world.parts.items():
+        assert not any(p.requires_grad for p in part.parameters()), name
+        assert not part.training, name
 
 
 # --- errors ---
@@ -253,46 +262,24 @@ def test_bfloat16_is_the_default_only_where_it_is_native() -> None:
     assert WorldModel(*networks()).dtype == native_dtype(torch.device("cpu"))
 
 
-# --- bones ---
-
-
-def bones(*batch: int, seed: int = 0) -> Tensor:
-    rng = torch.Generator().manual_seed(seed)
-    ends = torch.rand(*batch, 2, 4, generator=rng) * torch.tensor([WIDTH, HEIGHT, WIDTH, HEIGHT])
-    return torch.cat([ends, torch.full((*batch, 2, 2), 5.0), torch.ones(*batch, 2, 2)], dim=-1)
-
-
-def test_bones_steer_and_are_remembered(world: WorldModel) -> None:
-    seen, prompts, later = bones(BATCH), pictures(BATCH, STEPS, seed=1), bones(BATCH, STEPS, seed=2)
-    state = world.start(pictures(BATCH), pictures(BATCH, seed=100), torch.arange(BATCH), bones=seen)
-    assert torch.equal(state["bones"], seen)
-    together, frames = world.predict(state, prompts, bones=later)
-    assert torch.equal(together["bones"], later[:, -1])
-    assert torch.equal(together["anchor_bones"], seen)
-    one, _ = world.predict(state, prompts[:, :2], bones=later[:, :2])
-    parts, _ = world.predict(one, prompts[:, 2:], bones=later[:, 2:])
-    assert_same(parts, together)
-    other = world.predict(state, prompts, bones=later.flip(1))[1]
-    assert frames is not None
-    assert other is not None
-    assert not torch.equal(frames, other)
+# --- what is known of robot and things ---
 
 
 def links(*batch: int, shift: float = 0.0) -> Tensor:
-    """Views of two links, some centimetres across, before a camera of 48 × 32 px."""
+    """Views of two links, some centimetres across, of a camera of 48 × 32 px that looks down on them."""
     K = torch.tensor([[30.0, 0.0, 24.0], [0.0, 30.0, 16.0], [0.0, 0.0, 1.0]])
     places = torch.tensor([[0.0, 0.0, 0.4], [0.1 + shift, 0.0, 0.5]])
-    M = K @ torch.cat([torch.eye(3).expand(2, 3, 3), places[..., None]], -1)
+    M = K @ torch.cat([torch.diag(torch.tensor([1.0, -1.0, -1.0])).expand(2, 3, 3), places[..., None]], -1)
     return M.expand(*batch, 2, 3, 4).clone()
 
 
 def test_views_pose_the_robot_and_are_remembered(world: WorldModel) -> None:
     prompts, seeds = pictures(BATCH, STEPS, seed=1), torch.arange(BATCH)
     state = world.start(pictures(BATCH), pictures(BATCH, seed=100), seeds, views=links(BATCH))
-    assert state["anchor_mask"].any()
-    assert not begun(world)["anchor_mask"].any()
+    assert state["first_mask"].any()
+    assert not begun(world)["first_mask"].any()
     together, frames = world.predict(state, prompts, views=links(BATCH, STEPS, shift=0.05))
-    assert torch.equal(together["anchor_views"], links(BATCH))
+    assert torch.equal(together["first_views"], links(BATCH))
     one, _ = world.predict(state, prompts[:, :2], views=links(BATCH, 2, shift=0.05))
     parts, _ = world.predict(one, prompts[:, 2:], views=links(BATCH, 2, shift=0.05))
     assert_same(parts, together)
@@ -312,15 +299,34 @@ def test_views_of_another_shape_or_at_one_end_only_are_refused(world: WorldModel
         world.predict(told, pictures(BATCH, STEPS))
 
 
+def test_things_move_when_the_gripper_does_and_are_remembered(world: WorldModel) -> None:
+    prompts, seeds = pictures(BATCH, STEPS, seed=1), torch.arange(BATCH)
+    state = world.start(pictures(BATCH), pictures(BATCH, seed=100), seeds, views=links(BATCH))
+    there = state["thing_there"]
+    assert there.any()
+    after, _ = world.predict(state, prompts, views=links(BATCH, STEPS, shift=0.05))
+    moved = (after["thing_place_m"] - state["thing_place_m"]).norm(dim=-1)
+    assert (moved[there] > 1e-4).any()
+    assert not moved[~there].any()
+    assert torch.equal(after["first_things_m"], state["thing_place_m"])
+    shown = (
+        after["latent"] - world.predict(_at_rest(state), prompts, views=links(BATCH, STEPS, shift=0.05))[0]["latent"]
+    )
+    assert shown.flatten(1).any(1).any()
+    nothing, _ = world.predict(begun(world), prompts)
+    assert not nothing["thing_there"].any()  # without views nothing can be placed
+
+
+def _at_rest(state: TensorDict) -> TensorDict:
+    rests = state.clone()
+    rests["thing_there"] = torch.zeros_like(rests["thing_there"])
+    return rests
+
+
 @pytest.mark.usefixtures("unchecked")
-def test_bones_of_another_shape_or_at_one_end_only_are_refused(world: WorldModel) -> None:
-    good, seed = pictures(BATCH), torch.arange(BATCH)
-    with pytest.raises(VapError, match=r"bones must have shape \(3, bones, 8\), got \(3, 2, 6\)"):
-        world.start(good, good, seed, bones=bones(BATCH)[..., :6])
-    told = world.start(good, good, seed, bones=bones(BATCH))
-    with pytest.raises(VapError, match=r"bones must have shape \(3, 4, bones, 8\), got \(3, 2, 8\)"):
-        world.predict(told, pictures(BATCH, STEPS), bones=bones(BATCH))
-    with pytest.raises(VapError, match=r"those that start\(\) was given \(2 of them\), got 0"):
-        world.predict(told, pictures(BATCH, STEPS))
-    with pytest.raises(VapError, match=r"those that start\(\) was given \(0 of them\), got 2"):
-        world.predict(begun(world), pictures(BATCH, STEPS), bones=bones(BATCH, STEPS))
+def test_views_of_nothing_are_no_error(world: WorldModel) -> None:
+    """Zeros: what an env without prompts gives."""
+    state = world.start(pictures(BATCH), pictures(BATCH), torch.arange(BATCH), views=torch.zeros(BATCH, 2, 3, 4))
+    state, frames = world.predict(state, pictures(BATCH, STEPS), views=torch.zeros(BATCH, STEPS, 2, 3, 4))
+    assert frames is not None
+    assert all(value.isfinite().all() for key, value in state.items() if value.is_floating_point())

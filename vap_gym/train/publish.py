@@ -32,7 +32,7 @@ def main(
 
     Args:
         out: the folder to write, e.g. vap_gym/weights/tiny.
-        codec, world, appearance, things, motion, judge: folders of the runs, or of a published model whose part is kept.
+        codec, world, appearance, things, motion, judge: folders of runs, or of a published model whose part is kept.
         data: a sentence on the training data for the card.
         evaluations: network evaluations per frame that the model shall use by default.
     """

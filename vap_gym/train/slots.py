@@ -43,7 +43,7 @@ class SlotInputs:
     """One step of every slot. `prompts` are the next frame's, the last two's and the anchor's; `place_m` and `turn` say
     where the things seen at first are in the next frame, in truth, and `views` where the robot's links are."""
 
-    seen: Float[Tensor, "B L C h w"]
+    seen: Float[Tensor, "B lags C h w"]
     truth: Float[Tensor, "B C h w"]  # of the next frame
     prompts: UInt8[Tensor, "B taps H W 3"]
     place_m: Float[Tensor, "B K 3"]
@@ -79,7 +79,8 @@ class Slots:
         self.history = torch.zeros(b, max(settings.lags), *shape)
         width, height = data.frame_size_px
         self.prompts = torch.zeros(b, PROMPT_TAPS, height, width, 3, dtype=torch.uint8)
-        self.sight = look(torch.zeros(b, 3, height, width), data.views[self.episode, self.first])
+        sight = look(torch.zeros(b, 3, height, width), data.views[self.episode, self.first])
+        self.sight = FirstSight(*(x.clone() for x in sight))
         self.which = torch.zeros(self.sight.there.shape, dtype=torch.int64)  # object that a thing is
         self.known = torch.zeros(self.sight.there.shape, dtype=torch.bool)
 

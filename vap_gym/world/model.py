@@ -236,7 +236,7 @@ class WorldModel:
         links = self._checked_views(views, tuple(prompts.shape[:2]))
         if links.shape[2] != state["first_views"].shape[1]:
             raise VapError(
-                f"views must be of the links that start() was given ({state['anchor_views'].shape[1]} of them), "
+                f"views must be of the links that start() was given ({state['first_views'].shape[1]} of them), "
                 f"got {links.shape[2]}. Give them to both or to neither."
             )
         frames = []

@@ -20,6 +20,7 @@ from vap_gym.rotations import rotation_from_rotvec
 from vap_gym.world.views import link_poses
 
 PLACE_M, SIZE_M, STEP_M, STEP_RAD = 0.1, 0.03, 0.02, 0.2  # what the network sees or says as 1
+MOST_M, MOST_RAD = 0.15, 1.5  # nothing moves further in a step
 RESTS = 0.1  # a thing that moves with less than this probability does not
 
 
@@ -120,7 +121,10 @@ class ThingMotion(ModelMixin, ConfigMixin):
         moves, way, turn = said.split([1, 3, 3], -1)
         share = moves.sigmoid() * state.there[..., None]
         share = share if self.training else share * (share > RESTS)
-        way, turn = (share * x @ frame.mT for x in (STEP_M * way, STEP_RAD * turn))
+        way, turn = (
+            share * most * torch.tanh(x * usual / most) @ frame.mT
+            for x, usual, most in ((way, STEP_M, MOST_M), (turn, STEP_RAD, MOST_RAD))
+        )
         following = state._replace(
             place_m=state.place_m + way,
             turn=rotation_from_rotvec(turn) @ state.turn,

@@ -22,6 +22,7 @@ from vap_gym.world.views import inverse_or_zero, on_plane, rays
 HEAT_PX = 2  # of a cell of the heat map
 VOTE_PX = 8.0  # what the network calls 1
 SURE = 0.35  # heat of a centre that counts as one
+FAR_M = 2.0  # what is further from the robot's base is out of its reach
 NEAR_PX = 6.0  # votes that end further from a centre are not for it
 EDGE = 0.1  # a pixel that is a thing to this share belongs to it
 HEIGHT_M, SIZE_M = 0.03, 0.03  # of a usual thing's centre, and its half extents: what the network says is relative
@@ -134,7 +135,6 @@ def find_things(
     heat = said["heat"].sigmoid()
     heat = heat * (heat == F.max_pool2d(heat, 5, 1, 2))
     score, cell = heat.flatten(1).topk(most)
-    there = score > SURE
 
     def at(name: str) -> Tensor:
         values = said[name].flatten(2)
@@ -145,10 +145,12 @@ def find_things(
     pixel = torch.stack([cell % wide, cell // wide], -1).to(picture).add(0.5).mul(HEAT_PX) + at("offset")
     P = views[:, int(finder.config["base"])]
     shape = torch.cat([at("shape")[..., :3].clamp_min(0.005), at("shape")[..., 3:]], -1)
+    centre = on_plane(P, pixel, at("height_m")[..., 0])
+    there = (score > SURE) & (centre.norm(dim=-1) < FAR_M)
     owner, alpha = _owned(said, pixel, there)
     return Found(
         there=there,
-        centre_m=on_plane(P, pixel, at("height_m")[..., 0]) * there[..., None],
+        centre_m=centre * there[..., None],
         shape=seen_from(shape, P, -1.0) * there[..., None],
         owner=owner,
         alpha=alpha,
