@@ -51,6 +51,23 @@ def test_a_square_is_seen_where_it_is_and_without_holes() -> None:
         assert (seen.depth_m[0, 0, :20] == FAR_M).all()
 
 
+def test_what_lies_behind_does_not_show_between_points() -> None:
+    surfels = patch(half_m=0.06, gap_m=0.01, links=2)  # so near that a point is 2.5 px from the next
+    seen = seen_points(surfels, view((0.0, 0.0, 0.4), (0.0, 0.0, 0.5)), (HEIGHT, WIDTH))
+    assert (surfels.link[seen.point[0, 38:58, 62:82]] == 0).all()
+    holes = surfels._replace(spacing_m=0.01 * surfels.spacing_m)  # each drawn as one pixel
+    seen = seen_points(holes, view((0.0, 0.0, 0.8), (0.0, 0.0, 0.9)), (HEIGHT, WIDTH))
+    assert (surfels.link[seen.point[0, 44:52, 68:76]] == 0).float().mean() > 0.9
+
+
+def test_more_points_are_told_apart_at_coarser_distances() -> None:
+    surfels = patch(half_m=0.1, gap_m=0.001)  # forty thousand
+    assert len(surfels.points_m) > 2**15
+    seen = seen_points(surfels, view((0.0, 0.0, 1.0)), (HEIGHT, WIDTH))
+    assert seen.point.max() < len(surfels.points_m)
+    assert (seen.depth_m[0, 0, 44:52, 68:76] - 1.0).abs().max() < 2e-3
+
+
 def test_the_nearer_of_two_squares_is_seen() -> None:
     surfels = patch(links=2)
     for near in (0, 1):
@@ -78,7 +95,7 @@ def test_pictures_do_not_mix() -> None:
 
 def test_a_widened_surface_reaches_one_pixel_further() -> None:
     seen = seen_points(patch(), view((0.0, 0.0, 1.0)), (HEIGHT, WIDTH))
-    wide = widened(seen)
+    wide = widened(patch(), seen)
     assert torch.equal(wide.point[seen.point >= 0], seen.point[seen.point >= 0])
     rows, columns = ((x.point[0] >= 0).any(1).sum() for x in (seen, wide)), ((seen.point[0] >= 0).any(0).sum(),)
     before, after = rows

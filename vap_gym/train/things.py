@@ -167,8 +167,8 @@ def recoloured(pictures: Float[Tensor, "N 3 H W"], share: float, rng: torch.Gene
     """Some pictures with their colour channels mixed by random weights that keep grey grey."""
     n = len(pictures)
     order = torch.rand(n, 3, generator=rng).argsort(1)
-    mix = torch.eye(3)[order] + 0.25 * torch.randn(n, 3, 3, generator=rng)
-    mix = mix / mix.sum(-1, keepdim=True).clamp_min(0.3)
+    mix = (torch.eye(3)[order] + 0.25 * torch.randn(n, 3, 3, generator=rng)).abs()
+    mix = mix / mix.sum(-1, keepdim=True)
     mix = torch.where(torch.rand(n, 1, 1, generator=rng) < share, mix, torch.eye(3))
     return torch.einsum("nij,njhw->nihw", mix.to(pictures), pictures).clamp(-1, 1)
 

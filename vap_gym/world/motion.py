@@ -146,7 +146,9 @@ class ThingMotion(ModelMixin, ConfigMixin):
         high = state.place_m[..., 2:] / SIZE_M
         # The longer side's direction: turned with the thing, told from the gripper's x axis (all seen from above).
         heading = torch.atan2(frame[:, 1, 0], frame[:, 0, 0])[:, None]
-        twice = 2.0 * (torch.atan2(state.turn[..., 1, 0], state.turn[..., 0, 0]) - heading)
+        turn = state.turn
+        about_z = torch.atan2(turn[..., 1, 0] - turn[..., 0, 1], turn[..., 0, 0] + turn[..., 1, 1])
+        twice = 2.0 * (about_z - heading)
         x, y = state.shape[..., 4], state.shape[..., 5]
         side = torch.stack([twice.cos() * x - twice.sin() * y, twice.sin() * x + twice.cos() * y], -1)
         size = torch.cat([state.shape[..., :3] / SIZE_M, state.shape[..., 3:4]], -1)

@@ -62,7 +62,7 @@ def posed_picture(
     canvas = things_drawn(sight, place_m, turn, views, base)
     surfels, (_, _, height, width) = appearance.surfels, sight.plate.shape
     seen = seen_points(surfels, views, (height, width))
-    near = widened(seen)  # the mask, not the surface, says where the robot ends
+    near = widened(surfels, seen)  # the mask, not the surface, says where the robot ends
     front = (near.point >= 0) & (near.depth_m < canvas.depth_m)[:, 0]
     which, y, x = front.nonzero(as_tuple=True)
     point = near.point[which, y, x]
@@ -73,7 +73,8 @@ def posed_picture(
     u, v = (there[:, i].clamp(0, size - 1).long() for i, size in ((0, width), (1, height)))
     shown &= far < sight.depth_m[which, 0, v, u] + HIDDEN_M
     shown = (shown & ~_behind_things(sight, base, which, u, v, far))[:, None]
-    colour = torch.where(shown, past[:, :3], lit(appearance, sight.light, views, which, point))
+    colour, new = past[:, :3].clone(), ~shown[:, 0]
+    colour[new] = lit(appearance, sight.light, views, which[new], point[new])
     alpha = torch.where(shown, past[:, 3:], (seen.point[which, y, x] >= 0)[:, None].to(past))
     posed = canvas.picture.clone()
     posed[which, :, y, x] = torch.lerp(posed[which, :, y, x], colour, alpha)

@@ -5,18 +5,17 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Int32, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
 NEAR_M = 0.05
 FAR_M = 20.0
-PER_M = 8192.0  # depths are told apart to an eighth of a millimetre
-CORNERS = ((-0.25, -0.25), (0.25, -0.25), (-0.25, 0.25), (0.25, 0.25))  # a point is drawn as so many, in its spacings
-IDS = 2**20
-NOTHING = float(2**52)  # farther than any point
+CORNERS = ((-1, -1), (1, -1), (-1, 1), (1, 1))  # a point is drawn as so many, each a quarter of its spacing away
+NOTHING = 2**31 - 1  # farther than any point
 CLOSED = 2  # how often holes are closed
-MOSTLY = 5 / 9  # a pixel is a hole where so much around it is surface
+MOSTLY = 5  # a pixel is a hole where so many of the eight around it are nearer …
+BEHIND_M = 0.015  # … by this
 
 
 class Surfels(NamedTuple):
@@ -29,51 +28,84 @@ class Surfels(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """Which point is seen in each pixel (−1: none), and how far away it is, in m (FAR_M where there is none)."""
+    """Which point is seen in each pixel (−1: none), and how far away it is, in m (FAR_M where there is none); both from
+    `key`, which orders points by distance."""
 
     point: Int64[Tensor, "B h w"]
     depth_m: Float[Tensor, "B 1 h w"]
+    key: Int32[Tensor, "B 1 h w"]
+
+
+class _Keys(NamedTuple):
+    """Distance and number of a point in 31 bits: the distance first, so that the least key is the nearest point."""
+
+    id_bits: int
+
+    @property
+    def per_m(self) -> float:
+        """Steps of distance: of .15 mm for ten thousand points."""
+        return float((2 ** (31 - self.id_bits) - 2) / FAR_M)
+
+    def of(self, depth_m: Float[Tensor, "B P"]) -> Int32[Tensor, "B P"]:
+        number = torch.arange(depth_m.shape[1], dtype=torch.int32, device=depth_m.device)
+        return ((depth_m.clamp(0.0, FAR_M) * self.per_m).int() << self.id_bits) | number
+
+    def read(self, key: Int32[Tensor, "B 1 h w"]) -> Seen:
+        nothing = key == NOTHING
+        depth = torch.where(nothing, FAR_M, (key >> self.id_bits) / self.per_m)
+        point = torch.where(nothing, -1, key & (2**self.id_bits - 1))
+        return Seen(point=point[:, 0].long(), depth_m=depth, key=key)
+
+
+def _keys(surfels: Surfels) -> _Keys:
+    return _Keys(max(1, (len(surfels.points_m) - 1).bit_length()))
 
 
 def seen_points(surfels: Surfels, views: Float[Tensor, "B L 3 4"], size: tuple[int, int]) -> Seen:
     """Draw the surface as cameras see it whose `views` of the links are given (`prompts.body.Body.views`)."""
     h, w = size
-    at = projected(surfels, views)
-    depth = at[..., 2]
-    pixel = at[..., :2] / depth.clamp_min(NEAR_M)[..., None]
-    apart = surfels.spacing_m * focal_px(views)[:, None] / depth.clamp_min(NEAR_M)
-    key = (depth.clamp(0.0, FAR_M) * PER_M).double().floor() * IDS + torch.arange(depth.shape[1], device=at.device)
+    x, y, depth = projected(surfels, views).unbind(-1)
+    safe = depth.clamp_min(NEAR_M)
+    x, y, reach = x / safe, y / safe, 0.25 * surfels.spacing_m * focal_px(views)[:, None] / safe
+    keys = _keys(surfels)
+    key = keys.of(depth)
     in_front = (depth > NEAR_M) & (depth < FAR_M)
     nearest = key.new_full((len(views), h * w + 1), NOTHING)
-    for corner in CORNERS:
-        cell = (pixel + apart[..., None] * pixel.new_tensor(corner)).floor()
-        inside = in_front & (cell >= 0).all(-1) & (cell[..., 0] < w) & (cell[..., 1] < h)
-        where = torch.where(inside, cell[..., 1] * w + cell[..., 0], float(h * w)).long()
+    for right, down in CORNERS:
+        column, row = torch.add(x, reach, alpha=right).floor(), torch.add(y, reach, alpha=down).floor()
+        inside = in_front & (column >= 0) & (column < w) & (row >= 0) & (row < h)
+        where = torch.where(inside, row * w + column, float(h * w)).long()
         nearest.scatter_reduce_(1, where, torch.where(inside, key, NOTHING), "amin")
     nearest = nearest[:, :-1].reshape(-1, 1, h, w)
+    behind = int(BEHIND_M * keys.per_m) << keys.id_bits
     for _ in range(CLOSED):
-        around = F.avg_pool2d((nearest < NOTHING).float(), 3, 1, 1)
-        hole = (nearest == NOTHING) & (around >= MOSTLY - 1e-4)
-        nearest = torch.where(hole, _nearest_around(nearest), nearest)
-    return _read(nearest)
+        nearest = _closed(nearest, behind)
+    return keys.read(nearest)
 
 
-def widened(seen: Seen) -> Seen:
+def widened(surfels: Surfels, seen: Seen) -> Seen:
     """Return what is seen with the surface reaching one pixel further."""
-    key = (seen.depth_m * PER_M).double().floor() * IDS + seen.point[:, None]
-    nearest = torch.where(seen.point[:, None] >= 0, key, NOTHING)
-    return _read(torch.where(nearest == NOTHING, _nearest_around(nearest), nearest))
+    least = seen.key
+    for around in _around(seen.key):
+        least = torch.minimum(least, around)
+    return _keys(surfels).read(torch.where(seen.key == NOTHING, least, seen.key))
+
+
+def _runs(link: Int64[Tensor, " P"]) -> list[tuple[int, slice]]:
+    """Which points belong to which link: a link's points lie together."""
+    links, counts = torch.unique_consecutive(link, return_counts=True)
+    ends = counts.cumsum(0)
+    return [
+        (number, slice(end - count, end))
+        for number, count, end in zip(links.tolist(), counts.tolist(), ends.tolist(), strict=True)
+    ]
 
 
 def projected(surfels: Surfels, views: Float[Tensor, "B L 3 4"]) -> Float[Tensor, "B P 3"]:
     """Return (u·z, v·z, z) of all points in each picture: u and v in px, z in m."""
     at = views.new_empty(len(views), len(surfels.points_m), 3)
-    links, counts = torch.unique_consecutive(surfels.link, return_counts=True)
-    begin = 0
-    for link, count in zip(links.tolist(), counts.tolist(), strict=True):  # a link's points lie together: one product
-        part = slice(begin, begin + count)
+    for link, part in _runs(surfels.link):  # one product for a link
         at[:, part] = surfels.points_m[part] @ views[:, link, :, :3].mT + views[:, link, None, :, 3]
-        begin += count
     return at
 
 
@@ -81,8 +113,7 @@ def looked_at(
     surfels: Surfels, views: Float[Tensor, "B L 3 4"], picture: Int64[Tensor, " N"], point: Int64[Tensor, " N"]
 ) -> tuple[Float[Tensor, "N 2"], Float[Tensor, " N"]]:
     """Return where N points are in their pictures, in px, and how far away, in m."""
-    M = views[picture, surfels.link[point]]
-    at = (M[..., :3] * surfels.points_m[point][:, None, :]).sum(-1) + M[..., 3]
+    at = projected(surfels, views)[picture, point]  # of all points: cheaper than N views of links
     return at[:, :2] / at[:, 2:].clamp_min(1e-3), at[:, 2]
 
 
@@ -112,12 +143,18 @@ def intrinsics(views: Tensor) -> Float[Tensor, "B 1 3 3"]:
     return K
 
 
-def _nearest_around(nearest: Tensor) -> Tensor:
-    return -F.max_pool2d(-nearest, 3, 1, 1)
+def _closed(nearest: Int32[Tensor, "B 1 h w"], behind: int) -> Int32[Tensor, "B 1 h w"]:
+    """Fill holes between points, in which there is nothing or what lies behind: most of what is around is nearer."""
+    limit, least, nearer = nearest - behind, nearest, torch.zeros_like(nearest, dtype=torch.uint8)
+    for around in _around(nearest):
+        nearer += around < limit
+        least = torch.minimum(least, around)
+    return torch.where(nearer >= MOSTLY, least, nearest)
 
 
-def _read(nearest: Tensor) -> Seen:
-    nothing = nearest >= NOTHING
-    depth = torch.where(nothing, FAR_M, torch.div(nearest, IDS, rounding_mode="floor") / PER_M)
-    point = torch.where(nothing, -1.0, torch.remainder(nearest, IDS)).long()
-    return Seen(point=point[:, 0], depth_m=depth.float())
+def _around(nearest: Tensor) -> list[Tensor]:
+    """The eight neighbours of each pixel."""
+    _, _, h, w = nearest.shape
+    padded = F.pad(nearest, (1, 1, 1, 1), value=NOTHING)
+    places = ((0, 0), (0, 1), (0, 2), (1, 0), (1, 2), (2, 0), (2, 1), (2, 2))
+    return [padded[..., y : y + h, x : x + w] for y, x in places]
