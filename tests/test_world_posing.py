@@ -85,6 +85,15 @@ def test_what_is_seen_of_the_robot_goes_with_it() -> None:
     assert (made[..., 52:60, 62:68] > ROBOT - 0.05).all()
 
 
+def test_where_the_robot_must_be_a_mistaken_mask_makes_no_hole() -> None:
+    before, now = view(40, 40), view(100, 60)
+    looks = Square()
+    sight = seen_first(looks, scene(before), before)
+    sight.mask[..., 34:44, 34:44] = 0.0  # by mistake, in the robot's middle
+    made = posed(looks, sight, now)
+    assert (made[..., 52:68, 92:108] > ROBOT - 0.12).all()
+
+
 def test_what_the_first_picture_does_not_show_has_its_usual_colour_in_the_pictures_light() -> None:
     before, now = view(0, 40), view(60, 40)  # the left half was out of the picture
     for dark in (False, True):

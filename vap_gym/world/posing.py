@@ -18,6 +18,8 @@ from vap_gym.world.surfels import FAR_M, intrinsics, looked_at, seen_points, wid
 from vap_gym.world.views import project
 
 HIDDEN_M = 0.03  # a point so far behind what is seen in its pixel is hidden
+ALL_AROUND = 0.99  # of the nine pixels
+RIM = 0.7  # a point is drawn a little larger than it is: so much of a pixel at the surface's rim is robot
 REACH_PX = 24  # no cut-out is larger than twice this
 LEAST_PX, LEAST_RAD, LEAST_SCALE = 0.3, 0.04, 0.01  # what has moved less is left as it was: sharp
 
@@ -73,9 +75,12 @@ def posed_picture(
     u, v = (there[:, i].clamp(0, size - 1).long() for i, size in ((0, width), (1, height)))
     shown &= far < sight.depth_m[which, 0, v, u] + HIDDEN_M
     shown = (shown & ~_behind_things(sight, base, which, u, v, far))[:, None]
+    inside = F.avg_pool2d((seen.point >= 0)[:, None].float(), 3, 1, 1)[which, 0, y, x][:, None] > ALL_AROUND
+    shown &= ~inside | (past[:, 3:] > 0.5)  # the robot must be here: where its mask says no, it was mistaken or hidden
     colour, new = past[:, :3].clone(), ~shown[:, 0]
     colour[new] = lit(appearance, sight.light, views, which[new], point[new])
-    alpha = torch.where(shown, past[:, 3:], (seen.point[which, y, x] >= 0)[:, None].to(past))
+    alpha = torch.where(shown, past[:, 3:], RIM * (seen.point[which, y, x] >= 0)[:, None].to(past))
+    alpha = torch.where(inside, 1.0, alpha)
     posed = canvas.picture.clone()
     posed[which, :, y, x] = torch.lerp(posed[which, :, y, x], colour, alpha)
     source = torch.cat([torch.zeros_like(canvas.thing)] * 2 + [canvas.thing, sight.filled * (1.0 - canvas.thing)], 1)
