@@ -52,7 +52,7 @@ def test_shipped_recipes_are_read_by_name_and_by_path(kind: type, name: str) -> 
 
 def test_every_shipped_recipe_is_one_of_a_training() -> None:
     shipped = {path.stem for path in recipes_dir().glob("*.toml")}
-    assert shipped == {"tiny_appearance", "tiny_codec", "tiny_world", "tiny_judge"}
+    assert shipped == {f"tiny_{part}" for part in ("codec", "appearance", "things", "motion", "world", "judge")}
 
 
 def test_an_unknown_key_is_named_with_its_neighbour(tmp_path: Path) -> None:

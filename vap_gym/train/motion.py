@@ -238,6 +238,8 @@ def score(model: ThingMotion, held: Motions, *, length: int) -> dict[str, float]
     place = next(model.parameters()).device
     contacts = contact_starts(held.place_m)
     keep = {int(e): int(f) for e, f in reversed(contacts.tolist())}
+    if not keep:
+        return {"moved_share": torch.nan, "moved_median": torch.nan, "false_moves": torch.nan, "clips": 0.0}
     episode = torch.tensor(sorted(keep))
     first = torch.tensor([min(keep[int(e)], held.grip.shape[1] - 1 - length) for e in episode])
     frames = first[:, None] + torch.arange(length + 1)
