@@ -26,9 +26,11 @@ LAYERS = (
     ("pictures",),
     ("judge",),
     ("data",),
+    ("jobs",),
+    ("recover",),
     ("sim",),
     ("photo", "starts", "trust", "stage", "imagine", "loading", "viewer", "env", "vector", "oracle_env", "twin"),
-    ("real_start", "scripted"),
+    ("real_start", "scripted", "drafting"),
     ("train",),
     ("plan",),
     ("policies",),
@@ -46,7 +48,7 @@ RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 # Slow or optional: nothing that `import vap_gym` or `vap-gym --help` does may need them.
 HEAVY = (
     "torch", "diffusers", "transformers", "peft", "tensordict", "pybullet", "kornia", "matplotlib", "cv2", "pandas",
-    "scipy", "stable_baselines3", "torchrl", "pyarrow", "av", "yourdfpy", "trimesh", "PIL", "jaxtyping",
+    "scipy", "ray", "h5py", "stable_baselines3", "torchrl", "pyarrow", "av", "yourdfpy", "trimesh", "PIL", "jaxtyping",
 )  # fmt: skip
 
 
