@@ -9,7 +9,7 @@ Per frame (T rows; states and actions keep the dtype and the bits of their sourc
 | `observation.cartesian_position` | (T, 6) | the tip link in the base frame: xyz [m], extrinsic-xyz Euler [rad] |
 | `observation.hand_keypoints` | (T, hands, 21, 3) | joints of hands in the camera's frame [m], OpenPose order |
 | `action` | (T, A) | as logged; row t leads from frame t to t + 1; `info["action_mode"]` names its convention |
-| `camera.<view>.K`, `camera.<view>.T_world_camera` | (T, 3, 3), (T, 4, 4) | of the view's frames; the world is the base |
+| `camera.<view>.K`, `camera.<view>.T_world_camera` | (T, 3, 3), (T, 4, 4) | px; the world is the base frame |
 
 Episodes of our oracle have one view and call its camera `camera.K`, `camera.T_world_camera`; `camera_of` reads both.
 In `info`: `robot` (a card's name), `action_mode`, `source` (kind, path and episode it was read from), `lab`, `skill`,
