@@ -1,0 +1,1 @@
+"""Importers: recordings of others, read lazily and written as episodes without encoding anything again."""

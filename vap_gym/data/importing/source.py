@@ -1,0 +1,99 @@
+"""What an importer gives: raw episodes, one at a time, with pictures still as their source stores them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vap_gym.data.layout import DataError
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoFile:
+    """Frames `start` to `stop` (excluded, None for the end; in order of showing) of an mp4, stored untouched.
+
+    `start` must be a key frame of the file, since its packets are copied as they are.
+    """
+
+    path: Path
+    start: int = 0
+    stop: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureBytes:
+    """One JPEG or PNG file per frame, as bytes, stored untouched; all of the same height and width."""
+
+    files: Sequence[bytes]
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+
+# The pictures of one view: an mp4 to copy, encoded pictures to keep, or uint8 (T,H,W,3) RGB to encode.
+RawView = VideoFile | PictureBytes | NDArray[np.uint8]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RawEpisode:
+    """What a source gives for one episode of T frames.
+
+    `name` is unique within the source and the same at every opening of it. `columns` are (T, …) under the names of
+    `vap_gym.data.conventions`, with the dtype and the bits of the source wherever its map is the identity; every
+    episode of a source has the same columns (NaN where a log lacks one, told in `info["absent"]`). `rate_hz` is
+    the rate of the frames as the source states it, None where it does not (a container's rate is no statement).
+    """
+
+    name: str
+    views: Mapping[str, RawView]
+    columns: Mapping[str, NDArray[Any]]
+    task: str = ""
+    labels: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    info: Mapping[str, Any] = field(default_factory=dict)
+    rate_hz: float | None = None
+
+
+class Source(Protocol):
+    """A recording of many episodes. Opening one reads names and settings only, never frames."""
+
+    @property
+    def kind(self) -> str:
+        """Name of the format: "droid", "lerobot", …"""
+
+    @property
+    def robot(self) -> str:
+        """Name of a robot card, or "unknown"."""
+
+    @property
+    def rate_hz(self) -> float | None:
+        """Frames per second that all episodes share, as the source states them; None where it does not."""
+
+    def names(self) -> Sequence[str]:
+        """Names of the episodes in the order of the source, the same at every opening."""
+
+    def read(self, name: str) -> RawEpisode:
+        """Read one episode. Raises DataError where it is damaged; the others stay readable."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What a user may tell about a recording that does not tell it itself; None leaves it to the source."""
+
+    robot: str | None = None
+    rate_hz: float | None = None
+    map_path: Path | None = None
+
+
+def source_info(source: Source, path: Path, name: str) -> dict[str, Any]:
+    """The entries of `info` that every importer gives (conventions): robot, and where the episode comes from."""
+    return {"robot": source.robot, "source": {"kind": source.kind, "path": str(path), "episode": name}}
+
+
+def damaged(what: str, error: object, remedy: str = "Fetch the file again, or leave this episode out.") -> DataError:
+    """The error (to raise) for a file of a recording that cannot be read."""
+    return DataError(f"{what} must be readable, got {error}. {remedy}")
