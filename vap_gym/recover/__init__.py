@@ -1,0 +1,1 @@
+"""What recordings do not tell: cameras, matches between robot and picture, rectified prompts, hands."""
