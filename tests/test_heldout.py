@@ -11,10 +11,10 @@ import pytest
 from vap_gym.cards import load_robot
 from vap_gym.errors import CardError
 from vap_gym.evaluate.heldout import COUNTS, STEPS, HeldOut, _inline, belongs, candidates, load_heldout, play
+from vap_gym.sim.draw import NOVEL_SHAPES, NOVEL_TEXTURES
 from vap_gym.sim.generate import HELDOUT_FIRST_SEED
 from vap_gym.sim.rollout import NominalRobot
 from vap_gym.sim.scene import Scene
-from vap_gym.sim.spec import NOVEL_SHAPES, NOVEL_TEXTURES
 
 
 @pytest.fixture(scope="module")

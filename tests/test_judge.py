@@ -10,8 +10,9 @@ from torch import Tensor
 from vap_gym.errors import VapError
 from vap_gym.geometry import Camera
 from vap_gym.judge import REST_HEIGHT_M, STRIDE_PX, Judge, JudgeNetwork, Reading, _in_world, peaks_px
+from vap_gym.sim.layouts import draw_scene
 from vap_gym.sim.scene import LABELS, camera_of
-from vap_gym.sim.spec import COLOURS, draw_scene
+from vap_gym.sim.spec import COLOURS
 from vap_gym.world.codec import FrameCodec
 
 COUNT = len(COLOURS)

@@ -8,9 +8,10 @@ import pytest
 from vap_gym.cards import load_robot
 from vap_gym.errors import UnknownNameError
 from vap_gym.sim.experts import BEHAVIOURS, ScriptedPolicy
+from vap_gym.sim.layouts import draw_scene
 from vap_gym.sim.rollout import NominalRobot, record
 from vap_gym.sim.scene import Scene
-from vap_gym.sim.spec import TASK_NAMES, draw_scene
+from vap_gym.sim.spec import TASK_NAMES
 
 pytest.importorskip("pybullet", reason="the oracle needs pybullet")
 CARD = load_robot("panda_robotiq")

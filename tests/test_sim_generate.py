@@ -15,9 +15,10 @@ from vap_gym.cards import load_robot
 from vap_gym.data import EpisodeSet
 from vap_gym.errors import UnknownNameError, VapError
 from vap_gym.sim.generate import HELDOUT_FIRST_SEED, MIX, behaviour_of, main
+from vap_gym.sim.layouts import draw_scene
 from vap_gym.sim.rollout import NominalRobot, record
 from vap_gym.sim.scene import Scene
-from vap_gym.sim.spec import SceneSpec, draw_scene
+from vap_gym.sim.spec import SceneSpec
 
 pytest.importorskip("pybullet", reason="the oracle needs pybullet")
 EPISODES, FRAMES = 3, 6

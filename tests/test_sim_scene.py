@@ -14,9 +14,10 @@ from vap_gym.data import Episode
 from vap_gym.errors import MissingDependencyError, VapError
 from vap_gym.geometry import Camera
 from vap_gym.kinematics.control import RobotState
+from vap_gym.sim.layouts import draw_scene
 from vap_gym.sim.rollout import NominalRobot, record, start_episode
 from vap_gym.sim.scene import LABELS, Scene, _resolved_urdf, gripper_scales
-from vap_gym.sim.spec import PALETTE, SceneSpec, draw_scene
+from vap_gym.sim.spec import PALETTE, SceneSpec
 
 pytest.importorskip("pybullet", reason="the oracle needs pybullet")
 CARD = load_robot("panda_robotiq")

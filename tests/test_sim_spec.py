@@ -6,16 +6,9 @@ import numpy as np
 import pytest
 
 from vap_gym.errors import UnknownNameError, VapError
-from vap_gym.sim.spec import (
-    COLOURS,
-    NOVEL_SHAPES,
-    NOVEL_TEXTURES,
-    TASK_NAMES,
-    TRAIN_SHAPES,
-    TRAIN_TEXTURES,
-    SceneSpec,
-    draw_scene,
-)
+from vap_gym.sim.draw import NOVEL_SHAPES, NOVEL_TEXTURES, TRAIN_SHAPES, TRAIN_TEXTURES
+from vap_gym.sim.layouts import draw_scene
+from vap_gym.sim.spec import COLOURS, TASK_NAMES, SceneSpec
 from vap_gym.sim.textures import table_texture
 
 MANY = range(600)

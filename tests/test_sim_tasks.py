@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from vap_gym.errors import UnknownNameError
 from vap_gym.sim import tasks
-from vap_gym.sim.spec import TASK_NAMES, SceneSpec, draw_scene
+from vap_gym.sim.layouts import draw_scene
+from vap_gym.sim.spec import TASK_NAMES, SceneSpec
 
 PLACES = st.tuples(st.floats(0.2, 0.8), st.floats(-0.4, 0.4), st.floats(0.0, 0.5)).map(np.array)
 

@@ -17,9 +17,9 @@ from vap_gym.errors import CheckpointError, VapError
 from vap_gym.judge import Judge
 from vap_gym.prompts.raster import draw
 from vap_gym.prompts.skeleton import Skeleton
+from vap_gym.sim.layouts import draw_scene
 from vap_gym.sim.rollout import NominalRobot, record
 from vap_gym.sim.scene import Scene
-from vap_gym.sim.spec import draw_scene
 from vap_gym.train import appearance, codec, judge, motion, publish, things, world
 from vap_gym.train.frames import load_frames
 from vap_gym.train.latents import load_latents

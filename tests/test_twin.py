@@ -12,7 +12,7 @@ import torch
 from vap_gym import OracleEnv, StartSet, Twin
 from vap_gym.errors import ActionError, MissingDependencyError, VapError
 from vap_gym.oracle_env import make_starts
-from vap_gym.sim.spec import draw_scene
+from vap_gym.sim.layouts import draw_scene
 from vap_gym.starts import starts_path
 
 ID, ORACLE = "VAP-DROID-v0", "VAP-DROID-Oracle-v0"

@@ -149,9 +149,9 @@ def test_the_shipped_motion_foretells_pushes_and_lifts() -> None:
     from vap_gym.geometry import Camera
     from vap_gym.prompts.body import Body
     from vap_gym.rotations import rotation_from_quaternion_xyzw
+    from vap_gym.sim.layouts import draw_scene
     from vap_gym.sim.rollout import NominalRobot, record
     from vap_gym.sim.scene import Scene
-    from vap_gym.sim.spec import draw_scene
     from vap_gym.world.model import WorldModel
 
     model, card = WorldModel.from_pretrained("tiny").motion, load_robot("panda_robotiq")

@@ -252,9 +252,9 @@ def test_sources_say_what_each_pixel_is() -> None:
 def test_the_shipped_appearance_poses_the_oracles_robot() -> None:
     """No dynamics: the error on the robot's pixels falls to a quarter of the frozen frame's, and the mask finds it."""
     pytest.importorskip("pybullet")
+    from vap_gym.sim.layouts import draw_scene
     from vap_gym.sim.rollout import VIEW, NominalRobot, record
     from vap_gym.sim.scene import Scene
-    from vap_gym.sim.spec import draw_scene
 
     card, world = load_robot("panda_robotiq"), WorldModel.from_pretrained("tiny")
     looks = world.appearance

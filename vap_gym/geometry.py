@@ -27,7 +27,7 @@ from vap_gym.rotations import (
 __all__ = [
     "Camera", "centre_crop_32", "inverse", "pose", "pose_from_xyz_euler", "quaternion_xyzw_from_rotation",
     "rotation_from_quaternion_xyzw", "rotation_from_rotvec", "rotation_from_xyz_euler", "rotvec_from_rotation", "skew",
-    "transform", "xyz_euler_from_pose", "xyz_euler_from_rotation",
+    "swayed", "transform", "xyz_euler_from_pose", "xyz_euler_from_rotation",
 ]  # fmt: skip
 
 
@@ -62,6 +62,29 @@ def pose_from_xyz_euler(xyz_euler: Float[Tensor, "*batch 6"]) -> Float[Tensor, "
 def xyz_euler_from_pose(T: Float[Tensor, "*batch 4 4"]) -> Float[Tensor, "*batch 6"]:
     """Return (x, y, z [m], a, b, c [rad]), the inverse of `pose_from_xyz_euler`."""
     return torch.cat([T[..., :3, 3], xyz_euler_from_rotation(T[..., :3, :3])], -1)
+
+
+def swayed(
+    T_world_camera: Float[Tensor, "*batch 4 4"],
+    sway: Float[Tensor, "*batch 8"],
+    seconds: float | Float[Tensor, "*batch"],
+) -> Float[Tensor, "*batch 4 4"]:
+    """Return where a camera on a head is `seconds` after it was at `T_world_camera`.
+
+    `sway` holds amplitudes along the camera's axes [m], about them [rad], the period [s] and a phase [rad]; zeros: it
+    stands still. Each axis swings with a phase of its own, and x, y, z in .7, 1 and 1.3 of the period.
+    """
+    seconds = torch.as_tensor(seconds, dtype=sway.dtype, device=sway.device).expand(sway.shape[:-1])
+    period = torch.where(sway[..., 6:7] > 0, sway[..., 6:7], 1.0)
+    rate = 2 * math.pi / (period * sway.new_tensor([0.7, 1.0, 1.3, 1.3, 0.7, 1.0]))
+    phase = sway[..., 7:] + torch.arange(6, dtype=sway.dtype, device=sway.device)
+
+    def away(t: Tensor) -> Tensor:
+        offset = sway[..., :6] * (rate * t[..., None] + phase).sin()
+        return pose(rotation_from_rotvec(offset[..., 3:]), offset[..., :3])
+
+    still = (sway[..., :6] == 0).all(-1)[..., None, None]
+    return torch.where(still, T_world_camera, T_world_camera @ inverse(away(torch.zeros_like(seconds))) @ away(seconds))
 
 
 def centre_crop_32(width_px: int, height_px: int) -> tuple[int, int, int, int]:

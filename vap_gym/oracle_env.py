@@ -22,9 +22,10 @@ from vap_gym.imagine import Motion, Rig, actions_tensor, mapped
 from vap_gym.kinematics import RobotState
 from vap_gym.loading import StartSource
 from vap_gym.photo import check_names, read_camera
+from vap_gym.sim.layouts import draw_scene
 from vap_gym.sim.rollout import NominalRobot, start_episode
 from vap_gym.sim.scene import LABELS, Scene, Truth
-from vap_gym.sim.spec import COLOURS, TASK_NAMES, SceneSpec, draw_scene
+from vap_gym.sim.spec import COLOURS, TASK_NAMES, SceneSpec
 from vap_gym.sim.tasks import progress
 from vap_gym.stage import REWARDS, Observation, Timings, action_space, observation_space, observed, robot_info
 from vap_gym.starts import Start, save_starts

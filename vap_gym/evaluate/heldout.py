@@ -12,7 +12,8 @@ import numpy as np
 
 from vap_gym.errors import CardError, VapError
 from vap_gym.sim.generate import HELDOUT_FIRST_SEED
-from vap_gym.sim.spec import SceneSpec, draw_scene
+from vap_gym.sim.layouts import draw_scene
+from vap_gym.sim.spec import SceneSpec
 
 if TYPE_CHECKING:
     from vap_gym.data import Episode

@@ -11,7 +11,7 @@ import numpy as np
 from vap_gym.cards import load_robot
 from vap_gym.data import EpisodeWriter, finalise
 from vap_gym.errors import VapError
-from vap_gym.sim.spec import draw_scene
+from vap_gym.sim.layouts import draw_scene
 
 MIX = {"expert": 0.40, "failing": 0.20, "play": 0.27, "random": 0.08, "noop": 0.05}
 """Share of each behaviour; about two fifths of experts end in success, all else mostly does not."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -16,13 +16,15 @@ from PIL import Image
 
 from vap_gym.cards import RobotCard
 from vap_gym.errors import require
-from vap_gym.geometry import Camera
-from vap_gym.sim.spec import COLOURS, GOAL_COLOUR, PALETTE, ObjectSpec, SceneSpec
-from vap_gym.sim.textures import table_texture
+from vap_gym.geometry import Camera, swayed
+from vap_gym.sim.furniture import Builder
+from vap_gym.sim.spec import COLOURS, SceneSpec
 
-LABELS = ("background", "arm", "gripper", "goal", *COLOURS)
+LABELS = ("background", "arm", "gripper", "goal", *COLOURS, "drawer")
 """Meaning of the values in a label picture: index in this tuple."""
-SUBSTEPS = 16  # of 1/240 s: one control step at 15 Hz
+SUBSTEP_HZ = 240  # of the physics
+LEAST_FORCE = 40.0  # of an arm's motors, N·m (N where they slide): wrists follow their nominal angles under load, too
+FINGER_FORCE = {"robotiq_2f85": 1.2, "parallel": 12.0}  # N·m, N
 SUPERSAMPLING = 1.5  # TinyRenderer has no anti-aliasing of its own; 2 costs 1.7 times as much
 
 
@@ -30,7 +32,7 @@ SUPERSAMPLING = 1.5  # TinyRenderer has no anti-aliasing of its own; 2 costs 1.7
 class Truth:
     """What is really so: world metres, radians and quaternions; objects by palette index, NaN where absent."""
 
-    joints_rad: Float[np.ndarray, " 7"]
+    joints_rad: Float[np.ndarray, " n"]
     closedness: float
     tip: Float[np.ndarray, "4 4"]
     tool_m: Float[np.ndarray, " 3"]
@@ -38,6 +40,11 @@ class Truth:
     objects_xyzw: Float[np.ndarray, "K 4"]
     objects_yaw_rad: Float[np.ndarray, " K"]
     touching: np.ndarray  # bool (K,): the gripper touches the object
+    handle_m: Float[np.ndarray, " 3"]  # of the drawer; NaN where there is none
+
+    def target_m(self, spec: SceneSpec) -> Float[np.ndarray, " 3"]:
+        """Where that is which the task is about: the object, or the drawer's handle."""
+        return self.handle_m if spec.is_about_drawer else np.asarray(self.objects_m[spec.target])
 
 
 class Scene:
@@ -57,7 +64,10 @@ class Scene:
         self._scratch = tempfile.TemporaryDirectory(prefix="vap_gym_scene_")
         self._urdf = _resolved_urdf(robot, Path(self._scratch.name))
         self._client = self._bullet.connect(self._bullet.DIRECT)
-        self._resets = 0
+        self._builder = Builder(self._bullet, self._client, Path(self._scratch.name))
+        self._substeps = round(SUBSTEP_HZ / robot.controller.control_hz)
+        self._steps = 0
+        self._scale_of_joint = gripper_scales(robot)
 
     def __enter__(self) -> Scene:
         return self
@@ -76,7 +86,7 @@ class Scene:
 
     # --- building ---
 
-    def reset(self, spec: SceneSpec, joints_rad: Float[np.ndarray, " 7"], closedness: float) -> None:
+    def reset(self, spec: SceneSpec, joints_rad: Float[np.ndarray, " n"], closedness: float) -> None:
         """Build the scene with the arm at rest in `joints_rad` and the gripper at `closedness` (0 open, 1 closed)."""
         b, c = self._bullet, self._client
         b.resetSimulation(physicsClientId=c)
@@ -85,11 +95,13 @@ class Scene:
             fixedTimeStep=1 / 240, numSolverIterations=60, deterministicOverlappingPairs=1, physicsClientId=c
         )
         self.spec = spec
-        self._build_table(spec)
+        self._builder.table(spec)
+        self._goal = self._builder.goal(spec)
         self._arm = b.loadURDF(str(self._urdf), useFixedBase=True, physicsClientId=c)
         self._index_joints()
-        self._objects = {item.index: self._build_object(item) for item in spec.objects}
-        self.camera = camera_of(spec, self.frame_size_px)
+        self._objects = {item.index: self._builder.thing(item, spec.table_z_m) for item in spec.objects}
+        self._cabinet = -1 if spec.drawer is None else self._builder.cabinet(spec.drawer)
+        self._first_camera = camera_of(spec, self.frame_size_px)
         self._q = np.asarray(joints_rad, dtype=np.float64).copy()
         for joint, value in zip(self._arm_joints, self._q, strict=True):
             b.resetJointState(self._arm, joint, value, physicsClientId=c)
@@ -97,63 +109,17 @@ class Scene:
             b.resetJointState(self._arm, joint, value, physicsClientId=c)
         for _ in range(3):  # let the objects settle before the first picture
             self.step(self._q, closedness)
+        self._steps = 0
 
-    def _build_table(self, spec: SceneSpec) -> None:
-        b, c = self._bullet, self._client
-        half = (*spec.table_half_m, 0.02)
-        body = self._box(half, (1, 1, 1), mass=0.0, position=(0.42, 0.0, -0.02), friction=0.8)
-        self._resets += 1  # PyBullet caches textures by file name, so every reset needs a name of its own
-        picture = Path(self._scratch.name) / f"table_{self._resets}.png"
-        Image.fromarray(table_texture(spec.table_texture, spec.table_colours, spec.seed)).save(picture)
-        texture = b.loadTexture(str(picture), physicsClientId=c)
-        picture.unlink()
-        b.changeVisualShape(body, -1, textureUniqueId=texture, physicsClientId=c)
-        self._goal = -1
-        if spec.task == "push":
-            mark = b.createVisualShape(
-                b.GEOM_CYLINDER, radius=0.03, length=0.002, rgbaColor=(*GOAL_COLOUR, 1), physicsClientId=c
-            )
-            self._goal = b.createMultiBody(0, -1, mark, (*spec.goal_xy_m, 0.0012), physicsClientId=c)
-
-    def _box(
-        self, half: Any, colour: Any, *, mass: float, position: Any, friction: float, orientation: Any = (0, 0, 0, 1)
-    ) -> int:
-        b, c = self._bullet, self._client
-        shape = b.createCollisionShape(b.GEOM_BOX, halfExtents=half, physicsClientId=c)
-        visual = b.createVisualShape(b.GEOM_BOX, halfExtents=half, rgbaColor=(*colour, 1), physicsClientId=c)
-        body = b.createMultiBody(mass, shape, visual, position, orientation, physicsClientId=c)
-        b.changeDynamics(body, -1, lateralFriction=friction, physicsClientId=c)
-        return int(body)
-
-    def _build_object(self, item: ObjectSpec) -> int:
-        b, c = self._bullet, self._client
-        hx, hy, hz = item.half_extents_m
-        colour = (*PALETTE[item.colour], 1)
-        place = (*item.xy_m, hz + 0.001)
-        turn = b.getQuaternionFromEuler((0, 0, item.yaw_rad))
-        if item.shape in ("cylinder", "disc"):
-            shape = b.createCollisionShape(b.GEOM_CYLINDER, radius=hx, height=2 * hz, physicsClientId=c)
-            visual = b.createVisualShape(b.GEOM_CYLINDER, radius=hx, length=2 * hz, rgbaColor=colour, physicsClientId=c)
-        elif item.shape == "ball":
-            shape = b.createCollisionShape(b.GEOM_SPHERE, radius=hx, physicsClientId=c)
-            visual = b.createVisualShape(b.GEOM_SPHERE, radius=hx, rgbaColor=colour, physicsClientId=c)
-        elif item.shape == "cross":
-            bars = [(hx, hy, hz), (hy, hx, hz)]
-            shape = b.createCollisionShapeArray([b.GEOM_BOX] * 2, halfExtents=bars, physicsClientId=c)
-            visual = b.createVisualShapeArray(
-                [b.GEOM_BOX] * 2, halfExtents=bars, rgbaColors=[colour] * 2, physicsClientId=c
-            )
-        else:
-            shape = b.createCollisionShape(b.GEOM_BOX, halfExtents=(hx, hy, hz), physicsClientId=c)
-            visual = b.createVisualShape(b.GEOM_BOX, halfExtents=(hx, hy, hz), rgbaColor=colour, physicsClientId=c)
-        body = b.createMultiBody(item.mass_kg, shape, visual, place, turn, physicsClientId=c)
-        b.changeDynamics(
-            body, -1, lateralFriction=item.friction, rollingFriction=0.002, spinningFriction=0.002,
-            linearDamping=0.1, angularDamping=0.2, physicsClientId=c,
-        )  # fmt: skip
-        if item.shape == "cross":
-            b.changeVisualShape(body, -1, rgbaColor=colour, physicsClientId=c)
-        return int(body)
+    @property
+    def camera(self) -> Camera:
+        """The scene's own camera, as it is now."""
+        sway = self.spec.camera.sway
+        if not sway:
+            return self._first_camera
+        seconds = self._steps / self.robot.controller.control_hz
+        moved = swayed(self._first_camera.T_world_camera, torch.tensor(sway, dtype=torch.float64), seconds)
+        return replace(self._first_camera, T_world_camera=moved)
 
     def _index_joints(self) -> None:
         b, c = self._bullet, self._client
@@ -163,15 +129,26 @@ class Scene:
             names[info[1].decode()] = i
             self._link_of_name[info[12].decode()] = i
         self._arm_joints = [names[name] for name in self.robot.arm_joints]
-        self._finger_joints = {names[name]: scale for name, scale in gripper_scales(self.robot).items()}
+        self._finger_joints = {names[name]: scale for name, scale in self._scale_of_joint.items()}
         self._hangs_on = self._gripper_parents()
         self._tip_link = self._link_of_name[self.robot.tip_link]
         self._tool_link = self._link_of_name[self.robot.gripper.tool_link]
-        self._gripper_links = {i for name, i in self._link_of_name.items() if i > self._tip_link}
+        self._gripper_links = self._below_tip()
+        info = [b.getJointInfo(self._arm, joint, physicsClientId=c) for joint in self._arm_joints]
+        self._forces = [max(LEAST_FORCE, float(entry[10])) for entry in info]
         for link in self._gripper_links:
             b.changeDynamics(
                 self._arm, link, lateralFriction=1.3, spinningFriction=0.02, rollingFriction=0.001, physicsClientId=c
             )
+
+    def _below_tip(self) -> set[int]:
+        """All links that hang on the tip."""
+        b, c = self._bullet, self._client
+        found: set[int] = set()
+        for i in range(b.getNumJoints(self._arm, physicsClientId=c)):  # parents come before their children
+            if b.getJointInfo(self._arm, i, physicsClientId=c)[16] in {self._tip_link, *found}:
+                found.add(i)
+        return found
 
     def _gripper_parents(self) -> dict[int, int]:
         """For each gripper joint that hangs on another one: that other one (a finger tip on its knuckle)."""
@@ -190,22 +167,24 @@ class Scene:
     def _gripper_targets(self, closedness: float) -> dict[int, float]:
         return {joint: offset + gain * closedness for joint, (offset, gain) in self._finger_joints.items()}
 
-    def step(self, joints_rad: Float[np.ndarray, " 7"], closedness: float) -> None:
-        """Advance one control step (1/15 s) while the motors follow the nominal joints and closedness."""
+    def step(self, joints_rad: Float[np.ndarray, " n"], closedness: float) -> None:
+        """Advance one control step (1/15 s on DROID) while the motors follow the nominal joints and closedness."""
         b, c = self._bullet, self._client
         start, end = self._q, np.asarray(joints_rad, dtype=np.float64)
-        velocity = (end - start) * 15.0
+        velocity = (end - start) * self.robot.controller.control_hz
+        n = len(start)
         fingers = self._gripper_targets(closedness)
-        for i in range(SUBSTEPS):
-            target = start + (end - start) * ((i + 1) / SUBSTEPS)
+        for i in range(self._substeps):
+            target = start + (end - start) * ((i + 1) / self._substeps)
             b.setJointMotorControlArray(
                 self._arm, self._arm_joints, b.POSITION_CONTROL, targetPositions=target, targetVelocities=velocity,
-                positionGains=[0.4] * 7, velocityGains=[1.0] * 7, forces=[87.0] * 4 + [40.0] * 3, physicsClientId=c,
+                positionGains=[0.4] * n, velocityGains=[1.0] * n, forces=self._forces, physicsClientId=c,
             )  # fmt: skip
             if i % 4 == 0:
                 self._drive_fingers(fingers)
             b.stepSimulation(physicsClientId=c)
         self._q = end.copy()
+        self._steps += 1
 
     def _drive_fingers(self, targets: dict[int, float]) -> None:
         b, c = self._bullet, self._client
@@ -221,7 +200,7 @@ class Scene:
             )  # fmt: skip
 
     def _finger_force(self, joint: int) -> float:
-        return 12.0 if self.robot.gripper.kind == "parallel" else 1.2
+        return FINGER_FORCE.get(self.robot.gripper.kind, 0.8)
 
     # --- looking ---
 
@@ -265,11 +244,13 @@ class Scene:
         empty = bodies < 0
         labels = np.zeros(bodies.shape, np.uint8)
         labels[(body == self._arm) & ~empty] = 1
-        labels[(body == self._arm) & (link > self._tip_link) & ~empty] = 2
+        labels[(body == self._arm) & np.isin(link, list(self._gripper_links)) & ~empty] = 2
         if self._goal >= 0:
             labels[(body == self._goal) & ~empty] = 3
         for index, uid in self._objects.items():
             labels[(body == uid) & ~empty] = 4 + index
+        if self._cabinet >= 0:
+            labels[(body == self._cabinet) & (link == 0) & ~empty] = LABELS.index("drawer")
         return labels
 
     def truth(self) -> Truth:
@@ -294,13 +275,20 @@ class Scene:
             objects_xyzw=turns,
             objects_yaw_rad=yaws,
             touching=touching,
+            handle_m=self._handle(),
         )
+
+    def _handle(self) -> Float[np.ndarray, " 3"]:
+        if self.spec.drawer is None:
+            return np.full(3, np.nan)
+        opening = self._bullet.getJointState(self._cabinet, 0, physicsClientId=self._client)[0]
+        return np.asarray(self.spec.drawer.handle_m) - [opening, 0.0, 0.0]
 
     def _closedness(self) -> float:
         values = [
             (self._bullet.getJointState(self._arm, joint, physicsClientId=self._client)[0] - offset) / gain
             for joint, (offset, gain) in self._finger_joints.items()
-            if joint not in self._hangs_on
+            if joint not in self._hangs_on and abs(gain) > 1e-6
         ]
         return float(np.clip(np.mean(values), 0.0, 1.0))
 
@@ -314,14 +302,15 @@ class Scene:
 
     # --- branching ---
 
-    def save(self) -> tuple[int, np.ndarray]:
+    def save(self) -> tuple[int, np.ndarray, int]:
         """Keep the present state in memory; `load` returns to it within the same scene (until the next reset)."""
-        return self._bullet.saveState(physicsClientId=self._client), self._q.copy()
+        return self._bullet.saveState(physicsClientId=self._client), self._q.copy(), self._steps
 
-    def load(self, snapshot: tuple[int, np.ndarray]) -> None:
+    def load(self, snapshot: tuple[int, np.ndarray, int]) -> None:
         """Return to what `save` gave."""
         self._bullet.restoreState(stateId=snapshot[0], physicsClientId=self._client)
         self._q = snapshot[1].copy()
+        self._steps = snapshot[2]
 
 
 def camera_of(spec: SceneSpec, frame_size_px: tuple[int, int]) -> Camera:

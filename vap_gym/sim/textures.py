@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from vap_gym.errors import unknown_name
-from vap_gym.sim.spec import NOVEL_TEXTURES, TRAIN_TEXTURES
+from vap_gym.sim.draw import NOVEL_TEXTURES, TRAIN_TEXTURES
 
 SIZE_PX = 512
 SHOWN = 0.25  # share of the texture, per side, that PyBullet shows on a box
