@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vap_gym.data import layout, tables
+from vap_gym.data.encoded import decode_pictures
 from vap_gym.data.layout import Column, DataError, Features
 from vap_gym.data.video import read_video
 
@@ -127,13 +128,27 @@ class EpisodeSet:
             for name in _known(labels, self.features.labels, "labels")
         }
         return Episode(
-            frames={v: self._frames(row, v, start, stop) for v in _known(views, self.features.views, "view")},
+            frames={v: self._frames(i, v, start, stop) for v in _known(views, self.features.views, "view")},
             columns={name: value[start:stop] for name, value in values.items()},
             task=self.task(i),
             labels={name: value[start:stop] for name, value in maps.items()},
             info=self.info(i),
             index=int(row["episode_index"]),
         )
+
+    def pictures(self, i: int, view: str, *, start: int = 0, stop: int | None = None) -> list[bytes]:
+        """The JPEG or PNG files of frames start to stop of a view in `features.stills`, as they were given."""
+        _known([view], self.features.stills, "view of picture files")
+        length, key = self.length(i), self._key(view)
+        files = tables.read_pictures(self._path(self._row(i), "data"), self._first_rows[i], length, key)
+        return files[start:stop]
+
+    def video_of(self, i: int, view: str) -> tuple[Path, int]:
+        """The mp4 that holds a view in `features.videos`, and which of its frames is the episode's first."""
+        _known([view], self.features.videos, "view in a video")
+        row, key = self._row(i), self._key(view)
+        first = round(row.get(f"videos/{key}/from_timestamp", 0.0) * self.fps)
+        return self._path(row, "video", key), first
 
     def _row(self, i: int) -> dict[str, Any]:
         if not -len(self._rows) <= i < len(self._rows):
@@ -163,11 +178,15 @@ class EpisodeSet:
         template = str(self.meta["video_path" if kind == "video" else "data_path"])
         return self.root / template.format(video_key=name, **places)
 
-    def _frames(self, row: Mapping[str, Any], view: str, start: int, stop: int) -> NDArray[np.uint8]:
+    def _key(self, view: str) -> str:
         prefixed = layout.IMAGE_PREFIX + view
-        key = prefixed if prefixed in self.meta["features"] else view
-        first = round(row.get(f"videos/{key}/from_timestamp", 0.0) * self.fps)
-        return read_video(self._path(row, "video", key), start=first + start, stop=first + stop)
+        return prefixed if prefixed in self.meta["features"] else view
+
+    def _frames(self, i: int, view: str, start: int, stop: int) -> NDArray[np.uint8]:
+        if view in self.features.stills:
+            return decode_pictures(self.pictures(i, view, start=start, stop=stop), f"'{view}' of episode {i}, frame")
+        path, first = self.video_of(i, view)
+        return read_video(path, start=first + start, stop=first + stop)
 
 
 def describe(root: str | Path) -> str:
@@ -194,7 +213,7 @@ def describe(root: str | Path) -> str:
     return "\n".join(lines)
 
 
-def _known(names: Iterable[str] | None, known: Mapping[str, Any], kind: str) -> list[str]:
+def _known(names: Iterable[str] | None, known: Collection[str], kind: str) -> list[str]:
     wanted = list(known if names is None else names)
     for name in wanted:
         if name not in known:

@@ -14,7 +14,7 @@ import pyarrow as pa
 from vap_gym.data import layout, tables
 from vap_gym.data.episodes import EpisodeSet
 from vap_gym.data.layout import DataError, Features
-from vap_gym.data.video import join_videos
+from vap_gym.data.remux import join_videos, probe_video
 
 PANDAS_TASKS = json.dumps(  # LeRobot reads tasks.parquet as a pandas frame whose row names are the tasks
     {
@@ -87,24 +87,58 @@ class _Shard:
 
     def write(self, lengths: list[int], starts: list[int], task_indices: list[int]) -> None:
         """Write all files; meta/episodes last, since an episode counts as gathered once its row is there."""
-        for view in self.features.views:
-            key = layout.IMAGE_PREFIX + view
-            path = self._path(layout.VIDEO_PATH, video_key=key)
-            before = [(path, sum(lengths[i] for i in self.old))] if self.old else []
-            join_videos([*before, *((self._pending(i, f"{key}.mp4"), lengths[i]) for i in self.new)], path, self.fps)
+        path = self._path(layout.EPISODES_PATH)
+        old_rows = [tables.read_table(path)] if self.old else []
+        variants = {view: self._variants(view, old_rows) for view in self.features.videos}
+        for view, variant_of in variants.items():
+            self._join(layout.IMAGE_PREFIX + view, variant_of, lengths)
         for name in self.features.labels:
             path = self._path(layout.LABEL_PATH, label_key=name)
             tables.write_table(path, self._groups(path, f"{name}.labels.parquet"))
         path = self._path(layout.DATA_PATH)
         groups = zip(self._groups(path, "data.parquet"), self.old + self.new, strict=True)
         tables.write_table(path, [_numbered(group, starts[i], task_indices[i]) for group, i in groups])
-        path = self._path(layout.EPISODES_PATH)
-        rows = [tables.read_table(path)] if self.old else []
-        rows += [self._placed(tables.read_table(self._pending(i, "episode.parquet")), i, starts) for i in self.new]
-        tables.write_table(path, pa.concat_tables(rows).combine_chunks())
+        rows = [
+            self._placed(tables.read_table(self._pending(i, "episode.parquet")), i, lengths, starts, variants)
+            for i in self.new
+        ]
+        tables.write_table(self._path(layout.EPISODES_PATH), pa.concat_tables(old_rows + rows).combine_chunks())
+
+    def _variants(self, view: str, old_rows: list[pa.Table]) -> dict[int, int]:
+        """For each episode the number of the video file of this shard that it goes to.
+
+        One decoder reads one file, so episodes whose codec parameters differ (another camera's or tool's encoder)
+        get files of their own, numbered by first appearance. To encode them again would lose what was recorded, and
+        to refuse them would split sets by accidents of encoding.
+        """
+        key = layout.IMAGE_PREFIX + view
+        found: dict[int, int] = {}
+        for rows in old_rows:
+            chunks = rows.column(f"videos/{key}/chunk_index").to_pylist()
+            found |= {i: chunk // layout.VARIANT_CHUNKS for i, chunk in zip(self.old, chunks, strict=True)}
+        known = [probe_video(self._video(key, variant)).parameters for variant in sorted(set(found.values()))]
+        for i in self.new:
+            parameters = probe_video(self._pending(i, f"{key}.mp4")).parameters
+            if parameters not in known:
+                known.append(parameters)
+            found[i] = known.index(parameters)
+        return found
+
+    def _join(self, key: str, variant_of: dict[int, int], lengths: list[int]) -> None:
+        """Write the video files of a view that get episodes."""
+        for variant in sorted({variant_of[i] for i in self.new}):
+            path = self._video(key, variant)
+            count = sum(lengths[i] for i in self.old if variant_of[i] == variant)
+            new = [i for i in self.new if variant_of[i] == variant]
+            parts = [(path, count)] if count else []
+            join_videos([*parts, *((self._pending(i, f"{key}.mp4"), lengths[i]) for i in new)], path, self.fps)
 
     def _path(self, template: str, **keys: str) -> Path:
         return self.root / layout.shard_of(template, self.number, **keys)
+
+    def _video(self, key: str, variant: int) -> Path:
+        number = self.number + variant * layout.VARIANT_CHUNKS * layout.FILES_PER_CHUNK
+        return self.root / layout.shard_of(layout.VIDEO_PATH, number, video_key=key)
 
     def _pending(self, index: int, name: str) -> Path:
         return tables.pending_folder(self.root, index) / name
@@ -114,10 +148,16 @@ class _Shard:
         old = [tables.read_table(path, row_groups=[group]) for group in range(len(self.old))]
         return old + [tables.read_table(self._pending(i, name)) for i in self.new]
 
-    def _placed(self, row: pa.Table, index: int, starts: list[int]) -> pa.Table:
+    def _placed(
+        self,
+        row: pa.Table,
+        index: int,
+        lengths: list[int],
+        starts: list[int],
+        variants: dict[str, dict[int, int]],
+    ) -> pa.Table:
         """The row of an episode with the places of its rows and frames put before its statistics."""
         chunk_index, file_index = divmod(self.number, layout.FILES_PER_CHUNK)
-        first = (self.old + self.new)[0]
         places: dict[str, int | float] = {
             "dataset_from_index": starts[index],
             "dataset_to_index": starts[index + 1],
@@ -126,13 +166,14 @@ class _Shard:
             "meta/episodes/chunk_index": chunk_index,
             "meta/episodes/file_index": file_index,
         }
-        for view in self.features.views:
+        for view, variant_of in variants.items():
             key = f"videos/{layout.IMAGE_PREFIX}{view}"
+            begin = sum(lengths[i] for i in variant_of if i < index and variant_of[i] == variant_of[index])
             places |= {
-                f"{key}/chunk_index": chunk_index,
+                f"{key}/chunk_index": chunk_index + variant_of[index] * layout.VARIANT_CHUNKS,
                 f"{key}/file_index": file_index,
-                f"{key}/from_timestamp": (starts[index] - starts[first]) / self.fps,
-                f"{key}/to_timestamp": (starts[index + 1] - starts[first]) / self.fps,
+                f"{key}/from_timestamp": begin / self.fps,
+                f"{key}/to_timestamp": (begin + lengths[index]) / self.fps,
             }
         head = {name: row.column(name) for name in row.column_names if not name.startswith("stats/")}
         stats = {name: row.column(name) for name in row.column_names if name.startswith("stats/")}

@@ -4,6 +4,7 @@
 meta/info.json  meta/stats.json  meta/tasks.parquet  meta/episodes/chunk-000/file-007.parquet   (one row per episode)
 data/chunk-000/file-007.parquet                               (one row per frame, one row group per episode)
 videos/observation.images.<view>/chunk-000/file-007.mp4       (every episode starts with a key frame)
+videos/observation.images.<view>/chunk-1000/file-007.mp4      (those of the same shard with other codec parameters)
 labels/<name>/chunk-000/file-007.parquet                      (ours: lossless label maps, one row per episode)
 .pending/episode-000361/…                                     (ours: episodes written, not yet gathered into files)
 ```
@@ -31,6 +32,7 @@ IMAGE_PREFIX = "observation.images."
 CHUNK_FILE = "chunk-{chunk_index:03d}/file-{file_index:03d}"
 DATA_PATH = f"data/{CHUNK_FILE}.parquet"
 VIDEO_PATH = f"videos/{{video_key}}/{CHUNK_FILE}.mp4"
+VARIANT_CHUNKS = 1000  # so far apart are the chunks of videos of one shard that cannot be joined in one file
 LABEL_PATH = f"labels/{{label_key}}/{CHUNK_FILE}.parquet"
 EPISODES_PATH = f"meta/episodes/{CHUNK_FILE}.parquet"
 INFO_PATH, STATS_PATH, TASKS_PATH = "meta/info.json", "meta/stats.json", "meta/tasks.parquet"
@@ -42,6 +44,7 @@ INDEX_COLUMNS: Mapping[str, str] = {
     "index": "int64",
     "task_index": "int64",
 }
+PICTURE_TYPE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 DTYPES = ("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float32", "float64")
 
 
@@ -70,11 +73,20 @@ class Column:
 
 @dataclass(frozen=True, kw_only=True)
 class Features:
-    """What every episode of a set holds. Views and labels are (height, width) in px, by name; all sorted by name."""
+    """What every episode of a set holds. Views and labels are (height, width) in px, by name; all sorted by name.
+
+    `stills` are the names of those views whose frames are kept as JPEG or PNG files; the others are videos.
+    """
 
     views: Mapping[str, tuple[int, int]]
     columns: Mapping[str, Column]
     labels: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    stills: tuple[str, ...] = ()
+
+    @property
+    def videos(self) -> tuple[str, ...]:
+        """Names of the views that are stored as videos."""
+        return tuple(view for view in self.views if view not in self.stills)
 
 
 def shard_of(path_template: str, shard_index: int, **keys: str) -> str:
@@ -84,32 +96,44 @@ def shard_of(path_template: str, shard_index: int, **keys: str) -> str:
 
 
 def frame_schema(features: Features) -> pa.Schema:
-    """Arrow schema of data/…/file-….parquet."""
+    """Arrow schema of data/…/file-….parquet; pictures as the `datasets` package stores its Image feature."""
     columns = [(name, column.arrow_type) for name, column in features.columns.items()]
+    columns += [(IMAGE_PREFIX + view, PICTURE_TYPE) for view in features.stills]
     return pa.schema(columns + [(name, pa.from_numpy_dtype(np.dtype(dtype))) for name, dtype in INDEX_COLUMNS.items()])
 
 
 def info_json(
-    features: Features, *, fps: int, robot_type: str, codec: Mapping[str, Any], episodes_per_file: int
+    features: Features,
+    *,
+    fps: int,
+    robot_type: str,
+    codec: Mapping[str, Any],
+    episodes_per_file: int,
+    copied: Mapping[str, tuple[str, str]] | None = None,
 ) -> dict[str, Any]:
-    """Contents of meta/info.json for a set with no episode gathered yet."""
+    """Contents of meta/info.json for a set with no episode gathered yet.
+
+    `copied` has (codec, pixel format) of the views whose videos are not encoded by us.
+    """
     described: dict[str, Any] = {}
     for view, (height, width) in features.views.items():
+        name, pix_fmt = (copied or {}).get(view, ("h264", codec["pix_fmt"]))
         described[IMAGE_PREFIX + view] = {
-            "dtype": "video",
+            "dtype": "image" if view in features.stills else "video",
             "shape": [height, width, 3],
             "names": ["height", "width", "channels"],
-            "info": {
+        }
+        if view not in features.stills:
+            described[IMAGE_PREFIX + view]["info"] = {
                 "video.height": height,
                 "video.width": width,
-                "video.codec": "h264",
-                "video.pix_fmt": codec["pix_fmt"],
+                "video.codec": name,
+                "video.pix_fmt": pix_fmt,
                 "video.is_depth_map": False,
                 "video.fps": fps,
                 "video.channels": 3,
                 "has_audio": False,
-            },
-        }
+            }
     for name, column in features.columns.items():
         described[name] = {"dtype": column.dtype, "shape": [column.width], "names": None}
     for name, dtype in INDEX_COLUMNS.items():
@@ -126,7 +150,7 @@ def info_json(
         "fps": fps,
         "splits": {},
         "data_path": DATA_PATH,
-        "video_path": VIDEO_PATH if features.views else None,
+        "video_path": VIDEO_PATH if features.videos else None,
         "features": described,
         OUR_KEY: {
             "episodes_per_file": episodes_per_file,
@@ -144,17 +168,20 @@ def features_of(info: Mapping[str, Any]) -> Features:
     """The features that an info.json describes, ours or anyone's LeRobot v3 set (string columns are left out)."""
     ours = info.get(OUR_KEY, {})
     views: dict[str, tuple[int, int]] = {}
+    stills: list[str] = []
     columns: dict[str, Column] = {}
     for name, described in info["features"].items():
         shape = tuple(int(n) for n in described["shape"])
-        if described["dtype"] == "video":
+        if described["dtype"] in ("video", "image") and len(shape) == 3:
             height, width = shape[1:] if shape[0] == 3 and shape[-1] != 3 else shape[:2]
             views[name.removeprefix(IMAGE_PREFIX)] = (height, width)
+            if described["dtype"] == "image":
+                stills.append(name.removeprefix(IMAGE_PREFIX))
         elif described["dtype"] in DTYPES and name not in INDEX_COLUMNS:
             true_shape = ours.get("shapes", {}).get(name, shape if shape != (1,) else ())
             columns[name] = Column(dtype=described["dtype"], shape=tuple(true_shape))
     labels = {name: (int(e["shape"][0]), int(e["shape"][1])) for name, e in ours.get("labels", {}).items()}
-    return Features(views=views, columns=columns, labels=labels)
+    return Features(views=views, columns=columns, labels=labels, stills=tuple(stills))
 
 
 @contextmanager

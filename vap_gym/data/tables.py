@@ -63,12 +63,24 @@ def read_table(path: Path, *, row_groups: list[int] | None = None) -> pa.Table:
 
 
 def frame_table(
-    columns: Mapping[str, NDArray[Any]], features: Features, *, index: int, length: int, fps: int
+    columns: Mapping[str, NDArray[Any]],
+    features: Features,
+    *,
+    index: int,
+    length: int,
+    fps: int,
+    pictures: Mapping[str, Sequence[bytes]] | None = None,
 ) -> pa.Table:
-    """Rows of one episode; `index` and `task_index` of the whole set are filled in when it is gathered."""
+    """Rows of one episode; `index` and `task_index` of the whole set are filled in when it is gathered.
+
+    `pictures` are the JPEG or PNG files of the views in `features.stills`.
+    """
     steps = np.arange(length, dtype=np.int64)
     zeros = np.zeros(length, np.int64)
     arrays = [_arrow(columns[name], column) for name, column in features.columns.items()]
+    for view in features.stills:
+        files = pa.array((pictures or {})[view], pa.binary())
+        arrays.append(pa.StructArray.from_arrays([files, pa.nulls(length, pa.string())], ["bytes", "path"]))
     arrays += [
         pa.array((steps / fps).astype(np.float32)),
         pa.array(steps),
@@ -86,6 +98,26 @@ def _arrow(values: NDArray[Any], column: Column) -> pa.Array:
 
 def read_columns(path: Path, first_row: int, length: int, columns: Mapping[str, Column]) -> dict[str, NDArray[Any]]:
     """Read `length` rows from `first_row` on, decoding only the row groups that hold them, with shapes restored."""
+    table = _read_rows(path, first_row, length, list(columns))
+    found = {}
+    for name, column in columns.items():
+        array = table.column(name).combine_chunks()
+        if not pa.types.is_primitive(array.type):
+            array = array.flatten()
+        values = array.to_numpy(zero_copy_only=False).astype(column.dtype, copy=False)
+        found[name] = np.array(values).reshape(length, *column.shape)
+    return found
+
+
+def read_pictures(path: Path, first_row: int, length: int, name: str) -> list[bytes]:
+    """Read the JPEG or PNG files of `length` rows from `first_row` on."""
+    rows = _read_rows(path, first_row, length, [name]).column(name).to_pylist()
+    if any(row is None or row["bytes"] is None for row in rows):
+        raise DataError(f"{path} must hold the bytes of '{name}', got none in some rows. Embed the pictures in it.")
+    return [row["bytes"] for row in rows]
+
+
+def _read_rows(path: Path, first_row: int, length: int, names: list[str]) -> pa.Table:
     with opened(path) as file:
         begin, skipped = 0, 0
         groups: list[int] = []
@@ -95,17 +127,13 @@ def read_columns(path: Path, first_row: int, length: int, columns: Mapping[str, 
                 skipped = begin if not groups else skipped
                 groups.append(group)
             begin = end
-        table = file.read_row_groups(groups, columns=list(columns)).slice(first_row - skipped, length)
+        missing = set(names) - set(file.schema_arrow.names)
+        if missing:
+            raise DataError(f"{path} must hold the columns of its set, got none named {', '.join(sorted(missing))}.")
+        table = file.read_row_groups(groups, columns=names).slice(first_row - skipped, length)
     if table.num_rows != length:
         raise DataError(f"{path} must hold {length} rows from {first_row}, got {table.num_rows}. Write it again.")
-    found = {}
-    for name, column in columns.items():
-        array = table.column(name).combine_chunks()
-        if not pa.types.is_primitive(array.type):
-            array = array.flatten()
-        values = array.to_numpy(zero_copy_only=False).astype(column.dtype, copy=False)
-        found[name] = np.array(values).reshape(length, *column.shape)
-    return found
+    return table
 
 
 def label_table(index: int, labels: NDArray[np.uint8]) -> pa.Table:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,8 @@ from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 from numpy.typing import NDArray
 
 from vap_gym.data.layout import DataError, replacing
+from vap_gym.data.remux import join_videos as join_videos
+from vap_gym.data.remux import opened
 
 BT709 = 1  # ITU-T H.273 code for matrix, primaries and transfer
 LIMITED = 1  # FFmpeg's AVCOL_RANGE_MPEG
@@ -106,61 +107,60 @@ def read_video(path: str | Path, *, start: int = 0, stop: int | None = None) -> 
     if start < 0 or (stop is not None and stop <= start):
         raise DataError(f"read_video needs 0 <= start < stop, got start={start}, stop={stop}. Omit both for all.")
     frames: list[NDArray[np.uint8]] = []
-    with _opened(Path(path)) as (container, stream):
-        if stream.width * stream.height <= 320 * 240:
-            stream.codec_context.thread_count = 1  # small frames decode faster than threads start
-        else:
-            stream.thread_type = "AUTO"
-        ticks_per_frame = 1 / (stream.average_rate * stream.time_base)
-        first_tick = stream.start_time or 0
-        if start:
-            container.seek(first_tick + round(start * ticks_per_frame), stream=stream)
-        reformatter = VideoReformatter()
-        for frame in container.decode(stream):
-            index = round((frame.pts - first_tick) / ticks_per_frame)
-            if stop is not None and index >= stop:
-                break
-            if index >= start:
-                frames.append(np.asarray(reformatter.reformat(frame, format="rgb24").to_ndarray(), np.uint8))
+    reformatter = VideoReformatter()
+    for index, frame in _decoded(Path(path), start):
+        if stop is not None and index >= stop:
+            break
+        if index >= start:
+            frames.append(np.asarray(reformatter.reformat(frame, format="rgb24").to_ndarray(), np.uint8))
     if not frames or (stop is not None and len(frames) != stop - start):
         wanted = f"frames {start} to {'the end' if stop is None else stop}"
         raise DataError(f"{path} must hold {wanted}, got {len(frames)} of them. It was cut short: write it again.")
     return np.stack(frames)
 
 
-def join_videos(parts: Sequence[tuple[Path, int]], path: Path, fps: int) -> None:
-    """Join the first n frames of each (file, n), as `write_video` wrote them, without encoding again."""
-    plain = {"write_btrt": "0"}  # a bitrate of the first part only, and so other bytes when joined in two goes
-    with replacing(path) as temporary, av.open(str(temporary), "w", format="mp4", container_options=plain) as out:
-        target: Any = None
-        index = 0
-        for source, count in parts:
-            with _opened(source) as (container, stream):
-                if target is None:
-                    target = out.add_stream_from_template(stream)
-                    target.time_base = 1 / stream.average_rate
-                    ticks = 1 / (stream.average_rate * stream.time_base)
-                taken = 0
-                for packet in container.demux(stream):
-                    if packet.size == 0 or taken == count:
-                        break
-                    packet.pts = packet.dts = round(index * ticks)
-                    packet.stream = target
-                    out.mux(packet)
-                    index, taken = index + 1, taken + 1
-                if taken != count:
-                    raise DataError(f"{source} must hold {count} frames, got {taken}. Remove it and write it again.")
+def _decoded(path: Path, start: int) -> Iterator[tuple[int, Any]]:
+    """Number and frame of what can be shown from the key frame before `start` on."""
+    with opened(path) as (container, stream):
+        _choose_threads(stream)
+        ticks_per_frame = 1 / (stream.average_rate * stream.time_base)
+        first_tick = stream.start_time or 0
+        back = 0
+        while True:
+            if start:
+                container.seek(first_tick + round(max(start - back, 0) * ticks_per_frame), stream=stream)
+            numbered = ((round((f.pts - first_tick) / ticks_per_frame), f) for f in container.decode(stream))
+            first = next(numbered, None)
+            if first is None or first[0] <= start or back > start:
+                break
+            back = max(2 * back, 4)  # with B-frames a file may be entered at the key frame after: go back further
+        if first is not None:
+            yield first
+            yield from numbered
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
-    """Open a video; whatever FFmpeg says about it becomes a DataError."""
-    if not path.is_file():
-        raise DataError(f"No video at {path}. Give the path of an mp4 file.")
-    try:
-        with av.open(str(path)) as container:
-            if not container.streams.video:
-                raise DataError(f"{path} must hold a video stream, got none. Give the path of an mp4 file.")
-            yield container, container.streams.video[0]
-    except av.error.FFmpegError as error:
-        raise DataError(f"{path} cannot be decoded as video: {error}. It is damaged: write it again.") from error
+def check_video(path: Path, frames: int, samples: int = 16) -> NDArray[np.uint8]:
+    """Decode all `frames` frames of a file, strictly, and return about `samples` of them as (S,H,W,3) uint8 RGB.
+
+    Raises DataError where one is missing or damaged.
+    """
+    every, count = max(1, frames // samples), 0
+    kept: list[NDArray[np.uint8]] = []
+    reformatter = VideoReformatter()
+    with opened(path) as (container, stream):
+        _choose_threads(stream)
+        stream.codec_context.options = {"err_detect": "explode"}  # or damage is painted over
+        for frame in container.decode(stream):
+            if count % every == 0:
+                kept.append(np.asarray(reformatter.reformat(frame, format="rgb24").to_ndarray(), np.uint8))
+            count += 1
+    if count != frames:
+        raise DataError(f"{path} must show {frames} frames, got {count} that can be decoded. Fetch it again.")
+    return np.stack(kept)
+
+
+def _choose_threads(stream: Any) -> None:
+    if stream.width * stream.height <= 320 * 240:
+        stream.codec_context.thread_count = 1  # small frames decode faster than threads start
+    else:
+        stream.thread_type = "AUTO"

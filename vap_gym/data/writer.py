@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vap_gym.data import layout, tables
+from vap_gym.data.encoded import PictureBytes, VideoFile, check_pictures, picture_size
 from vap_gym.data.episodes import Episode
 from vap_gym.data.layout import DataError, Features
-from vap_gym.data.video import CODECS, write_video
+from vap_gym.data.remux import copy_video, cut_video
+from vap_gym.data.video import CODECS, check_video, write_video
+
+Encoded = Mapping[str, VideoFile | PictureBytes]
 
 
 class EpisodeWriter:
@@ -60,32 +65,38 @@ class EpisodeWriter:
         written = self.written()
         return [index for index in range(total) if index not in written]
 
-    def append(self, episode: Episode) -> int:
+    def append(self, episode: Episode, *, encoded: Encoded | None = None) -> int:
         """Write an episode under the next free index and return it. For a single writing process."""
         index = max(self.written(), default=-1) + 1
-        self.write(index, episode)
+        self.write(index, episode, encoded=encoded)
         return index
 
-    def write(self, index: int, episode: Episode) -> None:
+    def write(self, index: int, episode: Episode, *, encoded: Encoded | None = None) -> None:
         """Write an episode under `index` >= 0; it is on disk, whole, when this returns.
 
-        Raises DataError where the index is taken, or the episode does not have the features of the set.
+        `encoded` are views beside those of `episode.frames`, stored without encoding them again: the packets of an
+        mp4, at the rate of the set, or JPEG and PNG files. All of it is decoded once, so that damage is found now.
+        Raises DataError where the index is taken, the episode does not have the features of the set, or a picture
+        is damaged.
         """
+        encoded = dict(encoded or {})
         folder = tables.pending_folder(self.root, index)
         if index < 0 or index in self._gathered or folder.exists():
             raise DataError(
                 f"write needs an index >= 0 that '{self.root}' does not hold yet, got {index}. "
                 "missing(total) lists those to write."
             )
-        features = _checked(episode)
-        if self.features is None:
-            self.features = self._fix_features(features)
-        _require_same(features, self.features, self.root)
+        features = _checked(episode, encoded)
+        if self.features is not None:
+            _require_same(features, self.features, self.root)
         building = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
         shutil.rmtree(building, ignore_errors=True)
         building.mkdir(parents=True)
         try:
-            self._write_files(building, index, episode, features)
+            self._write_files(building, index, episode, encoded, features)
+            if self.features is None:
+                self.features = self._fix_features(features, encoded)
+                _require_same(features, self.features, self.root)
             building.rename(folder)
         except OSError as error:
             raise DataError(
@@ -95,23 +106,35 @@ class EpisodeWriter:
         finally:
             shutil.rmtree(building, ignore_errors=True)
 
-    def _write_files(self, folder: Path, index: int, episode: Episode, features: Features) -> None:
+    def _write_files(self, folder: Path, index: int, episode: Episode, encoded: Encoded, features: Features) -> None:
+        length = _length(episode, encoded)
         stats: dict[str, dict[str, NDArray[Any]]] = {}
+        pictures: dict[str, Sequence[bytes]] = {}
         for view in features.views:
             key = layout.IMAGE_PREFIX + view
-            frames = episode.frames[view]
-            write_video(folder / f"{key}.mp4", frames, self.fps, codec=self.codec["name"], crf=self.codec["crf"])
-            stats[key] = tables.picture_stats(frames)
+            given = encoded[view] if view in encoded else episode.frames[view]
+            if isinstance(given, PictureBytes):
+                pictures[view] = given.files
+                shown = check_pictures(given.files, f"'{view}' of episode {index}, frame")
+            elif isinstance(given, VideoFile):
+                copy_video(given, folder / f"{key}.mp4", self.fps)
+                shown = check_video(folder / f"{key}.mp4", length)
+            else:
+                write_video(folder / f"{key}.mp4", given, self.fps, codec=self.codec["name"], crf=self.codec["crf"])
+                shown = given
+            stats[key] = tables.picture_stats(shown)
         for name in features.labels:
             tables.write_table(folder / f"{name}.labels.parquet", tables.label_table(index, episode.labels[name]))
         for name in features.columns:
             stats[name] = tables.column_stats(episode.columns[name])
-        rows = tables.frame_table(episode.columns, features, index=index, length=len(episode), fps=self.fps)
+        rows = tables.frame_table(
+            episode.columns, features, index=index, length=length, fps=self.fps, pictures=pictures
+        )
         tables.write_table(folder / "data.parquet", rows)
-        row = tables.episode_row(index, episode.task, _as_json(episode.info), len(episode), stats)
+        row = tables.episode_row(index, episode.task, _as_json(episode.info), length, stats)
         tables.write_table(folder / "episode.parquet", row)
 
-    def _fix_features(self, features: Features) -> Features:
+    def _fix_features(self, features: Features, encoded: Encoded) -> Features:
         """Describe a new set in meta/info.json; processes that start together all write the same."""
         path = self.root / layout.INFO_PATH
         if not path.exists():
@@ -121,6 +144,12 @@ class EpisodeWriter:
                 robot_type=self.robot_type,
                 codec=self.codec,
                 episodes_per_file=self.episodes_per_file,
+                copied={
+                    view: (facts.codec, facts.pix_fmt)
+                    for view, video in encoded.items()
+                    if isinstance(video, VideoFile)
+                    for facts in [cut_video(video).facts]
+                },
             )
             layout.write_json(path, described)
         return self._read_features()
@@ -151,9 +180,29 @@ def _as_json(info: Mapping[str, Any]) -> str:
         ) from error
 
 
-def _checked(episode: Episode) -> Features:
+def _length(episode: Episode, encoded: Encoded) -> int:
+    """Number of frames of an episode, from its first part that has any."""
+    if len(episode) or not encoded:
+        return len(episode)
+    first = next(iter(encoded.values()))
+    return cut_video(first).count if isinstance(first, VideoFile) else len(first)
+
+
+def _encoded_size(view: str, given: VideoFile | PictureBytes) -> tuple[int, tuple[int, int]]:
+    """Frames of an encoded view and their (height, width); picture files are all asked for theirs."""
+    if isinstance(given, VideoFile):
+        cut = cut_video(given)
+        return cut.count, (cut.facts.height, cut.facts.width)
+    sizes = {picture_size(file, f"'{view}', frame {number}") for number, file in enumerate(given.files)}
+    if len(sizes) != 1:
+        shown = ", ".join(f"{height}x{width}" for height, width in sorted(sizes)) or "no pictures"
+        raise DataError(f"All pictures of '{view}' must have one size, got {shown}. Give every size a view of its own.")
+    return len(given), sizes.pop()
+
+
+def _checked(episode: Episode, encoded: Encoded) -> Features:
     """Check an episode by itself and return its features."""
-    length = len(episode)
+    length = _length(episode, encoded)
     if not length:
         raise DataError("An episode must hold frames or columns of at least 1 step, got none. Drop empty episodes.")
     for kind, axes, arrays in (
@@ -172,10 +221,12 @@ def _checked(episode: Episode) -> Features:
                 f"column {name!r} must be (T, …), not empty, and one of {', '.join(layout.DTYPES)}, "
                 f"got {array.dtype} {array.shape}. Convert it before writing."
             )
-    for name, array in {**episode.frames, **episode.columns, **episode.labels}.items():
-        if len(array) != length:
+    sizes = {view: _encoded_size(view, given) for view, given in encoded.items()}
+    rows = {name: len(array) for name, array in {**episode.frames, **episode.columns, **episode.labels}.items()}
+    for name, count in {**rows, **{view: count for view, (count, _) in sizes.items()}}.items():
+        if count != length:
             raise DataError(
-                f"{name!r} must have {length} rows like the rest of the episode, got {len(array)}. "
+                f"{name!r} must have {length} rows like the rest of the episode, got {count}. "
                 "Give one row per frame, the last one included."
             )
         if not name or "/" in name or name in layout.INDEX_COLUMNS or name.startswith(layout.IMAGE_PREFIX):
@@ -183,11 +234,15 @@ def _checked(episode: Episode) -> Features:
                 f"A feature's name must not hold '/', start with '{layout.IMAGE_PREFIX}' or be one of "
                 f"{', '.join(layout.INDEX_COLUMNS)}, got {name!r}. Choose another, like 'tip.pose'."
             )
-    return episode.features
+    features = episode.features
+    views = {**features.views, **{view: size for view, (_, size) in sizes.items()}}
+    stills = sorted(view for view, given in encoded.items() if isinstance(given, PictureBytes))
+    return replace(features, views=dict(sorted(views.items())), stills=tuple(stills))
 
 
 def _require_same(given: Features, wanted: Features, root: Path) -> None:
     """Refuse an episode whose features are not those of the set."""
+    stored = {view: "picture files" if view in given.stills else "a video" for view in given.views}
     pairs: list[tuple[str, Mapping[str, Any], Mapping[str, Any]]] = [
         ("view", given.views, wanted.views),
         ("labels", given.labels, wanted.labels),
@@ -200,3 +255,10 @@ def _require_same(given: Features, wanted: Features, root: Path) -> None:
                     f"{kind} {name!r} of '{root}' is {theirs.get(name, 'absent')}, got {mine.get(name, 'none')}. "
                     "All episodes of a set have the same features: write others into a new folder."
                 )
+    for view, how in stored.items():
+        if (how == "picture files") != (view in wanted.stills):
+            other = "a video" if how == "picture files" else "picture files"
+            raise DataError(
+                f"view '{view}' of '{root}' is stored as {other}, got {how}. "
+                "All episodes of a set keep a view in the same way: write others into a new folder."
+            )

@@ -76,9 +76,9 @@ def _append_zeros(registers: NDArray[np.uint32], length: int) -> NDArray[np.uint
 @cache
 def _byte_table() -> tuple[int, ...]:
     """The register's change by one byte."""
-    table = np.arange(256, dtype=np.uint32)
+    table: NDArray[np.uint32] = np.arange(256, dtype=np.uint32)
     for _ in range(8):
-        table = (table >> 1) ^ np.where(table & 1, np.uint32(POLYNOMIAL), np.uint32(0))
+        table = (table >> 1) ^ (table & 1) * np.uint32(POLYNOMIAL)
     return tuple(int(entry) for entry in table)
 
 
@@ -86,7 +86,7 @@ def _byte_table() -> tuple[int, ...]:
 def _word_tables() -> tuple[NDArray[np.uint32], ...]:
     """Changes by 16 bits that stand 0, 2, 4 and 6 bytes from the left of eight, in that order."""
     bytewise = np.array(_byte_table(), np.uint32)
-    word = np.arange(1 << 16, dtype=np.uint32)
+    word: NDArray[np.uint32] = np.arange(1 << 16, dtype=np.uint32)
     for _ in range(2):
         word = bytewise[word & 0xFF] ^ (word >> 8)
     tables = [word]
@@ -100,7 +100,7 @@ def _word_tables() -> tuple[NDArray[np.uint32], ...]:
 
 @cache
 def _zeros_operator(length: int) -> NDArray[np.uint32]:
-    """The operator that appends `length` (a power of two) zero bytes, as (4, 256): one table per byte of the register."""
+    """The operator that appends `length` (a power of two) zeros, (4, 256): a table per byte of the register."""
     if length == 1:
         bytewise = np.array(_byte_table(), np.uint32)
         values = np.arange(256, dtype=np.uint32)

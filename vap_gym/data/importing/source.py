@@ -5,35 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vap_gym.data.encoded import PictureBytes as PictureBytes
+from vap_gym.data.encoded import VideoFile as VideoFile
 from vap_gym.data.layout import DataError
-
-
-@dataclass(frozen=True, kw_only=True)
-class VideoFile:
-    """Frames `start` to `stop` (excluded, None for the end; in order of showing) of an mp4, stored untouched.
-
-    `start` must be a key frame of the file, since its packets are copied as they are.
-    """
-
-    path: Path
-    start: int = 0
-    stop: int | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class PictureBytes:
-    """One JPEG or PNG file per frame, as bytes, stored untouched; all of the same height and width."""
-
-    files: Sequence[bytes]
-
-    def __len__(self) -> int:
-        return len(self.files)
-
 
 # The pictures of one view: an mp4 to copy, encoded pictures to keep, or uint8 (T,H,W,3) RGB to encode.
 RawView = VideoFile | PictureBytes | NDArray[np.uint8]
@@ -58,6 +37,7 @@ class RawEpisode:
     rate_hz: float | None = None
 
 
+@runtime_checkable
 class Source(Protocol):
     """A recording of many episodes. Opening one reads names and settings only, never frames."""
 

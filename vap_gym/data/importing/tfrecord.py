@@ -11,11 +11,11 @@ import os
 import re
 import struct
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import BinaryIO
 
 from vap_gym.data.importing.crc32c import masked_crc32c
 from vap_gym.data.layout import DataError, replacing
@@ -23,6 +23,7 @@ from vap_gym.data.layout import DataError, replacing
 HEADER_BYTES, FOOTER_BYTES = 12, 4
 MAX_RECORD_BYTES = (1 << 31) - 1  # protobuf's own limit: no longer record can be an Example
 _PIECE = 1 << 20  # bytes asked for at a time, so that a false length costs no memory
+File = BinaryIO | gzip.GzipFile
 _SHARD_NAME = re.compile(r"\.tfrecords?(-\d+-of-\d+)?(\.gz)?$")
 
 
@@ -55,7 +56,7 @@ def shards_of(path: Path) -> list[Path]:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[IO[bytes]]:
+def opened(path: Path) -> Iterator[File]:
     """Open a TFRecord file, unpacking it where it is gzipped; what the system says becomes a DataError."""
     try:
         with path.open("rb") as raw:
@@ -81,7 +82,7 @@ def read_records(path: Path, *, check: bool = True) -> Iterator[Record]:
             number, offset = number + 1, offset + HEADER_BYTES + len(record.data) + FOOTER_BYTES
 
 
-def read_record(file: IO[bytes], path: Path, number: int, offset: int, *, check: bool = True) -> Record:
+def read_record(file: File, path: Path, number: int, offset: int, *, check: bool = True) -> Record:
     """Read the record at an offset of a file that is `opened`. Raises DataError where it is damaged or not there."""
     try:
         file.seek(offset)
@@ -116,7 +117,7 @@ def record_offsets(path: Path) -> tuple[list[int], DataError | None]:
 def write_records(path: Path, records: Iterable[bytes], *, compressed: bool = False) -> None:
     """Write a TFRecord file, gzipped if wished, under a temporary name until it is whole."""
     with replacing(path) as temporary, temporary.open("wb") as raw:
-        file: IO[bytes] = gzip.GzipFile(fileobj=raw, mode="wb", mtime=0) if compressed else raw  # type: ignore[assignment]
+        file: File = gzip.GzipFile(fileobj=raw, mode="wb", mtime=0) if compressed else raw
         for data in records:
             length = struct.pack("<Q", len(data))
             file.write(length + struct.pack("<I", masked_crc32c(length)))
@@ -131,21 +132,10 @@ def shard_place(name: str) -> tuple[int, int] | None:
     return (int(found[1]), int(found[2])) if found else None
 
 
-def missing_shards(shards: Sequence[Path]) -> list[str]:
-    """Return the names of the shards that a folder lacks, going by the numbers in the names of the others."""
-    present = {path.name for path in shards}
-    stems = {}
-    for path in shards:
-        if place := shard_place(path.name):
-            stems[re.sub(r"-\d+-of-\d+", "-{:05d}-of-{:05d}", path.name)] = place[1]
-    wanted = [stem.format(i, count) for stem, count in stems.items() for i in range(min(count, 100_000))]
-    return [name for name in wanted if name not in present]
-
-
 _AGAIN = "The file is damaged or cut short: fetch it again."
 
 
-def _is_gzip(file: IO[bytes]) -> bool:
+def _is_gzip(file: File) -> bool:
     """Whether a file is gzipped. Gzip's mark may begin a plain file too (as a length): its checksum then decides."""
     head = file.read(HEADER_BYTES)
     file.seek(0)
@@ -154,7 +144,7 @@ def _is_gzip(file: IO[bytes]) -> bool:
     return len(head) < HEADER_BYTES or struct.unpack("<I", head[8:])[0] != masked_crc32c(head[:8])
 
 
-def _size(file: IO[bytes]) -> int | None:
+def _size(file: File) -> int | None:
     """Bytes of a plain file; None where it is gzipped, since only unpacking would tell."""
     return None if isinstance(file, gzip.GzipFile) else os.fstat(file.fileno()).st_size
 
@@ -181,7 +171,7 @@ def _length(head: bytes, path: Path, number: int, offset: int, size: int | None)
     return int(length)
 
 
-def _read(file: IO[bytes], path: Path, number: int, offset: int, check: bool) -> Record | None:
+def _read(file: File, path: Path, number: int, offset: int, check: bool) -> Record | None:
     """The record that starts where the file stands; None at its end."""
     head = file.read(HEADER_BYTES)
     if not head:
