@@ -99,6 +99,7 @@ class RobotCard:
     skeleton: SkeletonCard
     action_modes: tuple[ActionMode, ...]
     body: str = ""  # file beside robot.toml with the robot's surface (vap-gym body); none: the surface is not known
+    mesh: str = ""  # file there with its surface as triangles (vap-gym mesh); none: made of the URDF where needed
     description: str = ""
 
 
