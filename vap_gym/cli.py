@@ -34,6 +34,7 @@ COMMANDS: dict[str, Command] = {
     "bench speed": Command(module="vap_gym.evaluate.speed", summary="how fast steps, roll-outs and prompts are"),
     "robots": Command(module="vap_gym.commands.listing", function="robots", summary="list the robots"),
     "body": Command(module="vap_gym.commands.body", summary="sample a robot's surface, for its card"),
+    "mesh": Command(module="vap_gym.commands.mesh", summary="simplify a robot's surface, for its card"),
     "envs": Command(module="vap_gym.commands.listing", function="envs", summary="list the environments"),
     "doctor": Command(module="vap_gym.commands.doctor", summary="check this machine and installation for known traps"),
 }

@@ -79,7 +79,7 @@ def sampled_body(robot: RobotCard) -> dict[str, np.ndarray]:
     from yourdfpy import URDF
 
     urdf = URDF.load(str(robot.urdf_path), load_meshes=False, build_scene_graph=False)
-    fine = _gripper_links(robot, urdf)
+    fine = gripper_links(robot, urdf)
     for name, solid in _solids(robot, urdf).items():
         gap = SPACING_M * (FINE if name in fine else 1.0)
         where, faces = trimesh.sample.sample_surface_even(solid, max(40, int(solid.area / gap**2)), 0.6 * gap, seed=0)
@@ -115,8 +115,8 @@ def _nothing() -> dict[str, np.ndarray]:
     return {"links": np.array([], str), "points_m": none, "normals": none, "link": none[:, 0], "spacing_m": none[:, 0]}
 
 
-def _gripper_links(robot: RobotCard, urdf: Any) -> set[str]:
-    """The gripper's base and all that hangs on it."""
+def gripper_links(robot: RobotCard, urdf: Any) -> set[str]:
+    """Return the links of the gripper: its base and all that hangs on it."""
     found, before = {robot.gripper.base_link}, 0
     while len(found) > before:
         before = len(found)
@@ -148,14 +148,15 @@ def _solid(robot: RobotCard, geometry: Any) -> Any:
         return trimesh.creation.cylinder(radius=geometry.cylinder.radius, height=geometry.cylinder.length)
     if geometry.sphere is not None:
         return trimesh.creation.icosphere(radius=geometry.sphere.radius)
-    path = _mesh_path(robot, str(geometry.mesh.filename))
+    path = mesh_path(robot, str(geometry.mesh.filename))
     solid = trimesh.load(path, force="mesh")
     if geometry.mesh.scale is not None:
         solid.apply_scale(geometry.mesh.scale)
     return solid
 
 
-def _mesh_path(robot: RobotCard, name: str) -> Path:
+def mesh_path(robot: RobotCard, name: str) -> Path:
+    """Return where a mesh that the URDF names is: beside it, or in the pybullet package."""
     path = robot.urdf_path.parent / name
     if name.startswith("package://pybullet_data/"):
         data = require("pybullet_data", "pybullet", f"The mesh '{name}'")

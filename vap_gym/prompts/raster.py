@@ -134,10 +134,10 @@ def _checked(
     if not 0 < thickness < height:
         raise VapError(f"thickness_px must be between 0 and the picture's height {height}, got {thickness}. Try 2.4.")
     flat = keypoints_world.reshape(-1, *keypoints_world.shape[-2:])
-    return flat, _flat_camera(camera, keypoints_world.shape[:-2]), thickness
+    return flat, flat_camera(camera, keypoints_world.shape[:-2]), thickness
 
 
-def _flat_camera(camera: Camera, batch: torch.Size) -> Camera:
+def flat_camera(camera: Camera, batch: torch.Size) -> Camera:
     """Give every picture its camera, over a flat batch; one camera for all stays as it is."""
     if not bool(torch.isfinite(camera.K).all() & torch.isfinite(camera.T_world_camera).all()):
         camera.checked()
