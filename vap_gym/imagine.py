@@ -19,16 +19,14 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from vap_gym.cards import RobotCard
-from vap_gym.errors import ActionError, CheckpointError, VapError, unknown_name
+from vap_gym.errors import ActionError, CheckpointError, VapError
 from vap_gym.geometry import Camera, xyz_euler_from_pose
 from vap_gym.interfaces import World
 from vap_gym.kinematics import Clipped, Controller, RobotState, gripper_joint_values
 from vap_gym.prompts.body import Body
-from vap_gym.prompts.raster import draw
-from vap_gym.prompts.skeleton import Skeleton
+from vap_gym.prompts.kinds import Prompter
 
 Batched = TypeVar("Batched", RobotState, Clipped, "Motion")
-PROMPTS = ("skeleton", "none")
 STATE_FORMAT = "vap_gym state 1"
 
 
@@ -56,11 +54,10 @@ class Rig:
     def __init__(
         self, robot: RobotCard, *, action_mode: str, prompt: str = "skeleton", frame_size_px: tuple[int, int]
     ) -> None:
-        if prompt not in PROMPTS:
-            raise unknown_name("prompt", prompt, PROMPTS)
+        self._prompter = Prompter(robot, prompt, frame_size_px=frame_size_px)
         self.robot = robot
         self.controller = Controller(robot, action_mode)
-        self.skeleton = Skeleton(robot)
+        self.skeleton = self._prompter.skeleton
         self.body = Body(robot)
         self.prompt = prompt
         self.frame_size_px = frame_size_px
@@ -82,7 +79,6 @@ class Rig:
 
     def look(self, robot: RobotState, camera: Camera, clipped: Clipped | None = None) -> Motion:
         """Return poses, pixels and prompts of robot states of batch (B,), as a motion of one step (K = 1)."""
-        points = self.skeleton.keypoints(robot)
         T_tip, T_tool = self._links.links(self._joints(robot)).unbind(-3)
         tool_px, _ = camera.project(T_tool[:, None, :3, 3])
         if clipped is None:
@@ -98,7 +94,7 @@ class Rig:
             cartesian=xyz_euler_from_pose(T_tip)[:, None],
             tool_m=T_tool[:, None, :3, 3],
             tool_px=tool_px,
-            prompts=self._draw(points, camera)[:, None],
+            prompts=self._prompter.draw(robot.q, robot.gripper, camera)[:, None],
             views=self._views(robot, camera)[:, None],
             clipped=mapped(clipped, lambda x: x[:, None]),
         )
@@ -106,12 +102,6 @@ class Rig:
     def _joints(self, robot: RobotState) -> Tensor:
         gripper = gripper_joint_values(self.robot.gripper, robot.gripper)
         return torch.cat([robot.q, gripper], -1)[..., self._joint_order]
-
-    def _draw(self, points: Float[Tensor, "B P 3"], camera: Camera) -> UInt8[Tensor, "B H W 3"]:
-        width, height = self.frame_size_px
-        if self.prompt == "none":
-            return torch.zeros(len(points), height, width, 3, dtype=torch.uint8)
-        return torch.from_numpy(draw(points, camera, self.skeleton, frame_size_px=self.frame_size_px))
 
     def _views(self, robot: RobotState, camera: Camera) -> Float[Tensor, "B L 3 4"]:
         views = self.body.views(robot.q, robot.gripper, camera.resized(self.frame_size_px))
