@@ -104,6 +104,18 @@ class RobotCard:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ViewCard:
+    """A further camera, fixed in the robot's base frame, or riding on the tip link (`rides`): then in that frame."""
+
+    name: str
+    rides: bool = False
+    eye_m: Vec3
+    target_m: Vec3
+    vertical_fov_deg: float = 60.0
+    roll_deg: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
 class EnvCard:
     """One registered env id and its defaults."""
 
@@ -117,6 +129,8 @@ class EnvCard:
     obs_type: Literal["pixels", "pixels_agent_pos"] = "pixels"
     max_episode_steps: int = 100
     task: str = "reach"
+    layout: Literal["table", "kitchen", "bridge", "desk"] = "table"  # of the oracle's scenes
+    views: tuple[ViewCard, ...] = ()  # cameras that can be asked for beside the first
     terminate_on_success: bool = True
     description: str = ""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,7 +16,8 @@ from vap_gym.errors import VapError, unknown_name
 from vap_gym.imagine import actions_tensor
 from vap_gym.interfaces import Judge, World
 from vap_gym.loading import StartSource, build_stage
-from vap_gym.stage import Observation, Stage, fitting_snapshot, observed, stacked
+from vap_gym.observations import Observation, stacked
+from vap_gym.stage import Stage, fitting_snapshot
 from vap_gym.vector import VapVectorEnv
 from vap_gym.viewer import Viewer
 
@@ -45,6 +46,9 @@ class VapEnv(gym.Env[Observation, np.ndarray]):
         trust_samples: imagine every step so many times with other noise; `info["trust"]["spread_grey"]` then tells how
             far the samples have come apart, in grey levels. 0: not; 4 costs about four times as much.
         max_adherence_px: truncate where the judge sees the gripper further than this from where it was commanded to be.
+        views: further cameras whose pictures are imagined too: names of the card's views ("second", "wrist"), or a
+            table of cameras (see `viewpoints.read_viewpoints`). `pixels` is then a dict of frames by view, the first
+            one's name being "front"; `info["prompts"]` holds the others' prompts.
         render_mode: "rgb_array", "human" (a window, with pygame) or None.
     """
 
@@ -68,6 +72,7 @@ class VapEnv(gym.Env[Observation, np.ndarray]):
         reward: str = "progress",
         trust_samples: int = 0,
         max_adherence_px: float | None = None,
+        views: Sequence[str] | Mapping[str, object] = (),
         render_mode: str | None = None,
     ) -> None:
         if render_mode not in (None, *self.metadata["render_modes"]):
@@ -75,11 +80,13 @@ class VapEnv(gym.Env[Observation, np.ndarray]):
         self._made_with: dict[str, Any] = {
             "card": card, "world_model": world_model, "device": device, "dtype": dtype, "prompt": prompt,
             "action_mode": action_mode, "obs_type": obs_type, "robot": robot, "judge": judge, "reward": reward,
-            "trust_samples": trust_samples, "max_adherence_px": max_adherence_px,
+            "trust_samples": trust_samples, "max_adherence_px": max_adherence_px, "views": views,
         }  # fmt: skip
         self._own: dict[str, Any] = {"camera": camera, "task": task, "starts": starts}
         self._stage = build_stage(**self._made_with)
-        self._source = StartSource(self._stage.rig, self._stage.card, **self._own)
+        self._source = StartSource(
+            self._stage.rig, self._stage.card, viewpoints=self._stage.extra.viewpoints, **self._own
+        )
         self._state: TensorDict | None = None
         self.metadata = {**self.metadata, "render_fps": self._stage.card.fps}  # type: ignore[misc]
         self.observation_space = self._stage.observation_space
@@ -129,7 +136,7 @@ class VapEnv(gym.Env[Observation, np.ndarray]):
         action_row = actions_tensor(action, shape=self._action_shape)
         self._state, outcome = self._stage.advance(self.state, action_row[None, None])
         self._show()
-        info = self._stage.info(self._state["about"][0], outcome.motion, 0, 0, outcome)
+        info = self._stage.info(self._state, outcome, 0)
         terminated, truncated = self._ends(outcome.success[0, 0]), bool(outcome.untrusted[0, 0])
         return self._observation(), float(outcome.reward[0, 0]), terminated, truncated, info
 
@@ -149,12 +156,8 @@ class VapEnv(gym.Env[Observation, np.ndarray]):
         count = len(rows)
         self._state, outcome = self._stage.advance(self.state, rows[None])
         self._show()
-        robot, about = outcome.motion.robot, self._state["about"][0]
-        steps = [
-            observed(self._stage.obs_type, outcome.frames[0, k], robot.q[0, k], robot.gripper[0, k])
-            for k in range(count)
-        ]
-        infos = [self._stage.info(about, outcome.motion, 0, k, outcome) for k in range(count)]
+        steps = [self._stage.observation_at(outcome, 0, k) for k in range(count)]
+        infos = [self._stage.info(self._state, outcome, 0, k) for k in range(count)]
         terminated = np.array([self._ends(success) for success in outcome.success[0]])
         return stacked(steps), outcome.reward[0].copy(), terminated, outcome.untrusted[0].copy(), infos
 
@@ -206,11 +209,10 @@ class VapEnv(gym.Env[Observation, np.ndarray]):
         return (self._stage.rig.controller.action_size,)
 
     def _observation(self) -> Observation:
-        state = self.state
-        return observed(self._stage.obs_type, state["frame"][0].numpy(), state["robot_q"][0], state["robot_gripper"][0])
+        return self._stage.observation(self.state, 0)
 
     def _reset_info(self) -> dict[str, Any]:
-        return self._stage.info(self.state["about"][0], self._stage.imagination.look(self.state), 0, 0, None)
+        return self._stage.reset_infos(self.state, [0])[0]
 
     def _ends(self, success: bool | np.bool_) -> bool:
         return bool(success) and self._stage.card.terminate_on_success
@@ -226,7 +228,9 @@ class VapEnv(gym.Env[Observation, np.ndarray]):
     def __setstate__(self, kept: dict[str, Any]) -> None:
         self.__dict__.update(kept)
         self._stage = build_stage(**self._made_with)
-        self._source = StartSource(self._stage.rig, self._stage.card, **self._own)
+        self._source = StartSource(
+            self._stage.rig, self._stage.card, viewpoints=self._stage.extra.viewpoints, **self._own
+        )
         self._viewer = (
             Viewer(self._stage.rig.frame_size_px, self.metadata["render_fps"]) if self.render_mode == "human" else None
         )

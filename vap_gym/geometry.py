@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from vap_gym.errors import VapError
@@ -25,9 +25,10 @@ from vap_gym.rotations import (
 )
 
 __all__ = [
-    "Camera", "centre_crop_32", "inverse", "pose", "pose_from_xyz_euler", "quaternion_xyzw_from_rotation",
-    "rotation_from_quaternion_xyzw", "rotation_from_rotvec", "rotation_from_xyz_euler", "rotvec_from_rotation", "skew",
-    "swayed", "transform", "xyz_euler_from_pose", "xyz_euler_from_rotation",
+    "Camera", "CameraMount", "centre_crop_32", "inverse", "pose", "pose_from_xyz_euler",
+    "quaternion_xyzw_from_rotation", "rotation_from_quaternion_xyzw", "rotation_from_rotvec",
+    "rotation_from_xyz_euler", "rotvec_from_rotation", "skew", "swayed", "transform", "xyz_euler_from_pose",
+    "xyz_euler_from_rotation",
 ]  # fmt: skip
 
 
@@ -257,3 +258,24 @@ class Camera:
         return replace(
             self, K=self.K.expand(*shape, 3, 3)[i], T_world_camera=self.T_world_camera.expand(*shape, 4, 4)[i]
         )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class CameraMount:
+    """A camera that may move by a rule: it stands still, rides on the robot's tip link, or sways as a head does.
+
+    Batch (B,). `T_anchor_camera` is its first pose: in the world, or in the tip link where it `rides`. `sway` is that
+    of `swayed`; zeros: none.
+    """
+
+    K: Float[Tensor, "B 3 3"]
+    T_anchor_camera: Float[Tensor, "B 4 4"]
+    rides: Bool[Tensor, " B"]
+    sway: Float[Tensor, "B 8"]
+    frame_size_px: tuple[int, int]
+
+    def at(self, T_world_tip: Float[Tensor, "B 4 4"], seconds: Float[Tensor, " B"]) -> Camera:
+        """Return the cameras when the tip is there, `seconds` after the start."""
+        anchored = swayed(self.T_anchor_camera, self.sway, seconds)
+        moved = torch.where(self.rides[:, None, None], T_world_tip @ anchored, anchored)
+        return Camera(K=self.K, T_world_camera=moved, frame_size_px=self.frame_size_px)

@@ -14,13 +14,13 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Bool, Float, Int64, UInt8
 from tensordict import TensorDict
 from torch import Tensor
 
 from vap_gym.cards import RobotCard
 from vap_gym.errors import ActionError, CheckpointError, VapError
-from vap_gym.geometry import Camera, xyz_euler_from_pose
+from vap_gym.geometry import Camera, CameraMount, inverse, xyz_euler_from_pose
 from vap_gym.interfaces import World
 from vap_gym.kinematics import Clipped, Controller, RobotState, gripper_joint_values
 from vap_gym.prompts.body import Body
@@ -40,6 +40,7 @@ class Motion:
     tool_m: Float[Tensor, "B K 3"]  # the centre between the finger ends, base frame
     tool_px: Float[Tensor, "B K 2"]  # the same in the frame
     prompts: UInt8[Tensor, "B K H W 3"]
+    T_world_camera: Float[Tensor, "B K 4 4"]  # where the camera was
     views: Float[Tensor, "B K L 3 4"]  # how the camera sees the robot's links, see `prompts.body.Body.views`
     clipped: Clipped  # batch (B, K)
 
@@ -65,8 +66,17 @@ class Rig:
         named = (*robot.arm_joints, *(joint.name for joint in robot.gripper.joints))
         self._joint_order = [named.index(name) for name in self._links.joint_names]
 
-    def move(self, state: RobotState, camera: Camera, actions: Float[Tensor, "B K A"]) -> Motion:
+    def move(
+        self,
+        state: RobotState,
+        camera: Camera | CameraMount,
+        actions: Float[Tensor, "B K A"],
+        *,
+        step: Int64[Tensor, " B"] | None = None,
+    ) -> Motion:
         """Follow K actions from `state`; `camera` is one per slot (batch B) or one for all.
+
+        `step` counts the steps since each slot's start, for cameras that sway; None is 0.
 
         Raises:
             ActionError: actions of the wrong shape or type, or not finite.
@@ -74,12 +84,25 @@ class Rig:
         steps = []
         for k in range(actions.shape[1]):
             state, clipped = self.controller.step(state, actions[:, k])
-            steps.append(self.look(state, camera, clipped))  # at the batch size of single steps: the same bits
+            now = k + 1 if step is None else step + k + 1
+            steps.append(
+                self.look(state, camera, clipped, step=now)
+            )  # at the batch size of single steps: the same bits
         return joined(steps)
 
-    def look(self, robot: RobotState, camera: Camera, clipped: Clipped | None = None) -> Motion:
+    def look(
+        self,
+        robot: RobotState,
+        camera: Camera | CameraMount,
+        clipped: Clipped | None = None,
+        *,
+        step: int | Int64[Tensor, " B"] = 0,
+    ) -> Motion:
         """Return poses, pixels and prompts of robot states of batch (B,), as a motion of one step (K = 1)."""
         T_tip, T_tool = self._links.links(self._joints(robot)).unbind(-3)
+        if isinstance(camera, CameraMount):
+            seconds = torch.as_tensor(step).expand(len(T_tip)).to(T_tip) / self.robot.controller.control_hz
+            camera = camera.at(T_tip, seconds)
         tool_px, _ = camera.project(T_tool[:, None, :3, 3])
         if clipped is None:
             no = torch.zeros(len(robot.q), self.controller.action_size, dtype=torch.bool)
@@ -95,6 +118,7 @@ class Rig:
             tool_m=T_tool[:, None, :3, 3],
             tool_px=tool_px,
             prompts=self._prompter.draw(robot.q, robot.gripper, camera)[:, None],
+            T_world_camera=camera.T_world_camera.to(T_tip).expand(len(T_tip), 4, 4)[:, None],
             views=self._views(robot, camera)[:, None],
             clipped=mapped(clipped, lambda x: x[:, None]),
         )
@@ -130,6 +154,8 @@ class Imagination:
         gripper: Float[Tensor, "B"],
         camera: Camera,
         seed: Int64[Tensor, "B"],
+        rides: Bool[Tensor, "B"] | None = None,
+        sway: Float[Tensor, "B 8"] | None = None,
     ) -> TensorDict:
         """Return the state of B slots that have seen one frame each.
 
@@ -138,12 +164,19 @@ class Imagination:
             q, gripper: arm joints [rad] and closedness (0 open .. 1 closed) in those pictures.
             camera: the cameras that took them (batch B, or one for all), in the robot's base frame.
             seed: each slot's own noise: a slot's frames do not depend on who else is in the batch.
+            rides: whether the camera hangs on the robot's tip link and moves with it; None: it does not.
+            sway: how it moves as a head does, see `geometry.swayed`; None: it does not.
         """
         B = len(frames)
         robot = self.rig.controller.start(q, gripper)
         slots: dict[str, Tensor] = {f"robot_{f.name}": getattr(robot, f.name) for f in fields(RobotState)}
         slots["camera_K"] = camera.K.float().expand(B, 3, 3).clone()
         slots["camera_T_world_camera"] = camera.T_world_camera.float().expand(B, 4, 4).clone()
+        rides = torch.zeros(B, dtype=torch.bool) if rides is None else rides
+        anchored = inverse(self.rig.controller.tip_pose(robot).float()) @ slots["camera_T_world_camera"]
+        anchored = torch.where(rides[:, None, None], anchored, slots["camera_T_world_camera"])
+        slots |= {"camera_rides": rides.clone(), "camera_T_anchor_camera": anchored}
+        slots["camera_sway"] = torch.zeros(B, 8) if sway is None else sway.float().clone()
         slots["step"] = torch.zeros(B, dtype=torch.int64)
         seen = self.look(TensorDict(slots, batch_size=[B]))
         world = self.world.start(
@@ -183,7 +216,7 @@ class Imagination:
             raise ActionError(
                 f"actions must have shape ({B}, K, {A}) with K of at least 1, got {tuple(actions.shape)}."
             )
-        return self.rig.move(self.robot_state(state), self.camera(state), actions)
+        return self.rig.move(self.robot_state(state), self.mount(state), actions, step=state["step"])
 
     @torch.no_grad()
     def imagine(
@@ -229,10 +262,20 @@ class Imagination:
         return RobotState(**{f.name: state[f"robot_{f.name}"] for f in fields(RobotState)})
 
     def camera(self, state: TensorDict) -> Camera:
-        """Return the cameras in a state, batch (B,)."""
+        """Return the cameras in a state as they are now, batch (B,)."""
         return Camera(
             K=state["camera_K"],
             T_world_camera=state["camera_T_world_camera"],
+            frame_size_px=self.rig.frame_size_px,
+        )
+
+    def mount(self, state: TensorDict) -> CameraMount:
+        """Return how the cameras in a state move, batch (B,)."""
+        return CameraMount(
+            K=state["camera_K"],
+            T_anchor_camera=state["camera_T_anchor_camera"],
+            rides=state["camera_rides"],
+            sway=state["camera_sway"],
             frame_size_px=self.rig.frame_size_px,
         )
 
@@ -244,6 +287,7 @@ class Imagination:
         new = dict(state.items())
         new |= {f"robot_{f.name}": getattr(motion.robot, f.name)[:, -1] for f in fields(RobotState)}
         new |= {f"world_{key}": value for key, value in world.items()}
+        new["camera_T_world_camera"] = motion.T_world_camera[:, -1]
         new["step"] = state["step"] + motion.tool_m.shape[1]
         return TensorDict(new, batch_size=state.batch_size)
 

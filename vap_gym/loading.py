@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from vap_gym.imagine import Imagination, Rig
 from vap_gym.interfaces import Judge, World
 from vap_gym.photo import RESET_OPTIONS, check_names, read_camera, start_from_photo
 from vap_gym.stage import Stage
-from vap_gym.starts import Start, StartSet, starts_path
+from vap_gym.starts import Seen, Start, StartSet, starts_path
+from vap_gym.viewpoints import Viewpoint, completed, photographed, read_viewpoints
 
 
 def build_stage(
@@ -33,6 +35,7 @@ def build_stage(
     reward: str = "progress",
     trust_samples: int = 0,
     max_adherence_px: float | None = None,
+    views: object = (),
 ) -> Stage:
     """Return the stage that a card and its overrides describe; None takes the card's own."""
     env_card = load_env(card)
@@ -53,6 +56,7 @@ def build_stage(
         obs_type=obs_type or env_card.obs_type,
         trust_samples=trust_samples,
         max_adherence_px=max_adherence_px,
+        viewpoints=read_viewpoints(views, env_card, world.frame_size_px),
     )
 
 
@@ -102,28 +106,41 @@ def checked_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
 
 
 class StartSource:
-    """Turns reset options and a generator into a start: shipped, or from a photograph."""
+    """Turns reset options and a generator into a start: shipped, or from a photograph; with pictures of all views."""
 
-    def __init__(self, rig: Rig, card: EnvCard, *, camera: object, task: str | None, starts: str | Path | None) -> None:
+    def __init__(
+        self,
+        rig: Rig,
+        card: EnvCard,
+        *,
+        camera: object,
+        task: str | None,
+        starts: str | Path | None,
+        viewpoints: Sequence[Viewpoint] = (),
+    ) -> None:
         self._rig = rig
         self._card = card
         self._path = starts
         self._task = task or card.task
         self._camera = None if camera is None else read_camera(camera)
+        self._viewpoints = tuple(viewpoints)
 
     def choose(self, options: Mapping[str, Any], rng: np.random.Generator) -> Start:
         """Return where to begin. Raises VapError for options that are unknown or contradict each other."""
+        return completed(self._choose(options, rng), self._viewpoints, self._rig.robot.folder)
+
+    def _choose(self, options: Mapping[str, Any], rng: np.random.Generator) -> Start:
         check_names("reset option", options, RESET_OPTIONS)
         instruction = options.get("instruction")
         if not isinstance(instruction, str | None):
             raise VapError(f"instruction must be a string, got {type(instruction).__name__}.")
-        photo = [name for name in ("image", "state", "camera") if options.get(name) is not None]
+        photo = [name for name in ("image", "state", "camera", "views") if options.get(name) is not None]
         if photo and options.get("start") is not None:
             raise VapError(
                 f"Reset options contradict each other: start and {', '.join(photo)} were given. Give one or the other."
             )
         if photo:
-            return start_from_photo(
+            start = start_from_photo(
                 image=options.get("image"),
                 state=options.get("state"),
                 camera=options.get("camera"),
@@ -131,6 +148,7 @@ class StartSource:
                 rig=self._rig,
                 default_camera=self._camera,
             )
+            return replace(start, views=self._photographed(options.get("views") or {}, start))
         start = self._shipped(options.get("start"), rng)
         if instruction is None or instruction == start.instruction:
             return start
@@ -141,6 +159,11 @@ class StartSource:
             closedness=start.closedness,
             instruction=instruction,
         )
+
+    def _photographed(self, views: object, start: Start) -> dict[str, Seen]:
+        q = torch.from_numpy(np.asarray(start.q_rad, np.float64))
+        T_base_tip = self._rig.controller.arm.to(torch.float64).fk(q, self._rig.robot.tip_link)
+        return photographed(views, self._viewpoints, T_base_tip, self._rig.frame_size_px)
 
     def _shipped(self, wanted: object, rng: np.random.Generator) -> Start:
         if isinstance(wanted, Start):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,18 +18,20 @@ from jaxtyping import Float, UInt8
 from vap_gym.cards import load_env, load_robot
 from vap_gym.errors import VapError, unknown_name
 from vap_gym.geometry import Camera, xyz_euler_from_pose
-from vap_gym.imagine import Motion, Rig, actions_tensor, mapped
-from vap_gym.kinematics import RobotState
+from vap_gym.imagine import Motion, Rig, actions_tensor
+from vap_gym.kinematics import Clipped, RobotState
 from vap_gym.loading import StartSource
+from vap_gym.observations import Observation, action_space, observation_space, observed, robot_info
 from vap_gym.photo import check_names, read_camera
-from vap_gym.sim.layouts import draw_scene
+from vap_gym.sim.layouts import LAYOUTS, draw_scene
 from vap_gym.sim.rollout import NominalRobot, start_episode
 from vap_gym.sim.scene import LABELS, Scene, Truth
-from vap_gym.sim.spec import COLOURS, TASK_NAMES, SceneSpec
+from vap_gym.sim.spec import COLOURS, SceneSpec
 from vap_gym.sim.tasks import progress
-from vap_gym.stage import REWARDS, Observation, Timings, action_space, observation_space, observed, robot_info
+from vap_gym.stage import REWARDS, Timings
 from vap_gym.starts import Start, save_starts
 from vap_gym.viewer import Viewer
+from vap_gym.viewpoints import read_viewpoints, shown
 
 FIRST_START_SEED = 2_000_000  # training's scenes have seeds below 1,000,000, and held-out ones follow
 SEEN_PX = 15  # of the gripper, and of the task's object, in a start's picture
@@ -43,7 +45,7 @@ class OracleEnv(gym.Env[Observation, np.ndarray]):
     things are.
 
     Args:
-        card, prompt, action_mode, obs_type, robot, task, starts, reward, render_mode: as for `VapEnv`.
+        card, prompt, action_mode, obs_type, robot, task, starts, reward, views, render_mode: as for `VapEnv`.
         camera: look from this camera instead of each scene's own (see `photo.read_camera`).
 
     Raises:
@@ -64,6 +66,7 @@ class OracleEnv(gym.Env[Observation, np.ndarray]):
         task: str | None = None,
         starts: str | Path | None = None,
         reward: str = "progress",
+        views: Sequence[str] | Mapping[str, object] = (),
         render_mode: str | None = None,
     ) -> None:
         if render_mode not in (None, *self.metadata["render_modes"]):
@@ -80,12 +83,14 @@ class OracleEnv(gym.Env[Observation, np.ndarray]):
         self._obs_type = obs_type or self._card.obs_type
         self._reward = reward
         self._camera = None if camera is None else read_camera(camera).resized(self._card.frame_size_px)
+        self._viewpoints = read_viewpoints(views, self._card, self._card.frame_size_px)
         self._source = StartSource(self._rig, self._card, camera=None, task=task, starts=starts)
         self._open()
         self._start: Start | None = None
         self._path: list[tuple[np.ndarray, float]] = []  # what the scene was told since the start, to be told again
         self.metadata = {**self.metadata, "render_fps": self._card.fps}  # type: ignore[misc]
-        self.observation_space = observation_space(self._rig, self._obs_type)
+        names = [view.name for view in self._viewpoints]
+        self.observation_space = observation_space(self._rig, self._obs_type, names)
         self.action_space = action_space(self._rig)
         self.render_mode = render_mode
         self._viewer = Viewer(self._card.frame_size_px, self._card.fps) if render_mode == "human" else None
@@ -111,8 +116,9 @@ class OracleEnv(gym.Env[Observation, np.ndarray]):
 
     @property
     def camera(self) -> Camera:
-        """The camera of the frames, float32."""
-        return self.start.camera.to(torch.float32)
+        """The camera of the newest frame, float32."""
+        self.start  # noqa: B018 (raises before the first reset)
+        return (self._camera or self._scene.camera).to(torch.float32)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -148,15 +154,15 @@ class OracleEnv(gym.Env[Observation, np.ndarray]):
         """
         row = actions_tensor(action, shape=(self._rig.controller.action_size,))
         began = time.perf_counter()
-        motion = self._rig.move(self.robot_state, self._cameras, row[None, None])
+        robot, clipped = self._rig.controller.step(self.robot_state, row[None])
         moved = time.perf_counter()
-        self._robot = mapped(motion.robot, lambda x: x[:, -1])
-        self._tell(motion.robot.q[0, 0].double().numpy(), float(motion.robot.gripper[0, 0]))
+        self._robot = robot
+        self._tell(robot.q[0].double().numpy(), float(robot.gripper[0]))
         before = self._progress
         self._look()
         timings = Timings(robot=1e3 * (moved - began), world=1e3 * (time.perf_counter() - moved), judge=0.0)
         success = self._progress >= 1.0
-        info = self._info(motion) | {"timings_ms": timings}
+        info = self._info(self._rig_motion(clipped)) | {"timings_ms": timings}
         reward = float(success) if self._reward == "success" else self._progress - before
         return self._observation(), reward, success and self._card.terminate_on_success, False, info
 
@@ -213,19 +219,33 @@ class OracleEnv(gym.Env[Observation, np.ndarray]):
             progress(
                 scene,
                 self._truth.tool_m,
-                self._truth.objects_m[scene.target],
+                self._truth.target_m(scene),
                 start_tool_m=first.tool_m,
-                start_object_m=first.objects_m[scene.target],
+                start_object_m=first.target_m(scene),
             )
         )
+        self._seen = shown(self._scene, self._viewpoints)
         if self._viewer is not None:
             self._viewer.show(self._frame)
 
-    def _rig_motion(self) -> Motion:
-        return self._rig.look(self._robot, self._cameras)
+    def _rig_motion(self, clipped: Clipped | None = None) -> Motion:
+        return self._rig.look(self._robot, self._cameras, clipped)
 
     def _observation(self) -> Observation:
-        return observed(self._obs_type, self._frame, self._robot.q[0], self._robot.gripper[0])
+        further = {name: seen.frame for name, seen in self._seen.items()}
+        return observed(self._obs_type, self._frame, self._robot.q[0], self._robot.gripper[0], further)
+
+    def _prompts(self) -> dict[str, np.ndarray]:
+        """Prompts of further views: nominal, as imagination has them, so a camera on the arm is where it should be."""
+        tip = self._rig.controller.tip_pose(self._robot)[0]
+        cameras = {view.name: view.now(tip).to(torch.float32) for view in self._viewpoints}
+        looks = {
+            name: self._rig.look(
+                self._robot, replace(camera, K=camera.K[None], T_world_camera=camera.T_world_camera[None])
+            )
+            for name, camera in cameras.items()
+        }
+        return {name: look.prompts[0, 0].numpy().copy() for name, look in looks.items()}
 
     def _info(self, motion: Motion) -> dict[str, Any]:
         truth = self._truth
@@ -236,6 +256,10 @@ class OracleEnv(gym.Env[Observation, np.ndarray]):
             "cartesian_position": xyz_euler_from_pose(torch.from_numpy(truth.tip)).float().numpy(),
             "gripper_position": truth.closedness,
         }
+        if self._viewpoints:
+            info["prompts"] = self._prompts()
+        if self._scene.spec.drawer is not None:
+            info["drawer_open_m"] = float(self._scene.spec.drawer.handle_m[0] - truth.handle_m[0])
         return info | {
             "is_success": self._progress >= 1.0,
             "task_description": self.start.instruction,
@@ -269,24 +293,28 @@ def present_objects(objects_m: Float[np.ndarray, "N 3"]) -> dict[str, Float[np.n
 
 
 def make_starts(
-    path: str | Path, *, robot: str | Path = "panda_robotiq", count: int = 96, first_seed: int = FIRST_START_SEED
+    path: str | Path, *, env: str | Path = "VAP-DROID-v0", count: int = 96, first_seed: int = FIRST_START_SEED
 ) -> int:
     """Draw, render and write the start states of an env, its tasks in turn; the same arguments write the same file.
 
-    Scenes in which the camera does not see the gripper and the task's object are passed over: none could be judged.
+    Scenes in which the camera does not see the gripper and what the task is about are passed over: none could be
+    judged.
     """
-    with Scene(load_robot(robot)) as scene:
-        return save_starts(path, _seen_starts(scene, count, itertools.count(first_seed)))
+    card = load_env(env)
+    with Scene(load_robot(card.robot), frame_size_px=card.frame_size_px) as scene:
+        return save_starts(path, _seen_starts(scene, card.layout, count, itertools.count(first_seed)))
 
 
-def _seen_starts(scene: Scene, count: int, seeds: Iterator[int]) -> Iterator[Start]:
+def _seen_starts(scene: Scene, layout: str, count: int, seeds: Iterator[int]) -> Iterator[Start]:
+    tasks = (*LAYOUTS[layout].tasks, *LAYOUTS[layout].novel_tasks)
     for i in range(count):
-        task = TASK_NAMES[i % len(TASK_NAMES)]
+        task = tasks[i % len(tasks)]
         while True:
-            spec = draw_scene(next(seeds), task=task)
+            spec = draw_scene(next(seeds), layout=layout, task=task)
             start = start_of_scene(scene, spec)
             seen = np.bincount(scene.render()[1].reshape(-1), minlength=len(LABELS))
-            if min(seen[LABELS.index("gripper")], seen[LABELS.index(spec.target_object.colour)]) >= SEEN_PX:
+            wanted = "drawer" if spec.is_about_drawer else spec.target_object.colour
+            if min(seen[LABELS.index("gripper")], seen[LABELS.index(wanted)]) >= SEEN_PX:
                 yield start
                 break
 

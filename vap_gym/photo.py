@@ -17,7 +17,7 @@ from vap_gym.imagine import Rig
 from vap_gym.kinematics import solve_ik
 from vap_gym.starts import Start
 
-RESET_OPTIONS = ("image", "state", "camera", "instruction", "start")
+RESET_OPTIONS = ("image", "state", "camera", "views", "instruction", "start")
 _STATE_KEYS = ("joint_position", "cartesian_position", "gripper_position")
 _POSE_KEYS = ("T_camera_from_base", "T_base_from_camera", "T_world_camera", "extrinsics")
 _CAMERA_NOTES = (  # what calibration files say beside the figures; read by people, not by us

@@ -14,7 +14,7 @@ from gymnasium.vector import AutoresetMode
 from stable_baselines3.common.vec_env import VecEnv
 
 from vap_gym.errors import VapError
-from vap_gym.stage import Observation
+from vap_gym.observations import Observation
 from vap_gym.vector import VapVectorEnv
 
 Indices = None | int | Iterable[int]

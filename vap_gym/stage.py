@@ -2,22 +2,19 @@
 
 The state is imagination's TensorDict and these keys: `frame` (the newest picture), `about` (instruction and scene, JSON
 bytes), `tool_start_m`, `object_start_m`, `object_m` (where the task's object was last seen) and `progress`; with
-trust samples also theirs, `sample_*`.
+trust samples also theirs, `sample_*`; with further views `view_<name>_*`.
 """
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from gymnasium import spaces
 from jaxtyping import Bool, Float, UInt8
 from tensordict import TensorDict
 from torch import Tensor
@@ -25,18 +22,25 @@ from torch import Tensor
 from vap_gym.cards import EnvCard
 from vap_gym.errors import VapError, unknown_name
 from vap_gym.geometry import Camera
-from vap_gym.imagine import Imagination, Motion, Rig, read_state
+from vap_gym.imagine import Imagination, Motion, read_state
 from vap_gym.interfaces import Judge, Reading
+from vap_gym.observations import (
+    Observation,
+    about_bytes,
+    action_space,
+    observation_space,
+    observed,
+    read_about,
+    robot_info,
+)  # fmt: skip
 from vap_gym.sim.spec import SceneSpec
 from vap_gym.sim.tasks import progress
 from vap_gym.starts import Start
 from vap_gym.trust import SampleSpread
+from vap_gym.viewpoints import PREFIX, ExtraViews, ViewFrames, Viewpoint, sways
 
-OBS_TYPES = ("pixels", "pixels_agent_pos")
 REWARDS = ("progress", "success")
-ABOUT_BYTES = 3072
 SEEN = 0.5  # an object that the judge is less sure of stays where it was last seen
-Observation = np.ndarray | dict[str, np.ndarray]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +64,7 @@ class Outcome:
     adherence_px: Float[np.ndarray, "B K"] | None  # None without a judge
     gripper_confidence: Float[np.ndarray, "B K"] | None
     spread_grey: Float[np.ndarray, "B K"] | None  # None unless trust_samples are asked for
+    views: Mapping[str, ViewFrames]  # frames and prompts (B, K, H, W, 3) of further views
     untrusted: Bool[np.ndarray, "B K"]  # the gripper is seen further from where it should be than is allowed
     timings: Timings
 
@@ -77,6 +82,7 @@ class Stage:
         trust_samples: imagine every slot so many times and tell how much the pictures differ; 0: not.
         max_adherence_px: truncate an episode where the judge sees the gripper further than this from where it was
             commanded to be (and it was to be in the picture); None: never.
+        viewpoints: further cameras whose pictures are imagined, too.
     """
 
     def __init__(
@@ -90,6 +96,7 @@ class Stage:
         obs_type: str = "pixels",
         trust_samples: int = 0,
         max_adherence_px: float | None = None,
+        viewpoints: Sequence[Viewpoint] = (),
     ) -> None:
         if reward not in REWARDS:
             raise unknown_name("reward", reward, REWARDS)
@@ -105,7 +112,8 @@ class Stage:
         self.obs_type = obs_type
         self.spread = SampleSpread(imagination.world, trust_samples) if trust_samples else None
         self.max_adherence_px = max_adherence_px
-        self.observation_space = observation_space(self.rig, obs_type)
+        self.extra = ExtraViews(imagination, viewpoints)
+        self.observation_space = observation_space(self.rig, obs_type, self.extra.names)
         self.action_space = action_space(self.rig)
 
     def begin(self, starts: Sequence[Start], seeds: Sequence[int]) -> TensorDict:
@@ -117,6 +125,7 @@ class Stage:
             gripper=torch.tensor([start.closedness for start in starts]),
             camera=stacked_camera(starts),
             seed=torch.tensor(list(seeds), dtype=torch.int64),
+            sway=sways([start.seen for start in starts]),
         )
         state["frame"] = frames
         state["about"] = torch.stack([about_bytes(start.instruction, start.scene) for start in starts])
@@ -130,6 +139,7 @@ class Stage:
         state["progress"] = torch.zeros(len(starts), dtype=torch.float64)
         if self.spread is not None:
             self.spread.start(state)
+        self.extra.start(state, starts, seeds)
         return state
 
     @property
@@ -137,7 +147,9 @@ class Stage:
         """What a snapshot must hold to be loaded here."""
         memory: tuple[str, ...] = getattr(self.imagination.world, "state_keys", ())
         samples = [f"sample_{key}" for key in memory] if self.spread is not None else []
-        return ("frame", "about", "robot_q", "step", *(f"world_{key}" for key in memory), *samples)
+        own = ("frame", "camera_sway", *(f"world_{key}" for key in memory))
+        views = [f"{PREFIX}{name}_{key}" for name in self.extra.names for key in own]
+        return (*own, "about", "robot_q", "step", *samples, *views)
 
     @torch.no_grad()
     def advance(self, state: TensorDict, actions: Float[Tensor, "B K A"]) -> tuple[TensorDict, Outcome]:
@@ -149,12 +161,14 @@ class Stage:
         began = time.perf_counter()
         motion = self.imagination.follow(state, actions)
         robot_s, world_s, judge_s = time.perf_counter() - began, 0.0, 0.0
-        rows = []
+        rows: list[dict[str, Any]] = []
+        views: list[dict[str, ViewFrames]] = []
         for k in range(actions.shape[1]):  # one by one: the judge reads every latent
             began = time.perf_counter()
             state, frames = self.imagination.imagine(state, motion.at(k))
             assert frames is not None
             state["frame"] = frames[:, 0].cpu()
+            views.append(self.extra.step(state, motion.at(k)))
             imagined = time.perf_counter()
             rows.append(self._score(state, motion.at(k)))
             if self.spread is not None:
@@ -164,7 +178,19 @@ class Stage:
             key: None if rows[0][key] is None else np.stack([row[key] for row in rows], 1) for key in rows[0]
         }
         timings = Timings(robot=1e3 * robot_s, world=1e3 * world_s, judge=1e3 * judge_s)
-        return state, Outcome(motion=motion, timings=timings, **columns)
+        return state, Outcome(motion=motion, timings=timings, views=_in_time(views), **columns)
+
+    def observation(self, state: TensorDict, i: int) -> Observation:
+        """Return slot i's newest observation."""
+        further = {name: state[f"{PREFIX}{name}_frame"][i].numpy() for name in self.extra.names}
+        frame = state["frame"][i].numpy()
+        return observed(self.obs_type, frame, state["robot_q"][i], state["robot_gripper"][i], further)
+
+    def observation_at(self, outcome: Outcome, i: int, k: int) -> Observation:
+        """Return slot i's observation after step k of an outcome."""
+        robot = outcome.motion.robot
+        further = {name: view.frames[i, k].numpy() for name, view in outcome.views.items()}
+        return observed(self.obs_type, outcome.frames[i, k], robot.q[i, k], robot.gripper[i, k], further)
 
     def _spread(self, state: TensorDict, motion: Motion, frames: Tensor) -> Float[np.ndarray, " B"]:
         assert self.spread is not None
@@ -213,7 +239,7 @@ class Stage:
         seen_m: Tensor = state["object_m"].clone()
         for i, about in enumerate(state["about"]):
             scene = read_about(about)[1]
-            if scene is not None and float(sure[i, scene.target]) >= SEEN:
+            if scene is not None and not scene.is_about_drawer and float(sure[i, scene.target]) >= SEEN:
                 seen_m[i] = objects_m[i, scene.target]
         return seen_m
 
@@ -235,14 +261,32 @@ class Stage:
         """Say in `info` where rewards come from: the judge, or nowhere and why."""
         if self.judge is None:
             return "none: made with judge=None"
-        return "none: this start has no task" if scene is None else "judge"
+        if scene is None:
+            return "none: this start has no task"
+        return "none: the judge sees no drawers" if scene.is_about_drawer else "judge"
 
-    def info(
-        self, about: UInt8[Tensor, " bytes"], motion: Motion, i: int, k: int, outcome: Outcome | None
+    def reset_infos(self, state: TensorDict, slots: Sequence[int]) -> list[dict[str, Any]]:
+        """Return the infos of slots that have just begun, or been loaded."""
+        motion, views = self.imagination.look(state), _in_time([self.extra.look(state)])
+        return [self._info(state["about"][i], motion, views, i, 0, None) for i in slots]
+
+    def info(self, state: TensorDict, outcome: Outcome, i: int, k: int = 0) -> dict[str, Any]:
+        """Return the info of slot i at step k of an outcome."""
+        return self._info(state["about"][i], outcome.motion, outcome.views, i, k, outcome)
+
+    def _info(
+        self,
+        about: UInt8[Tensor, " bytes"],
+        motion: Motion,
+        views: Mapping[str, ViewFrames],
+        i: int,
+        k: int,
+        outcome: Outcome | None,
     ) -> dict[str, Any]:
-        """Return the info of slot i at step k; `outcome` is None at a reset."""
         instruction, scene = read_about(about)
         info = robot_info(motion, i, k)
+        if views:
+            info["prompts"] = {name: view.prompts[i, k].numpy().copy() for name, view in views.items()}
         info |= {
             "is_success": False,
             "task_description": instruction,
@@ -263,49 +307,15 @@ class Stage:
         return info
 
 
-def observed(
-    obs_type: str, frame: UInt8[np.ndarray, "H W 3"], q: Float[Tensor, " n"], closedness: Float[Tensor, ""]
-) -> Observation:
-    """Return one slot's observation, in memory of its own."""
-    pixels = frame.copy()
-    if obs_type == "pixels":
-        return pixels
-    return {"pixels": pixels, "agent_pos": np.append(q.numpy(), closedness.numpy()).astype(np.float32)}
-
-
-def robot_info(motion: Motion, i: int, k: int) -> dict[str, Any]:
-    """Return what kinematics knows of slot i at step k: proprioception, the prompt, and what was clipped."""
+def _in_time(views: Sequence[Mapping[str, ViewFrames]]) -> dict[str, ViewFrames]:
+    """What further views showed step by step, as one with an axis of time after the batch's."""
     return {
-        "proprioception": {
-            "joint_position": motion.robot.q[i, k].numpy().copy(),
-            "cartesian_position": motion.cartesian[i, k].numpy().copy(),
-            "gripper_position": float(motion.robot.gripper[i, k]),
-        },
-        "prompt": motion.prompts[i, k].numpy().copy(),
-        "clipped": bool(motion.clipped.any[i, k]),
-        "clipped_action": motion.clipped.action[i, k].numpy().copy(),
-        "clipped_joints": (motion.clipped.position | motion.clipped.speed)[i, k].numpy().copy(),
+        name: ViewFrames(
+            frames=torch.stack([at[name].frames for at in views], 1),
+            prompts=torch.stack([at[name].prompts for at in views], 1),
+        )
+        for name in views[0]
     }
-
-
-def observation_space(rig: Rig, obs_type: str) -> spaces.Space[Any]:
-    """Return the space of one observation. Raises UnknownNameError for an unknown `obs_type`."""
-    if obs_type not in OBS_TYPES:
-        raise unknown_name("obs_type", obs_type, OBS_TYPES)
-    width, height = rig.frame_size_px
-    pixels = spaces.Box(0, 255, (height, width, 3), np.uint8)
-    if obs_type == "pixels":
-        return pixels
-    arm = rig.controller.arm
-    low, high = np.append(arm.lower.numpy(), 0.0), np.append(arm.upper.numpy(), 1.0)
-    return spaces.Dict({"pixels": pixels, "agent_pos": spaces.Box(low.astype(np.float32), high.astype(np.float32))})
-
-
-def action_space(rig: Rig) -> spaces.Box:
-    """Return the space of one action of the rig's action mode, float32."""
-    return spaces.Box(
-        rig.controller.action_space_low.numpy(), rig.controller.action_space_high.numpy(), dtype=np.float32
-    )
 
 
 def stacked_camera(starts: Sequence[Start]) -> Camera:
@@ -315,28 +325,6 @@ def stacked_camera(starts: Sequence[Start]) -> Camera:
         T_world_camera=torch.stack([start.camera.T_world_camera.float() for start in starts]),
         frame_size_px=starts[0].camera.frame_size_px,
     )
-
-
-def about_bytes(instruction: str, scene: SceneSpec | None) -> UInt8[Tensor, " bytes"]:
-    """Return instruction and scene as a fixed number of bytes, so that they travel inside the state."""
-    text = json.dumps({"instruction": instruction, "scene": None if scene is None else scene.to_json()}).encode()
-    if len(text) > ABOUT_BYTES:
-        raise VapError(
-            f"instruction is too long: it must fit {ABOUT_BYTES - len(text) + len(instruction)} bytes, "
-            f"got {len(instruction)}."
-        )
-    return torch.from_numpy(np.frombuffer(text.ljust(ABOUT_BYTES), np.uint8).copy())
-
-
-def read_about(about: UInt8[Tensor, " bytes"]) -> tuple[str, SceneSpec | None]:
-    """Return the instruction and scene that `about_bytes` wrote."""
-    return _read_about(about.numpy().tobytes())
-
-
-@lru_cache(maxsize=4096)
-def _read_about(text: bytes) -> tuple[str, SceneSpec | None]:
-    table = json.loads(text)
-    return table["instruction"], None if table["scene"] is None else SceneSpec.from_json(table["scene"])
 
 
 def _object_by_scene(scene: SceneSpec | None) -> tuple[float, float, float]:
@@ -364,11 +352,3 @@ def fitting_snapshot(snapshot: TensorDict | str | Path, stage: Stage, *, slots: 
     for key in [key for key in state.keys() if key.startswith(("world_", "sample_"))]:  # noqa: SIM118
         state[key] = state[key].to(stage.imagination.device)
     return state
-
-
-def stacked(observations: Sequence[Observation]) -> Observation:
-    """Return observations with a new leading axis."""
-    tables = [o for o in observations if isinstance(o, dict)]
-    if tables:
-        return {key: np.stack([table[key] for table in tables]) for key in tables[0]}
-    return np.stack([o for o in observations if isinstance(o, np.ndarray)])

@@ -5,8 +5,8 @@ from __future__ import annotations
 import io
 import json
 import zipfile
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,16 @@ FORMAT = "vap_gym starts 1"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class Seen:
+    """A picture and the camera that took it: one that stands still, rides on the tip link, or sways as a head does."""
+
+    frame: UInt8[np.ndarray, "H W 3"]
+    camera: Camera  # when it took the picture, in the robot's base frame
+    rides: bool = False
+    sway: tuple[float, ...] = ()  # see `geometry.swayed`
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Start:
     """Where an episode begins. The camera's world is the robot's base frame."""
 
@@ -32,6 +42,13 @@ class Start:
     closedness: float  # 0 open .. 1 closed
     instruction: str
     scene: SceneSpec | None = None  # what the oracle rebuilds, and whose task is rewarded; None: no task, no reward
+    views: Mapping[str, Seen] = field(default_factory=dict)  # through further cameras
+
+    @property
+    def seen(self) -> Seen:
+        """The first picture with its camera, which sways where the scene says so."""
+        sway = () if self.scene is None else self.scene.camera.sway
+        return Seen(frame=self.frame, camera=self.camera, sway=sway)
 
 
 class StartSet:

@@ -13,9 +13,10 @@ from jaxtyping import UInt8
 from vap_gym.env import VapEnv
 from vap_gym.interfaces import Judge, World
 from vap_gym.metrics import psnr
+from vap_gym.observations import Observation
 from vap_gym.oracle_env import OracleEnv, present_objects
 from vap_gym.sim.spec import COLOURS
-from vap_gym.stage import SEEN, Observation
+from vap_gym.stage import SEEN
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,8 +18,9 @@ from vap_gym.errors import VapError, unknown_name
 from vap_gym.imagine import actions_tensor
 from vap_gym.interfaces import Judge, World
 from vap_gym.loading import StartSource, build_stage
+from vap_gym.observations import Observation, stacked
 from vap_gym.photo import RESET_OPTIONS, check_names
-from vap_gym.stage import Observation, Outcome, Stage, fitting_snapshot, observed, stacked
+from vap_gym.stage import Outcome, Stage, fitting_snapshot
 
 Flags = Bool[np.ndarray, " B"]
 Rewards = Float[np.ndarray, " B"]
@@ -68,6 +69,7 @@ class VapVectorEnv(VectorEnv[Observation, np.ndarray, np.ndarray]):
         reward: str = "progress",
         trust_samples: int = 0,
         max_adherence_px: float | None = None,
+        views: Sequence[str] | Mapping[str, object] = (),
         render_mode: str | None = None,
     ) -> None:
         if num_envs < 1:
@@ -77,11 +79,13 @@ class VapVectorEnv(VectorEnv[Observation, np.ndarray, np.ndarray]):
         self._made_with: dict[str, Any] = {
             "card": card, "world_model": world_model, "device": device, "dtype": dtype, "prompt": prompt,
             "action_mode": action_mode, "obs_type": obs_type, "robot": robot, "judge": judge, "reward": reward,
-            "trust_samples": trust_samples, "max_adherence_px": max_adherence_px,
+            "trust_samples": trust_samples, "max_adherence_px": max_adherence_px, "views": views,
         }  # fmt: skip
         self._own: dict[str, Any] = {"camera": camera, "task": task, "starts": starts}
         self._stage = build_stage(**self._made_with)
-        self._source = StartSource(self._stage.rig, self._stage.card, **self._own)
+        self._source = StartSource(
+            self._stage.rig, self._stage.card, viewpoints=self._stage.extra.viewpoints, **self._own
+        )
         self._state: TensorDict | None = None
         self._generators: list[np.random.Generator | None] = [None] * num_envs
         self._seeds: list[int] = [-1] * num_envs
@@ -226,19 +230,17 @@ class VapVectorEnv(VectorEnv[Observation, np.ndarray, np.ndarray]):
         return np.asarray(self.state["step"].numpy() >= self.max_episode_steps)
 
     def _observation(self, i: int) -> Observation:
-        state = self.state
-        return observed(self._stage.obs_type, state["frame"][i].numpy(), state["robot_q"][i], state["robot_gripper"][i])
+        return self._stage.observation(self.state, i)
 
     def _observations(self) -> Observation:
         return stacked([self._observation(i) for i in range(self.num_envs)])
 
     def _info(self, i: int, outcome: Outcome) -> dict[str, Any]:
-        return self._stage.info(self.state["about"][i], outcome.motion, i, 0, outcome)
+        return self._stage.info(self.state, outcome, i)
 
     def _add_reset_infos(self, infos: dict[str, Any], slots: Sequence[int]) -> None:
-        motion = self._stage.imagination.look(self.state)
-        for i in slots:
-            self._add_info(infos, self._stage.info(self.state["about"][i], motion, i, 0, None), i)
+        for i, info in zip(slots, self._stage.reset_infos(self.state, slots), strict=True):
+            self._add_info(infos, info, i)
 
     def _checked_seeds(self, seed: int | Sequence[int | None] | None) -> Sequence[int | None]:
         if seed is None:
@@ -266,7 +268,9 @@ class VapVectorEnv(VectorEnv[Observation, np.ndarray, np.ndarray]):
     def __setstate__(self, kept: dict[str, Any]) -> None:
         self.__dict__.update(kept)
         self._stage = build_stage(**self._made_with)
-        self._source = StartSource(self._stage.rig, self._stage.card, **self._own)
+        self._source = StartSource(
+            self._stage.rig, self._stage.card, viewpoints=self._stage.extra.viewpoints, **self._own
+        )
 
 
 def checked_autoreset_mode(mode: str | AutoresetMode) -> AutoresetMode:
