@@ -86,14 +86,11 @@ def _byte_table() -> tuple[int, ...]:
 def _word_tables() -> tuple[NDArray[np.uint32], ...]:
     """Changes by 16 bits that stand 0, 2, 4 and 6 bytes from the left of eight, in that order."""
     bytewise = np.array(_byte_table(), np.uint32)
+    tables: list[NDArray[np.uint32]] = []
     word: NDArray[np.uint32] = np.arange(1 << 16, dtype=np.uint32)
-    for _ in range(2):
-        word = bytewise[word & 0xFF] ^ (word >> 8)
-    tables = [word]
-    for _ in range(3):
-        word = tables[-1]
+    for _ in range(4):
         for _ in range(2):
-            word = bytewise[word & 0xFF] ^ (word >> 8)
+            word = np.bitwise_xor(bytewise[word & 0xFF], word >> 8)
         tables.append(word)
     return tuple(reversed(tables))
 

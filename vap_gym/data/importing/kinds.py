@@ -25,6 +25,10 @@ KINDS: Mapping[str, Kind] = {
     "droid": Kind(module="droid", function="open_droid", summary="DROID folders: raw release, or log.npz + cam*.mp4"),
     "lerobot": Kind(module="lerobot", function="open_lerobot", summary="LeRobot v2.0, v2.1 and v3 sets"),
     "files": Kind(module="files", function="open_files", summary="mp4 + npz/json, by a field map (--map)"),
+    "rlds-bridge": Kind(module="rlds", function="open_bridge", summary="Bridge V2 (WidowX) as TFRecord"),
+    "rlds-rt1": Kind(module="rlds", function="open_rt1", summary="RT-1 (fractal20220817_data) as TFRecord"),
+    "rlds-droid": Kind(module="rlds", function="open_droid_rlds", summary="DROID as TFRecord"),
+    "rlds": Kind(module="rlds", function="open_rlds", summary="any RLDS set as TFRecord; features keep their names"),
     "oracle": Kind(module="lerobot", function="open_oracle", summary="sets of our own simulator"),
 }
 

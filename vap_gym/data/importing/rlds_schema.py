@@ -79,7 +79,8 @@ def shard_lengths(folder: Path) -> dict[tuple[str, int], int]:
         if isinstance(error, DataError):
             raise
         raise DataError(
-            f"{path} must list splits with names and shardLengths, got: {error!r}. Remove it to go by the records alone."
+            f"{path} must list splits with names and shardLengths, got: {error!r}. "
+            "Remove it to go by the records alone."
         ) from error
     return lengths
 
@@ -163,7 +164,9 @@ def _unpacked(values: Value, leaf: Leaf, where: str) -> NDArray[Any]:
     if not isinstance(values, list):
         raise DataError(f"{where}: '{leaf.key}' must hold byte strings, got {values.dtype}. {_OTHER}")
     try:
-        plain = [zlib.decompressobj().decompress(item, size + 1) if leaf.encoding == "zlib" else item for item in values]
+        plain = [
+            zlib.decompressobj().decompress(item, size + 1) if leaf.encoding == "zlib" else item for item in values
+        ]
     except zlib.error as error:
         raise DataError(f"{where}: '{leaf.key}' must be packed by zlib, got: {error}. {_OTHER}") from error
     for item in plain:
@@ -193,7 +196,7 @@ def _leaves(described: Any, key: str, *, nested: int = 0) -> Iterator[Leaf]:
             yield _tensor(described["tensor"], key)
         else:
             yield Leaf(key=key, kind="unreadable")
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise DataError(
             f"features.json must describe features as TFDS 4.4 and later do, got at '{key or 'its root'}': {error!r}. "
             "Write the set again with a newer TFDS, or fetch the file again."
