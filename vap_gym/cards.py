@@ -12,7 +12,9 @@ from typing import Any, Literal
 from vap_gym.assets import envs_dir, robots_dir
 from vap_gym.errors import CardError, unknown_name, unknown_name_message
 
-ActionMode = Literal["cartesian_velocity", "cartesian_delta", "cartesian_pose", "joint_velocity", "joint_position"]
+ActionMode = Literal[
+    "cartesian_velocity", "cartesian_delta", "cartesian_pose", "joint_velocity", "joint_position", "rt1", "bridge"
+]  # told in vap_gym.kinematics.control
 Vec3 = tuple[float, float, float]
 Card = typing.TypeVar("Card")
 
@@ -43,10 +45,13 @@ class GripperJointCard:
 
 @dataclass(frozen=True, kw_only=True)
 class GripperCard:
-    """A two-finger gripper, driven by one closedness in [0 open, 1 closed]."""
+    """What the robot grasps with, driven by one closedness in [0 open, 1 closed]; without joints it does not move.
 
-    kind: Literal["robotiq_2f85", "parallel"]
-    base_link: str
+    `parallel` fingers slide, `pivoting` ones swing, each about one hinge; a `hand` has five; `none` is a bare tool.
+    """
+
+    kind: Literal["robotiq_2f85", "parallel", "pivoting", "hand", "none"]
+    base_link: str  # this link and all that hangs on it is the gripper
     tool_link: str  # the point between the fingers
     max_opening_m: float
     joints: tuple[GripperJointCard, ...]

@@ -76,9 +76,14 @@ class Controller:
     - `cartesian_delta` 6+1, the same in m and rad;
     - `cartesian_pose` 6+1, the target: xyz and extrinsic-xyz Euler angles of the tip in the base frame;
     - `joint_velocity` n+1 in [−1, 1], 1 asks for `joint_step_rad`; `joint_position` n+1, the target in rad.
-    All are tracked alike, so a `cartesian_delta` too is realised to the share `gain` in each step that it is asked for.
-    In velocity and delta modes the gripper entry is a velocity in [−1, 1], + closes; in pose and position modes it is
-    the target closedness in [0, 1].
+    - `rt1` 6+1, RT-1's own: xyz in m within [−1, 1] and rotation vector within ±π/2, base frame, the gripper a velocity
+      in [−1, 1], + closes; to end an episode is the env's affair, so that RT-1's `terminate_episode` has no entry;
+    - `bridge` 6+1, BridgeData's own: xyz in m and extrinsic-xyz Euler angles in rad, base frame, and how far the gripper
+      shall be open in [0, 1], 1 = open.
+    All are tracked alike, so a `cartesian_delta` too is realised to the share `gain` in each step that it is asked for;
+    offsets are norm-clipped to `linear_step_m`, `rotation_step_rad`; the ranges of `bridge` are these over √3, so that
+    none is clipped there. In velocity and delta modes the gripper entry is a velocity in [−1, 1], + closes; in
+    pose and position modes it is the target closedness in [0, 1].
     """
 
     def __init__(
@@ -191,8 +196,11 @@ class Controller:
         squared = (offset * offset).sum(-1, keepdim=True)
         limit = self._reach_of_step * self._reach_of_step
         over = squared > limit * (1.0 + 2.0 * _SLACK)
-        offset = offset * (limit / squared.maximum(limit)).sqrt()
-        return offset.flatten(-2), over.expand_as(offset).flatten(-2)
+        offset = (offset * (limit / squared.maximum(limit)).sqrt()).flatten(-2)
+        if self.mode == "bridge":  # what was clipped are its angles
+            turn = rotation_from_xyz_euler(offset[..., 3:])
+            offset = torch.cat([offset[..., :3], rotvec_from_rotation(turn)], -1)
+        return offset, over.expand(*over.shape[:-1], 3).flatten(-2)
 
     def _step_joints(self, state: RobotState, command: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         card = self.robot.controller
@@ -214,9 +222,10 @@ class Controller:
 
     def _step_gripper(self, state: RobotState, command: Tensor) -> tuple[Tensor, Tensor]:
         card = self.robot.controller
-        if self.mode in ("cartesian_pose", "joint_position"):
+        if self.mode in ("cartesian_pose", "joint_position", "bridge"):
             granted = command.clamp(0.0, 1.0)
-            offset = (granted - state.gripper).clamp(-card.gripper_step, card.gripper_step)
+            target = 1.0 - granted if self.mode == "bridge" else granted
+            offset = (target - state.gripper).clamp(-card.gripper_step, card.gripper_step)
             rate = (1.0 - self._keep) * card.gripper_gain * offset  # no momentum: at this gain it would overshoot
         else:
             granted = command.clamp(-1.0, 1.0)
@@ -232,7 +241,12 @@ class Controller:
         if self.mode == "joint_position":
             lower, upper = self.arm.lower.clamp(min=-2 * math.pi), self.arm.upper.clamp(max=2 * math.pi)
             return [*lower.tolist(), 0.0], [*upper.tolist(), 1.0]
-        if self.mode == "cartesian_delta":
+        if self.mode == "bridge":
+            high = [step / math.sqrt(3) for step in (card.linear_step_m, card.rotation_step_rad) for _ in range(3)]
+            return [*(-h for h in high), 0.0], [*high, 1.0]
+        if self.mode == "rt1":
+            high = [1.0] * 3 + [math.pi / 2] * 3 + [1.0]
+        elif self.mode == "cartesian_delta":
             high = [card.linear_step_m] * 3 + [card.rotation_step_rad] * 3 + [1.0]
         else:
             high = [1.0] * (n + 1 if self.mode == "joint_velocity" else 7)
