@@ -73,15 +73,24 @@ Estimate = Callable[[NDArray[np.int64], NDArray[np.float64], NDArray[np.bool_]],
 """(frame (N,), box_px (N,4), is_right (N,)) → the hands in these boxes: a recoverer bound to a video."""
 
 
+ZERO_LAG_FILTER = OneEuro(min_cutoff_hz=3.0, beta=3.0, d_cutoff_hz=1.0)
+CAUSAL_FILTER = OneEuro(min_cutoff_hz=3.0, beta=32.0, d_cutoff_hz=2.0)
+
+
 @dataclass(frozen=True, kw_only=True)
 class HandSettings:
     """Settings of the whole recovery. Speed in the filter is told in hand sizes a second."""
 
     tracks: TrackSettings = TrackSettings()
-    outlier: float = 0.3  # a hand this far (hand sizes) from where its neighbours in time put it is mistaken
+    outlier: float = 0.12  # a hand this far (hand sizes) from where its neighbours in time put it is mistaken
     fill_gap: int = 20  # missed frames in a row that are filled
-    filter: OneEuro = OneEuro(min_cutoff_hz=2.0, beta=4.0, d_cutoff_hz=2.0)
     causal: bool = False  # filter as in real time, with lag
+    filter: OneEuro | None = None  # None: what suits `causal`
+
+    @property
+    def one_euro(self) -> OneEuro:
+        """The filter's settings. A filter with lag must open sooner; found by trial on the synthetic hands."""
+        return self.filter or (CAUSAL_FILTER if self.causal else ZERO_LAG_FILTER)
 
 
 def algorithm_1(table: Detections, settings: TrackSettings) -> Int64[np.ndarray, "T 2"]:
@@ -229,7 +238,7 @@ def recover(
     hands = gather(table, algorithm_1(table, settings.tracks))
     hands = without_outliers(hands, settings.outlier)
     hands = fill(hands, settings.fill_gap, estimate)
-    return smooth(hands, rate_hz, settings.filter, causal=settings.causal)
+    return smooth(hands, rate_hz, settings.one_euro, causal=settings.causal)
 
 
 def _wide(per_row: NDArray[np.float64], values: NDArray[np.float64]) -> NDArray[np.float64]:

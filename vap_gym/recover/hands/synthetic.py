@@ -44,6 +44,7 @@ class Faults:
 
     missed: float = 0.2
     flipped: float = 0.1
+    mirrored: bool = False  # a flipped detection also has its joints mirrored, as a fit of the wrong hand's mesh may
     noise_px: float = 1.5
     third_hand: float = 0.0  # share of the video in which a stranger's hand is seen
     doubles: float = 0.0  # share of detections that are reported twice
@@ -118,10 +119,12 @@ def seen(truth: TrueHands, faults: Faults, *, seed: int) -> Detections:
         frame, side, joints_px, joints_m = (np.concatenate([x, x[twice]]) for x in (frame, side, joints_px, joints_m))
     stays = rng.random(len(frame)) >= faults.missed
     frame, side, joints_px, joints_m = (x[stays] for x in (frame, side, joints_px, joints_m))
-    joints_px = joints_px + rng.normal(0, faults.noise_px, joints_px.shape) if faults.noise_px else joints_px
+    joints_px = joints_px + rng.normal(0, 1, joints_px.shape) * faults.noise_px
     low, high = joints_px.min(1), joints_px.max(1)
     margin = 0.1 * (high - low)
     flipped = rng.random(len(frame)) < faults.flipped
+    if faults.mirrored:
+        joints_px[flipped, :, 0] = (low + high)[flipped, :1] - joints_px[flipped, :, 0]
     return detections(
         frames,
         frame=frame,

@@ -26,11 +26,15 @@ class TrackSettings:
     same_joints: float = 0.15  # mean distance of joints below which two detections may be the same hand
     link_iou: float = 0.2
     link_joints: float = 0.35
+    link_turn: float = 0.1  # the same, from where the hand is expected by its motion
+    link_shape: float = 0.1  # mean distance of joints once both hands are laid over one another; mirrored hands differ
     link_gap: int = 4  # missed frames that the first linking spans
     merge_gap: int = 20  # missed frames that merging spans
-    merge_joints: float = 0.8  # mean distance of joints, after extrapolation, per square root of the gap
+    merge_joints: float = 0.5  # mean distance of joints after extrapolation, at a gap of 9 frames or more
+    merge_shape: float = 0.25
     flip_rate: float = 0.15  # how often a detector is expected to mistake left for right
     swap_rate: float = 1e-5  # how often a tracklet is expected to change hands
+    min_tracklet_frames: int = 3  # shorter ones are chance, and would lead merging astray
     min_track_frames: int = 4
     min_track_confidence: float = 0.4
 
@@ -99,8 +103,24 @@ def link(table: Detections, keep: Bool[np.ndarray, "D"], settings: TrackSettings
     """Return a tracklet number per row, by overlap of boxes and nearness of joints over up to `link_gap` misses.
 
     Joints tell crossing hands apart where boxes cannot: a left hand's are mirrored. Where a tracker has numbered both
-    ends of a pair (`object`), its word decides.
+    ends of a pair (`object`), its word decides. Hands are linked twice: the second time each is expected where the
+    first links say that it was going, so that less of a step to the side is allowed.
     """
+    still = np.zeros((len(table), 2))
+    successor = _successors(table, keep, still, settings.link_joints, settings)
+    velocity = _steady_velocity(table, _labels(successor, keep))
+    return _labels(_successors(table, keep, velocity, settings.link_turn, settings), keep)
+
+
+def _successors(
+    table: Detections,
+    keep: NDArray[np.bool_],
+    velocity: NDArray[np.float64],
+    widest: float,
+    settings: TrackSettings,
+) -> NDArray[np.int64]:
+    """The row that follows each row in its tracklet, or −1; `velocity` (px a frame) is where hands are expected to go,
+    `widest` how far (hand sizes) from there they are still the same."""
     successor = np.full(len(table), -1, np.int64)
     has_predecessor = ~keep
     for gap in range(1, settings.link_gap + 2):
@@ -109,17 +129,39 @@ def link(table: Detections, keep: Bool[np.ndarray, "D"], settings: TrackSettings
         i, j = pairs_between(table.frame[tails], table.frame[heads], gap)
         i, j = tails[i], heads[j]
         size = 0.5 * (hand_size(table.box_px[i]) + hand_size(table.box_px[j]))
-        near = _joint_distance(table.joints_px[i], table.joints_px[j]) / size
-        overlap = box_iou(table.box_px[i], table.box_px[j])
+        moved = 0.5 * gap * (velocity[i] + velocity[j])
+        near = _joint_distance(table.joints_px[i] + moved[:, None], table.joints_px[j]) / size
+        shape = _shape_distance(table.joints_px[i], table.joints_px[j]) / size
+        overlap = box_iou(table.box_px[i] + np.tile(moved, 2), table.box_px[j])
         same, other = _objects(table, i, j)
         agree = 1 - np.abs(table.right[i] - table.right[j])
-        possible = (overlap >= settings.link_iou) & (near <= settings.link_joints * np.sqrt(gap)) & ~other
-        score = overlap - 2 * near + 0.2 * agree + 10 * same
+        wide = np.sqrt(gap)
+        possible = (overlap >= settings.link_iou) & (near <= widest * wide) & ~other
+        possible &= shape <= settings.link_shape * wide
+        score = overlap - 2 * near - 4 * shape + 0.2 * agree + 10 * same
         (able,) = np.nonzero(possible | same)
         chosen = able[best_matching(i[able], j[able], score[able])]
         successor[i[chosen]] = j[chosen]
         has_predecessor[j[chosen]] = True
-    return _labels(successor, keep)
+    return successor
+
+
+def _steady_velocity(table: Detections, track: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Motion of every row's hand, px a frame: the median of its tracklet's last, next and surrounding steps."""
+    rows = np.argsort(track, kind="stable")
+    rows = rows[track[rows] >= 0]
+    velocity = np.zeros((len(table), 2))
+    if len(rows) < 2:
+        return velocity
+    step = np.diff(table.joints_px[rows].mean(1), axis=0) / np.maximum(np.diff(table.frame[rows]), 1)[:, None]
+    step[np.diff(track[rows]) != 0] = np.nan
+    padded = np.pad(step, ((3, 3), (0, 0)), constant_values=np.nan)
+    around = np.stack([padded[k : k + len(rows)] for k in range(1, 5)])  # two steps before each row, two after
+    ordered = np.sort(around, axis=0)  # NaN last
+    count = np.isfinite(around).sum(0)
+    low, high = (np.take_along_axis(ordered, np.maximum(k, 0)[None], 0)[0] for k in ((count - 1) // 2, count // 2))
+    velocity[rows] = np.nan_to_num(0.5 * (low + np.where(count > 1, high, low)))
+    return velocity
 
 
 def sides(table: Detections, track: Int64[np.ndarray, "D"], settings: TrackSettings) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -178,8 +220,9 @@ def merge(
     """Return tracklets of one side joined across gaps of up to `merge_gap` frames, where motion carries on.
 
     Ends are extrapolated toward one another at their own speed; the nearer they come, the sooner they are joined. A
-    tracker's equal numbers join across any gap.
+    tracker's equal numbers join across any gap. Tracklets of fewer than `min_tracklet_frames` are dropped.
     """
+    track = _long_enough(track, _at_most(settings.min_tracklet_frames, table.frames))
     if not (track >= 0).any():
         return track
     first, last = _ends(track)
@@ -193,8 +236,10 @@ def merge(
     ahead = np.minimum(gap, 4)[:, None] * 0.5  # half of the way from each end, and not farther than speeds can be trusted
     moved = (velocity_out[tail] + velocity_in[head]) * ahead
     near = _joint_distance(a + moved[:, None], b) / (0.5 * (size[last[tail]] + size[first[head]]))
-    (close,) = np.nonzero((near <= settings.merge_joints * np.sqrt(np.minimum(gap, 9) / 9)) | same)
-    score = -near[close] - 0.05 * gap[close] + 10 * same[close]
+    shape = _shape_distance(a, b) / (0.5 * (size[last[tail]] + size[first[head]]))
+    wide = np.sqrt(np.minimum(gap, 9) / 9)
+    (close,) = np.nonzero(((near <= settings.merge_joints * wide) & (shape <= settings.merge_shape * wide)) | same)
+    score = -near[close] - shape[close] - 0.05 * gap[close] + 10 * same[close]
     chosen = close[best_matching(tail[close], head[close], score)]
     successor = np.full(len(last), -1, np.int64)
     successor[tail[chosen]] = head[chosen]
@@ -208,7 +253,8 @@ def one_hand_a_side(
     """Return the row of every frame's left and right hand, or −1.
 
     Tracks that are short or unsure go first. Of the others, the one with the most confidence in all takes its frames;
-    a weaker one gets what frames of its side are left: a third hand is dropped wherever both hands are there.
+    a weaker one gets what frames of its side are left: a third hand is dropped wherever both hands are there. So is a
+    ghost: a track that runs along the other hand's path, in frames where that was taken for this one.
     """
     rows_of = np.full((table.frames, 2), -1, np.int64)
     (rows,) = np.nonzero(track >= 0)
@@ -216,7 +262,7 @@ def one_hand_a_side(
         return rows_of
     count = np.bincount(track[rows])
     weight = np.bincount(track[rows], table.confidence[rows])
-    good = (count >= settings.min_track_frames) & (weight >= settings.min_track_confidence * count)
+    good = (count >= _at_most(settings.min_track_frames, table.frames)) & (weight >= settings.min_track_confidence * count)
     taken = np.zeros((table.frames, 2), bool)
     first, last = _ends(track)
     by_track = rows[np.argsort(track[rows], kind="stable")]
@@ -225,7 +271,9 @@ def one_hand_a_side(
         if not good[number]:
             continue
         mine = by_track[begin[number] : begin[number] + count[number]]
-        which = side[mine[0]]
+        which = int(side[mine[0]])
+        if _is_ghost(table, mine, rows_of[:, 1 - which]):
+            continue
         span = slice(int(table.frame[first[number]]), int(table.frame[last[number]]) + 1)
         free = ~taken[table.frame[mine], which]
         if free.mean() < 0.5:
@@ -233,6 +281,19 @@ def one_hand_a_side(
         rows_of[table.frame[mine[free]], which] = mine[free]
         taken[span, which] = True
     return rows_of
+
+
+def _is_ghost(table: Detections, mine: NDArray[np.int64], other_row: NDArray[np.int64]) -> bool:
+    """Whether most of a track's rows lie where the other side's track passes without being seen in these frames."""
+    (known,) = np.nonzero(other_row >= 0)
+    if not len(known):
+        return False
+    when = table.frame[mine]
+    unseen = (other_row[when] < 0) & (when > known[0]) & (when < known[-1])
+    path = table.joints_px[other_row[known]].mean(1)
+    at = np.stack([np.interp(when, known, path[:, axis]) for axis in range(2)], -1)
+    off = np.linalg.norm(table.joints_px[mine].mean(1) - at, axis=-1) / hand_size(table.box_px[mine])
+    return bool((unseen & (off < 0.2)).mean() > 0.5)
 
 
 def _successions(
@@ -258,6 +319,11 @@ def _joint_distance(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[n
     return distance
 
 
+def _shape_distance(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The same once the hands' middles lie on one another."""
+    return _joint_distance(a - a.mean(-2, keepdims=True), b - b.mean(-2, keepdims=True))
+
+
 def _objects(table: Detections, i: NDArray[np.int64], j: NDArray[np.int64]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Which pairs a tracker holds for the same hand, and which for different ones."""
     known = (table.object[i] != NO_OBJECT) & (table.object[j] != NO_OBJECT)
@@ -278,6 +344,18 @@ def _labels(successor: NDArray[np.int64], keep: NDArray[np.bool_]) -> NDArray[np
     label = np.full(len(successor), DROPPED, np.int64)
     label[keep] = np.unique(root[keep], return_inverse=True)[1].reshape(-1)
     return label
+
+
+def _at_most(least: int, frames: int) -> int:
+    """A least number of frames, asked of a video so short that it could hardly have them: half of it will do."""
+    return min(least, (frames + 1) // 2)
+
+
+def _long_enough(track: NDArray[np.int64], least: int) -> NDArray[np.int64]:
+    """Tracklets of at least so many rows, numbered anew."""
+    count = np.bincount(track[track >= 0], minlength=int(track.max(initial=DROPPED)) + 1)
+    number = np.where(count >= least, np.cumsum(count >= least) - 1, DROPPED)
+    return np.where(track >= 0, number[track], DROPPED) if len(number) else track
 
 
 def _ends(track: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
