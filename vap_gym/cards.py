@@ -248,6 +248,9 @@ def _build(
     return cls(**values)
 
 
+build = _build  # for other tables than cards, like the field maps of importers
+
+
 def _convert(hint: Any, value: Any, where: str) -> Any:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):

@@ -22,6 +22,7 @@ class Command:
 COMMANDS: dict[str, Command] = {
     "demo": Command(module="vap_gym.demo", summary="imagine a robot from actions; write out/demo.mp4"),
     "data generate": Command(module="vap_gym.sim.generate", summary="record episodes in the simulator"),
+    "data import": Command(module="vap_gym.commands.import_data", summary="import recordings of others as episodes"),
     "data describe": Command(module="vap_gym.commands.describe", summary="say what a folder of episodes holds"),
     "train codec": Command(module="vap_gym.train.codec", summary="train the autoencoder of a world model"),
     "train world": Command(module="vap_gym.train.world", summary="train the dynamics of a world model"),
@@ -32,6 +33,7 @@ COMMANDS: dict[str, Command] = {
     "train publish": Command(module="vap_gym.train.publish", summary="gather trained parts into a model folder"),
     "bench fidelity": Command(module="vap_gym.evaluate.fidelity", summary="how true the imagined frames are"),
     "bench speed": Command(module="vap_gym.evaluate.speed", summary="how fast steps, roll-outs and prompts are"),
+    "metrics": Command(module="vap_gym.commands.metrics", summary="score clips or masks against the true ones"),
     "robots": Command(module="vap_gym.commands.listing", function="robots", summary="list the robots"),
     "body": Command(module="vap_gym.commands.body", summary="sample a robot's surface, for its card"),
     "mesh": Command(module="vap_gym.commands.mesh", summary="simplify a robot's surface, for its card"),

@@ -41,8 +41,11 @@ def camera_columns(view: str) -> tuple[str, str]:
 
 
 def has_camera(columns: Mapping[str, Any], view: str) -> bool:
-    """Return whether an episode's columns (or a set's features) tell the camera of a view."""
-    return all(name in columns for name in camera_columns(view)) or "camera.K" in columns
+    """Return whether an episode's columns (or a set's features) tell the camera of a view; NaN tells nothing."""
+    names = camera_columns(view)
+    if all(name in columns for name in names):
+        return all(np.isfinite(columns[n]).all() for n in names if isinstance(columns[n], np.ndarray))
+    return "camera.K" in columns
 
 
 def camera_of(columns: Mapping[str, NDArray[Any]], view: str, frame_size_px: tuple[int, int]) -> Camera:
@@ -54,6 +57,11 @@ def camera_of(columns: Mapping[str, NDArray[Any]], view: str, frame_size_px: tup
         raise DataError(
             f"No camera of the view '{view}': needs the columns {' and '.join(camera_columns(view))}, "
             f"got {', '.join(columns) or 'none'}. Fit one: vap-gym calibrate"
+        )
+    if not all(np.isfinite(columns[name]).all() for name in names):
+        raise DataError(
+            f"No camera of the view '{view}' in this episode: {' and '.join(names)} hold NaN, so its recording tells "
+            "none. Fit one: vap-gym calibrate"
         )
     K, T_world_camera = (torch.from_numpy(np.asarray(columns[name], np.float64)) for name in names)
     return Camera(K=K, T_world_camera=T_world_camera, frame_size_px=frame_size_px)

@@ -85,8 +85,9 @@ class _Cut:
     @property
     def order(self) -> NDArray[np.int64]:
         """For each packet: which frame of the cut it shows."""
-        shown: NDArray[np.int64] = self.facts.shown_at[self.first : self.first + self.count]
-        return shown - shown.min()
+        shown = self.facts.shown_at[self.first : self.first + self.count]
+        order: NDArray[np.int64] = shown - shown.min()
+        return order
 
     @property
     def delay(self) -> int:

@@ -102,7 +102,8 @@ def read_columns(path: Path, first_row: int, length: int, columns: Mapping[str, 
     found = {}
     for name, column in columns.items():
         array = table.column(name).combine_chunks()
-        if not pa.types.is_primitive(array.type):
+        array = array.storage if isinstance(array.type, pa.ExtensionType) else array
+        while pa.types.is_nested(array.type):
             array = array.flatten()
         values = array.to_numpy(zero_copy_only=False).astype(column.dtype, copy=False)
         found[name] = np.array(values).reshape(length, *column.shape)

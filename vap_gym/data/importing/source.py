@@ -66,7 +66,8 @@ class Options:
 
     robot: str | None = None
     rate_hz: float | None = None
-    map_path: Path | None = None
+    action: str | None = None  # which of the logged commands becomes `action`: a convention's name
+    map_path: Path | None = None  # of a field map (vap_gym.data.importing.fieldmap)
 
 
 def source_info(source: Source, path: Path, name: str) -> dict[str, Any]:
