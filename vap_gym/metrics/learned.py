@@ -155,7 +155,7 @@ class Fvd:
         )
 
 
-def load_i3d(path: str | Path, *, batch_norm_eps: float = 1e-3, device: str = "cpu") -> Features:
+def load_i3d(path: str | Path, *, batch_norm_eps: float = 1e-3, device: str = "cpu") -> Detector:
     """Return the 400 Kinetics logits of I3D as features, with your weights.
 
     A TorchScript file is a program: give only one that you trust. A state dict is read without running anything.
@@ -176,12 +176,12 @@ def load_i3d(path: str | Path, *, batch_norm_eps: float = 1e-3, device: str = "c
         except (RuntimeError, ValueError, OSError) as error:
             told = str(error).strip().split("\n")[0][:160]
             raise CheckpointError(f"'{path}' is no whole TorchScript file: {told}. Fetch {I3D_FILE} anew.") from error
-        return _Detector(
+        return Detector(
             "i3d torchscript", lambda x: script(x, rescale=False, resize=False, return_features=True), device
         )
     model = I3d(batch_norm_eps=batch_norm_eps)
     load_weights(model, read_weights(path, wanted=I3D_FILE), source=f"'{path}'", wanted=I3D_FILE)
-    return _Detector(f"pytorch-i3d, eps {batch_norm_eps:g}", model.to(device), device)
+    return Detector(f"pytorch-i3d, eps {batch_norm_eps:g}", model.to(device), device)
 
 
 def fvd(generated: Sequence[Clip], real: Sequence[Clip], features: Features, *, splits: int = 10, seed: int = 0) -> Fvd:
@@ -206,7 +206,28 @@ def fvd(generated: Sequence[Clip], real: Sequence[Clip], features: Features, *, 
     lengths = sorted({len(clip) for clip in (*generated, *real)})
     if len(lengths) > 1:
         raise VapError(f"FVD needs clips of one length, got {lengths} frames. Cut all to {lengths[0]} (--frames).")
-    fake, true = (np.stack([features(clip) for clip in clips]).astype(np.float64) for clips in (generated, real))
+    fake, true = (np.stack([features(clip) for clip in clips]) for clips in (generated, real))
+    name = features.name if isinstance(features, Detector) else "features of yours"
+    return fvd_of_features(fake, true, frames=lengths[0], detector=name, splits=splits, seed=seed)
+
+
+def fvd_of_features(
+    generated: Float[np.ndarray, "N D"],
+    real: Float[np.ndarray, "N D"],
+    *,
+    frames: int,
+    detector: str,
+    splits: int = 10,
+    seed: int = 0,
+) -> Fvd:
+    """As `fvd`, from the features of clips that are too many to be held at once; `frames` is their length.
+
+    Raises:
+        VapError: fewer than 4 clips, or features that are not finite.
+    """
+    if len(real) < LEAST_CLIPS:
+        raise VapError(f"FVD needs at least {LEAST_CLIPS} clips a side, got {len(real)}. Thousands are usual.")
+    fake, true = generated.astype(np.float64), real.astype(np.float64)
     if not (np.isfinite(fake).all() and np.isfinite(true).all()):
         raise VapError("FVD's features must be finite, got NaN or infinities. Are these the weights of a trained I3D?")
     rng, half = np.random.default_rng(seed), len(true) // 2
@@ -219,11 +240,11 @@ def fvd(generated: Sequence[Clip], real: Sequence[Clip], features: Features, *, 
     return Fvd(
         value=frechet_distance(fake, true),
         clips=len(true),
-        frames=lengths[0],
+        frames=frames,
         value_at_floor=float(np.mean(values)),
         floor=float(np.mean(floors)),
         floor_clips=half,
-        detector=features.name if isinstance(features, _Detector) else "features of yours",
+        detector=detector,
     )
 
 
@@ -241,7 +262,7 @@ def frechet_distance(a: Float[np.ndarray, "N D"], b: Float[np.ndarray, "M D"]) -
     return max(0.0, float(np.square(means[0] - means[1]).sum()) + spread - 2 * float(common))
 
 
-class _Detector:
+class Detector:
     """A clip → its logits: frames stretched to 224 × 224 (bilinear), in [−1, 1]."""
 
     def __init__(self, name: str, network: Callable[[Tensor], Tensor], device: str) -> None:
