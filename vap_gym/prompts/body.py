@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zipfile
 import zlib
 from pathlib import Path
@@ -20,14 +21,18 @@ from vap_gym.kinematics.urdf import load_chain
 
 KEYS = ("links", "points_m", "normals", "link", "spacing_m")  # of a body file
 SPACING_M = 0.009  # between points of an arm
+MOST_POINTS = 4000  # of a link
 FINE = 0.5  # of this, between points of the gripper, which is small and matters most
+MOST_POINTS = 4000  # about: on one link; a robot's cabinet has fewer to the square metre
 
 
 class Body:
     """The surface of one robot: settings only. A robot whose card names no body has no links and no points.
 
-    `links` are the names of L links; of P points `points_m` and `normals` (unit length, outwards) are in the frame of
-    the link `link`, an index into `links`; `spacing_m` is how far the next point is.
+    `links` are the names of L links, the base first; of P points `points_m` and `normals` (unit length, outwards) are
+    in the frame of the link `link`, an index into `links`; `spacing_m` is how far the next point is, `colour` what the
+    URDF paints it (in [0, 1]; grey where it does not say). World models take the base's plane z = 0 for the table:
+    where the card's table is at another height, the first link is the base frame moved there.
     """
 
     def __init__(self, robot: RobotCard) -> None:
@@ -43,8 +48,13 @@ class Body:
         self.points_m, self.normals, self.spacing_m = (
             torch.from_numpy(given[key].astype(np.float32)) for key in ("points_m", "normals", "spacing_m")
         )
+        painted = given.get("colour", np.full((len(self.link), 3), 160))
+        self.colour = torch.from_numpy(painted.astype(np.float32) / 255)
         if not self.links:
             return
+        self._table_z_m = robot.skeleton.drop_to_z_m
+        if self.links[0] != robot.base_link or self._table_z_m != 0.0:
+            self.links, self.link = (robot.base_link, *self.links), self.link + 1
         self._chain = load_chain(robot).subchain(self.links).to(torch.float32)
         named = (*robot.arm_joints, *(joint.name for joint in robot.gripper.joints))
         self._joint_order = [named.index(name) for name in self._chain.joint_names]
@@ -63,6 +73,8 @@ class Body:
             return q.new_zeros(*batch, 0, 3, 4)
         joints = torch.cat([q, gripper_joint_values(self.robot.gripper, gripper)], dim=-1)[..., self._joint_order]
         T_base_link = self._chain.links(joints.float())
+        if self._table_z_m != 0.0:
+            T_base_link[..., 0, 2, 3] += self._table_z_m
         E = camera.K @ inverse(camera.T_world_camera)[..., :3, :]
         E = E.reshape(*E.shape[:-2], *(1,) * (len(batch) - (E.ndim - 2)), 1, 3, 4)
         return E.to(T_base_link) @ T_base_link
@@ -74,19 +86,21 @@ def sampled_body(robot: RobotCard) -> dict[str, np.ndarray]:
     Meshes are found beside the URDF, or in the pybullet package (package://pybullet_data/…).
     """
     links: list[str] = []
-    points, normals, link, spacing = [], [], [], []
+    points, normals, link, spacing, colour = [], [], [], [], []
     import trimesh
     from yourdfpy import URDF
 
     urdf = URDF.load(str(robot.urdf_path), load_meshes=False, build_scene_graph=False)
     fine = gripper_links(robot, urdf)
-    for name, solid in _solids(robot, urdf).items():
-        gap = SPACING_M * (FINE if name in fine else 1.0)
+    for name, (solid, paint) in _solids(robot, urdf).items():
+        gap = max(SPACING_M * (FINE if name in fine else 1.0), math.sqrt(solid.area / MOST_POINTS))
+        gap = max(gap, (solid.area / MOST_POINTS) ** 0.5)  # a mobile base is large, and hardly ever seen
         where, faces = trimesh.sample.sample_surface_even(solid, max(40, int(solid.area / gap**2)), 0.6 * gap, seed=0)
         points.append(where)
         normals.append(solid.face_normals[faces])
         link.append(np.full(len(where), len(links)))
         spacing.append(np.full(len(where), gap))
+        colour.append(paint[faces])
         links.append(name)
     if not links:
         raise CardError(f"The URDF '{robot.urdf_path}' must have visual geometry to sample, but has none.")
@@ -96,13 +110,14 @@ def sampled_body(robot: RobotCard) -> dict[str, np.ndarray]:
         "normals": np.concatenate(normals).astype(np.float16),
         "link": np.concatenate(link).astype(np.uint8),
         "spacing_m": np.concatenate(spacing).astype(np.float16),
+        "colour": np.concatenate(colour).astype(np.uint8),
     }
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:
     try:
         with np.load(path) as file:
-            return {key: file[key] for key in KEYS}
+            return {key: file[key] for key in (*KEYS, *({"colour"} & set(file.files)))}
     except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         raise CardError(
             f"The body '{path}' must be an npz file with {', '.join(KEYS)}, but is not whole: {error}. "
@@ -124,10 +139,11 @@ def gripper_links(robot: RobotCard, urdf: Any) -> set[str]:
     return found
 
 
-def _solids(robot: RobotCard, urdf: Any) -> dict[str, Any]:
-    """The visual geometry of each link that has any, as one mesh in the link's frame."""
+def _solids(robot: RobotCard, urdf: Any) -> dict[str, tuple[Any, np.ndarray]]:
+    """The visual geometry of each link that has any, as one mesh in the link's frame, and its faces' colours."""
     import trimesh
 
+    named = {material.name: material for material in urdf.robot.materials}
     solids = {}
     for name, link in urdf.link_map.items():
         parts = [_solid(robot, visual.geometry) for visual in link.visuals]
@@ -135,8 +151,20 @@ def _solids(robot: RobotCard, urdf: Any) -> dict[str, Any]:
             if visual.origin is not None:
                 part.apply_transform(visual.origin)
         if parts:
-            solids[name] = trimesh.util.concatenate(parts)
+            paint = [
+                np.tile(_paint(visual.material, named), (len(part.faces), 1))
+                for part, visual in zip(parts, link.visuals, strict=True)
+            ]
+            solids[name] = trimesh.util.concatenate(parts), np.concatenate(paint)
     return solids
+
+
+def _paint(material: Any, named: dict[str, Any]) -> np.ndarray:
+    """The colour of a material, of its own or under its name, as uint8 RGB; grey where there is none."""
+    if material is not None and material.color is None:
+        material = named.get(material.name)
+    rgba = None if material is None or material.color is None else material.color.rgba
+    return np.full(3, 160) if rgba is None else np.round(255 * np.clip(np.asarray(rgba, float)[:3], 0, 1))
 
 
 def _solid(robot: RobotCard, geometry: Any) -> Any:
