@@ -152,7 +152,9 @@ def read_detections(path: str | Path, frames: int, *, order: str = "openpose") -
     """
     path = Path(path)
     if path.is_dir():
-        files = sorted(file for file in path.iterdir() if file.suffix in (".json", ".npz") and _number(file) is not None)
+        files = sorted(
+            file for file in path.iterdir() if file.suffix in (".json", ".npz") and _number(file) is not None
+        )
         if not files:
             raise DataError(
                 f"'{path}' holds no detections: it needs .json or .npz files with the frame's number at the end of "
@@ -203,7 +205,9 @@ def _content(file: Path) -> dict[str, Any]:
     except DAMAGED as error:
         raise DataError(f"{file} cannot be read as {file.suffix or 'json'}: {error}. Write it again.") from error
     if not isinstance(content, dict):
-        raise DataError(f'{file} must hold {{"hands": […]}}, got a {type(content).__name__}. See its layout in the docs.')
+        raise DataError(
+            f'{file} must hold {{"hands": […]}}, got a {type(content).__name__}. See its layout in the docs.'
+        )
     return content
 
 
@@ -222,7 +226,7 @@ def _rows(content: Mapping[str, Any], file: Path, number: int | None) -> dict[st
         missing.insert(0, "frame")
     if missing:
         raise DataError(
-            f"{file} lacks {', '.join(missing)}: got {', '.join(columns) or 'nothing'}. See the layout in the docs."
+            f"{file} lacks {', '.join(missing)}: got {', '.join(columns) or 'nothing'}. See the layout: {__name__}."
         )
     count = len(np.atleast_1d(columns["confidence"]))
     rows: dict[str, NDArray[Any]] = {}
@@ -239,7 +243,9 @@ def _rows(content: Mapping[str, Any], file: Path, number: int | None) -> dict[st
 def _columns_of(hands: Any, file: Path) -> dict[str, Any]:
     """The list of hands of a json as columns."""
     if not isinstance(hands, Sequence) or not all(isinstance(hand, Mapping) for hand in hands):
-        raise DataError(f'{file}: "hands" must be a list of objects, got {str(hands)[:60]}. See its layout in the docs.')
+        raise DataError(
+            f'{file}: "hands" must be a list of objects, got {str(hands)[:60]}. See its layout in the docs.'
+        )
     columns: dict[str, Any] = {}
     for name, shape in _SHAPES.items():
         default: Any = np.full(shape, np.nan if name == "joints_m" else NO_OBJECT) if name in _OPTIONAL else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from jaxtyping import Bool, Float, Int64, UInt8
@@ -11,16 +11,9 @@ from numpy.typing import NDArray
 
 from vap_gym.recover.hands.detections import Detections
 from vap_gym.recover.hands.joints import JOINTS
+from vap_gym.recover.hands.linking import TrackSettings, hand_size
 from vap_gym.recover.hands.smoothing import OneEuro, one_euro, runs, zero_lag
-from vap_gym.recover.hands.tracklets import (
-    TrackSettings,
-    hand_size,
-    keep_confident,
-    link,
-    merge,
-    one_hand_a_side,
-    sides,
-)
+from vap_gym.recover.hands.tracklets import algorithm_1
 
 ABSENT, DETECTED, REESTIMATED, INTERPOLATED = range(4)
 """Where a hand of a frame comes from: nowhere, a detector, a recoverer called again on an interpolated box, or its
@@ -81,7 +74,7 @@ CAUSAL_FILTER = OneEuro(min_cutoff_hz=3.0, beta=32.0, d_cutoff_hz=2.0)
 class HandSettings:
     """Settings of the whole recovery. Speed in the filter is told in hand sizes a second."""
 
-    tracks: TrackSettings = TrackSettings()
+    tracks: TrackSettings = field(default_factory=TrackSettings)
     outlier: float = 0.12  # a hand this far (hand sizes) from where its neighbours in time put it is mistaken
     fill_gap: int = 20  # missed frames in a row that are filled
     causal: bool = False  # filter as in real time, with lag
@@ -91,15 +84,6 @@ class HandSettings:
     def one_euro(self) -> OneEuro:
         """The filter's settings. A filter with lag must open sooner; found by trial on the synthetic hands."""
         return self.filter or (CAUSAL_FILTER if self.causal else ZERO_LAG_FILTER)
-
-
-def algorithm_1(table: Detections, settings: TrackSettings) -> Int64[np.ndarray, "T 2"]:
-    """Return which detection is the left and the right hand of every frame, −1 where none (paper, Algorithm 1)."""
-    keep = keep_confident(table, settings)
-    track = link(table, keep, settings)
-    track, side = sides(table, track, settings)
-    track = merge(table, track, side, settings)
-    return one_hand_a_side(table, track, side, settings)
 
 
 def gather(table: Detections, rows: Int64[np.ndarray, "T 2"]) -> Hands:
@@ -147,11 +131,17 @@ def without_outliers(hands: Hands, limit: float) -> Hands:
     return _cleared(replace(hands, source=source))
 
 
-def fill(hands: Hands, max_gap: int, estimate: Estimate | None = None) -> Hands:
+def fill(
+    hands: Hands,
+    max_gap: int,
+    estimate: Estimate | None = None,
+    tracked_px: Float[np.ndarray, "T 2 4"] | None = None,
+) -> Hands:
     """Return hands with gaps of up to `max_gap` frames filled.
 
-    Boxes are interpolated in time. `estimate` is asked for the joints in them; where there is none, or it finds no
-    hand, joints are interpolated too (and flagged so).
+    Boxes are those of a tracker where it has one (`tracked_px`, else NaN), and interpolated in time. `estimate` is
+    asked for the joints in them; where there is none, or it finds no hand, joints are interpolated too (and flagged
+    so).
     """
     filled = {name: getattr(hands, name).copy() for name in ("joints_px", "joints_m", "box_px", "confidence", "source")}
     for side in range(2):
@@ -168,6 +158,9 @@ def fill(hands: Hands, max_gap: int, estimate: Estimate | None = None) -> Hands:
         for name in ("joints_px", "joints_m", "box_px", "confidence"):
             filled[name][frames, side] = interpolated(seen, getattr(hands, name)[seen, side], frames, at)
         filled["source"][frames, side] = INTERPOLATED
+        if tracked_px is not None:
+            known = np.isfinite(tracked_px[frames, side]).all(-1)
+            filled["box_px"][frames[known], side] = tracked_px[frames[known], side]
         if estimate is not None:
             found = estimate(frames, filled["box_px"][frames, side], np.full(len(frames), side == 1))
             (good,) = np.nonzero(np.isfinite(found.joints_px).all((1, 2)))
@@ -232,12 +225,13 @@ def recover(
     settings: HandSettings | None = None,
     *,
     estimate: Estimate | None = None,
+    tracked_px: Float[np.ndarray, "T 2 4"] | None = None,
 ) -> Hands:
-    """Return the hands of a video: Algorithm 1, outliers out, gaps filled, trajectories smoothed."""
+    """Return the hands of a video: Algorithm 1, outliers out, gaps filled (`fill`), trajectories smoothed."""
     settings = settings or HandSettings()
     hands = gather(table, algorithm_1(table, settings.tracks))
     hands = without_outliers(hands, settings.outlier)
-    hands = fill(hands, settings.fill_gap, estimate)
+    hands = fill(hands, settings.fill_gap, estimate, tracked_px)
     return smooth(hands, rate_hz, settings.one_euro, causal=settings.causal)
 
 

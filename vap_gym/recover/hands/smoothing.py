@@ -88,7 +88,9 @@ def zero_lag(
     It sees the future, so it is for recordings only. The first and last value are half as it filters them.
     """
     backward = scale if isinstance(scale, float) else scale[::-1]
-    return 0.5 * (one_euro(x, rate_hz, settings, scale=scale) + one_euro(x[::-1], rate_hz, settings, scale=backward)[::-1])
+    return 0.5 * (
+        one_euro(x, rate_hz, settings, scale=scale) + one_euro(x[::-1], rate_hz, settings, scale=backward)[::-1]
+    )
 
 
 def runs(present: Bool[np.ndarray, "T"]) -> list[tuple[int, int]]:

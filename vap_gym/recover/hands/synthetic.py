@@ -51,7 +51,7 @@ class Faults:
 
 
 def shaped(flex: Float[np.ndarray, "*batch 5"]) -> Float[np.ndarray, "*batch 21 3"]:
-    """Return right hands with fingers bent by `flex` radians a joint, wrist at 0, fingers up (−y), back to the viewer."""
+    """Return right hands with fingers bent by `flex` radians a joint, wrist at 0, fingers up (−y), back to us."""
     batch = flex.shape[:-1]
     points = np.zeros((*batch, 5, 4, 3))
     points[..., 0, :] = FINGER_ROOTS_M
@@ -104,7 +104,8 @@ def seen(truth: TrueHands, faults: Faults, *, seed: int) -> Detections:
     """Return what a faulty detector reports of true hands."""
     rng = np.random.default_rng(seed)
     frames = len(truth.joints_px)
-    hands = [(np.arange(frames), np.full(frames, side), truth.joints_px[:, side], truth.joints_m[:, side]) for side in (0, 1)]
+    every = np.arange(frames)
+    hands = [(every, np.full(frames, s), truth.joints_px[:, s], truth.joints_m[:, s]) for s in (0, 1)]
     if faults.third_hand:
         length = max(1, round(faults.third_hand * frames))
         begin = int(rng.integers(0, frames - length + 1))
