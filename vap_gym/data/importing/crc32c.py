@@ -76,10 +76,12 @@ def _append_zeros(registers: NDArray[np.uint32], length: int) -> NDArray[np.uint
 @cache
 def _byte_table() -> tuple[int, ...]:
     """The register's change by one byte."""
-    table: NDArray[np.uint32] = np.arange(256, dtype=np.uint32)
-    for _ in range(8):
-        table = (table >> 1) ^ (table & 1) * np.uint32(POLYNOMIAL)
-    return tuple(int(entry) for entry in table)
+    table = []
+    for crc in range(256):
+        for _ in range(8):
+            crc = (crc >> 1) ^ (POLYNOMIAL if crc & 1 else 0)
+        table.append(crc)
+    return tuple(table)
 
 
 @cache
@@ -90,7 +92,7 @@ def _word_tables() -> tuple[NDArray[np.uint32], ...]:
     word: NDArray[np.uint32] = np.arange(1 << 16, dtype=np.uint32)
     for _ in range(4):
         for _ in range(2):
-            word = np.bitwise_xor(bytewise[word & 0xFF], word >> 8)
+            word = bytewise[word & 0xFF] ^ (word >> np.uint32(8))
         tables.append(word)
     return tuple(reversed(tables))
 

@@ -16,7 +16,7 @@ from vap_gym.data.importing import rlds_presets, rlds_schema, tfrecord
 from vap_gym.data.importing.example import Value, parse_example
 from vap_gym.data.importing.rlds_presets import Mapped, Steps
 from vap_gym.data.importing.rlds_schema import STEPS, Leaf
-from vap_gym.data.importing.source import Options, RawEpisode, Source, source_info
+from vap_gym.data.importing.source import Options, RawEpisode, Source
 from vap_gym.data.layout import DataError
 
 PROBED = 8  # episodes, spread over the set, that decide whether a view is blank throughout
@@ -113,10 +113,11 @@ class RldsSource:
             if "embedding" in key:  # hundreds of numbers that repeat the instruction at every step
                 left_out.append(STEPS + key)
             else:
-                columns[rlds_presets.column_name(key)] = array
+                column = rlds_presets.column_name(key)
+                columns[f"source.{column}" if column in columns else column] = array
         views, notes = self._views(example, record.where)
         texts = self._texts(example, record.where)
-        info = {**source_info(self, self.path, name), **mapped.info, **notes}
+        info = {**mapped.info, **notes}
         info |= {"metadata": self._metadata(example, record.where), "texts": texts}
         if left_out:
             info["left_out"] = sorted(left_out)

@@ -14,8 +14,8 @@ import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BufferedIOBase
 from pathlib import Path
-from typing import BinaryIO
 
 from vap_gym.data.importing.crc32c import masked_crc32c
 from vap_gym.data.layout import DataError, replacing
@@ -23,7 +23,7 @@ from vap_gym.data.layout import DataError, replacing
 HEADER_BYTES, FOOTER_BYTES = 12, 4
 MAX_RECORD_BYTES = (1 << 31) - 1  # protobuf's own limit: no longer record can be an Example
 _PIECE = 1 << 20  # bytes asked for at a time, so that a false length costs no memory
-File = BinaryIO | gzip.GzipFile
+File = BufferedIOBase  # of a plain file or of an unpacking one
 _SHARD_NAME = re.compile(r"\.tfrecords?(-\d+-of-\d+)?(\.gz)?$")
 
 
@@ -97,27 +97,29 @@ def read_record(file: File, path: Path, number: int, offset: int, *, check: bool
 def record_offsets(path: Path) -> tuple[list[int], DataError | None]:
     """Return where the records of a file start, from their headers alone, and the damage that ended the search.
 
-    The damaged record, which may be cut short, is the last of the offsets where there is one.
+    Where there is damage, the last offset is that of the record in which, or before which, it lies.
     """
     offsets: list[int] = []
+    offset = 0
     try:
         with opened(path) as file:
-            size, offset = _size(file), 0
+            size = _size(file)
             while True:
                 file.seek(offset)
                 head = file.read(HEADER_BYTES)
                 if not head:
                     return offsets, None
+                length = _length(head, path, len(offsets), offset, size)
                 offsets.append(offset)
-                offset += HEADER_BYTES + _length(head, path, len(offsets) - 1, offset, size) + FOOTER_BYTES
+                offset += HEADER_BYTES + length + FOOTER_BYTES
     except DataError as damage:
-        return offsets, damage
+        return [*offsets, offset], damage
 
 
 def write_records(path: Path, records: Iterable[bytes], *, compressed: bool = False) -> None:
     """Write a TFRecord file, gzipped if wished, under a temporary name until it is whole."""
     with replacing(path) as temporary, temporary.open("wb") as raw:
-        file: File = gzip.GzipFile(fileobj=raw, mode="wb", mtime=0) if compressed else raw
+        file: File = gzip.GzipFile("", "wb", fileobj=raw, mtime=0) if compressed else raw
         for data in records:
             length = struct.pack("<Q", len(data))
             file.write(length + struct.pack("<I", masked_crc32c(length)))
