@@ -24,6 +24,7 @@ COMMANDS: dict[str, Command] = {
     "data generate": Command(module="vap_gym.sim.generate", summary="record episodes in the simulator"),
     "data import": Command(module="vap_gym.commands.import_data", summary="import recordings of others as episodes"),
     "data describe": Command(module="vap_gym.commands.describe", summary="say what a folder of episodes holds"),
+    "recover hands": Command(module="vap_gym.commands.recover_hands", summary="pairs of hand videos and detections"),
     "train codec": Command(module="vap_gym.train.codec", summary="train the autoencoder of a world model"),
     "train world": Command(module="vap_gym.train.world", summary="train the dynamics of a world model"),
     "train appearance": Command(module="vap_gym.train.appearance", summary="train what the robot looks like"),
