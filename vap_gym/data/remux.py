@@ -175,6 +175,9 @@ def opened(path: Path, **options: str) -> Iterator[tuple[Any, Any]]:
         with av.open(str(path), options=dict(options)) as container:
             if not container.streams.video:
                 raise DataError(f"{path} must hold a video stream, got none. Give the path of an mp4 file.")
-            yield container, container.streams.video[0]
+            stream = container.streams.video[0]
+            if stream.codec_context is None:
+                raise DataError(f"{path} must hold a video that FFmpeg can decode, got an unknown codec. Convert it.")
+            yield container, stream
     except (av.error.FFmpegError, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be decoded as video: {error}. It is damaged: write it again.") from error

@@ -144,14 +144,12 @@ class PoseMap:
                     f"{worst}. Name the right field, or normalise them before."
                 )
             xyzw = given if self.quaternion_order == "xyzw" else given[:, [1, 2, 3, 0]]
-            angles: NDArray[Any] = Rotation.from_quat(xyzw).as_euler("xyz")
-            return angles
+            return np.asarray(Rotation.from_quat(xyzw).as_euler("xyz"))
         angles = given if self.angle_unit == "rad" else np.deg2rad(given)
         if (self.euler_order, self.euler_frame) == ("xyz", "extrinsic"):
             return angles
         order = self.euler_order if self.euler_frame == "extrinsic" else self.euler_order.upper()
-        angles = Rotation.from_euler(order, angles).as_euler("xyz")
-        return angles
+        return np.asarray(Rotation.from_euler(order, angles).as_euler("xyz"))
 
 
 @dataclass(frozen=True, kw_only=True)

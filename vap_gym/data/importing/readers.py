@@ -49,7 +49,7 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
 def read_npz(path: Path, names: Sequence[str] | None = None) -> dict[str, NDArray[Any]]:
     """Read arrays of an npz, all where `names` is None; absent ones are left out. Raises DataError on damage."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             if isinstance(file, np.ndarray):
                 raise DataError(f"{path} must be an npz of named arrays, got one array. Save it with np.savez.")
             return {name: file[name] for name in (file.files if names is None else names) if name in file.files}
