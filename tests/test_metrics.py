@@ -1,11 +1,14 @@
 """Metrics agree with the reference implementations on real clips, and say what is wrong with what they cannot score."""
 
+import dataclasses
 import json
 import math
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from vap_gym import metrics
 from vap_gym.data.video import read_video
@@ -132,6 +135,39 @@ def test_masks_are_not_lost_at_the_frames_edge() -> None:
     assert metrics.motion_masks(clip)[1:, :8].all()
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_motion_masks_equal_opencvs_arithmetic(seed: int) -> None:
+    """The steps of physics-IQ-benchmark done by OpenCV itself, on moving squares with noise."""
+    cv2 = pytest.importorskip("cv2")
+    noise = np.random.default_rng(seed).integers(-12, 13, (8, 48, 72, 3))
+    clip = np.clip(_moving_square().astype(int) + noise, 0, 255).astype(np.uint8)
+    box, wanted = np.ones((5, 5), np.uint8), [np.zeros((48, 72), bool)]
+    for t, frame in enumerate(clip):
+        smooth = cv2.GaussianBlur(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY), (5, 5), 0)
+        if t == 0:
+            average = smooth.astype(np.float32)
+            continue
+        cv2.accumulateWeighted(smooth, average, metrics.MOTION_RATE)
+        moving = (cv2.absdiff(smooth, cv2.convertScaleAbs(average)) > metrics.MOTION_THRESHOLD).astype(np.uint8)
+        opened = cv2.morphologyEx(moving, cv2.MORPH_OPEN, box)
+        wanted.append(cv2.morphologyEx(opened, cv2.MORPH_CLOSE, box).astype(bool))
+    masks = metrics.motion_masks(clip)
+    assert 0 < masks.mean() < 1
+    assert (masks != np.stack(wanted)).mean() < 1e-4
+
+
+@settings(max_examples=20, deadline=None)
+@given(seeds=st.tuples(st.integers(0, 99), st.integers(0, 99)), flip=st.sampled_from([(1,), (2,), (1, 2)]))
+def test_motion_scores_do_not_care_for_mirrors_nor_which_clip_is_the_truth(seeds: tuple[int, int], flip) -> None:
+    a, b = (np.concatenate([_clip(s, (1, 24, 36, 3)).repeat(2, 0), _clip(s + 1, (2, 24, 36, 3))]) for s in seeds)
+    score = dataclasses.astuple(metrics.motion_iou(a, b))
+    assert score == dataclasses.astuple(metrics.motion_iou(b, a))
+    mirrored = metrics.motion_iou(np.flip(a, flip), np.flip(b, flip))
+    assert score == pytest.approx(dataclasses.astuple(mirrored))  # sums in another order
+    assert all(0 <= x <= 1 for x in score)
+    assert dataclasses.astuple(metrics.motion_iou(a, a)) == (1, 1, 1)
+
+
 # --- masks ------------------------------------------------------------------------------------------------------------
 
 
@@ -156,6 +192,68 @@ def test_j_and_f_of_empty_masks() -> None:
         assert metric(square, nothing) == 0
     with pytest.raises(VapError, match=r"prediction must be bool masks of shape \(T, H, W\), both alike, got uint8"):
         metrics.region_j_per_frame(square.astype(np.uint8), square)
+
+
+def _blobs(seed: int, shape: tuple[int, int, int] = (3, 40, 56)) -> np.ndarray:
+    """Masks of a few random boxes, some cut by the frame's edge."""
+    rng, masks = np.random.default_rng(seed), np.zeros(shape, bool)
+    for mask in masks:
+        for _ in range(3):
+            top, left = rng.integers(-8, shape[1]), rng.integers(-8, shape[2])
+            mask[max(top, 0) : max(top + rng.integers(4, 24), 0), max(left, 0) : max(left + rng.integers(4, 24), 0)] = 1
+    return masks
+
+
+@pytest.mark.parametrize("dilation", [0.001, 0.02, 0.06])
+def test_boundary_iou_equals_that_of_its_definition_by_distances(dilation: float) -> None:
+    """Cheng et al.: of a mask, what is within d of its outside (chessboard distance); the frame's edge is outside."""
+    from scipy.ndimage import distance_transform_cdt
+
+    prediction, truth = _blobs(0), _blobs(1)
+    radius = max(1, round(dilation * math.hypot(40, 56)))
+
+    def band(mask: np.ndarray) -> np.ndarray:
+        inside = distance_transform_cdt(np.pad(mask, 1), metric="chessboard")[1:-1, 1:-1]
+        return mask & (inside <= radius)
+
+    wanted = []
+    for a, b in zip(prediction, truth):
+        wanted.append((band(a) & band(b)).sum() / (band(a) | band(b)).sum())
+    np.testing.assert_allclose(metrics.boundary_iou_per_frame(prediction, truth, dilation=dilation), wanted)
+
+
+def test_boundary_iou_looks_at_outlines_where_j_looks_at_regions() -> None:
+    big = np.zeros((1, 200, 200), bool)
+    big[:, 20:180, 20:180] = True
+    shifted = np.roll(big, 4, axis=2)
+    assert metrics.region_j_per_frame(shifted, big)[0] > 0.94
+    assert metrics.boundary_iou_per_frame(shifted, big)[0] < 0.65
+    whole = metrics.boundary_iou_per_frame(shifted, big, dilation=1.0)  # a band as wide as the frame is the mask
+    assert whole == pytest.approx(metrics.region_j_per_frame(shifted, big))
+
+
+@settings(max_examples=25, deadline=None)
+@given(seeds=st.tuples(st.integers(0, 999), st.integers(0, 999)), flip=st.sampled_from([(1,), (2,), (1, 2)]))
+def test_mask_scores_are_symmetric_and_mostly_do_not_care_for_mirrors(seeds: tuple[int, int], flip) -> None:
+    a, b = _blobs(seeds[0]), _blobs(seeds[1])
+    ab, ba = metrics.mask_scores(a, b), metrics.mask_scores(b, a)
+    assert dataclasses.astuple(ab) == pytest.approx(dataclasses.astuple(ba))
+    assert all(0 <= score <= 1 for score in dataclasses.astuple(ab))
+    assert dataclasses.astuple(metrics.mask_scores(a, a)) == (1, 1, 1, 1)
+    mirrored = metrics.mask_scores(np.flip(a, flip), np.flip(b, flip))
+    assert mirrored.j == ab.j  # F is not: DAVIS' outlines lie to the left of and above an edge
+    assert mirrored.boundary_iou == ab.boundary_iou
+    assert ab.j_and_f == pytest.approx((ab.j + ab.f) / 2)
+
+
+@pytest.mark.parametrize("name", ["blackswan", "car-shadow", "soapbox"])
+def test_mask_scores_are_the_means_over_real_frames(shared_data: Path, name: str) -> None:
+    expected = json.loads((shared_data / "mask_metrics" / "expected_J_F.json").read_text())[name]
+    masks = np.load(shared_data / "mask_metrics" / f"{name}.npz")
+    score = metrics.mask_scores(masks["segmentation"], masks["annotation"])
+    assert score.j == pytest.approx(np.mean(expected["J"]), abs=1e-6)
+    assert score.f == pytest.approx(np.mean(expected["F"]), abs=1e-6)
+    assert 0 < score.boundary_iou < score.j
 
 
 # --- what is judged ---------------------------------------------------------------------------------------------------

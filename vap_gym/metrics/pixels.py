@@ -12,6 +12,9 @@ from vap_gym.metrics.checks import Clip, check_clips
 PSNR_CAP_DB = 40.0
 """Equal frames have infinite PSNR; frames this near count as equal."""
 
+BLOCK = 32
+"""Samples that SSIM averages in one matrix product."""
+
 
 def psnr_per_frame(prediction: Clip, truth: Clip, *, cap_db: float = PSNR_CAP_DB) -> Float[np.ndarray, "T"]:
     """Return the peak signal-to-noise ratio of each frame in dB, on [0, 1], capped."""
@@ -48,12 +51,11 @@ def ssim_per_frame(
             f"SSIM's {window} window is {len(kernel)} px wide, but frames are {truth.shape[2]} x {truth.shape[1]}. "
             f"Give frames of at least {len(kernel)} x {len(kernel)} px."
         )
-    down, across = (_band(kernel, size) for size in truth.shape[1:3])
     c1, c2 = 0.01**2, 0.03**2
     scores = np.empty(len(truth))
     for t in range(len(truth)):
         x, y = (clip[t].transpose(2, 0, 1) / np.float32(255) for clip in (prediction, truth))
-        means = down @ np.stack([x, y, x * x + y * y, x * y]) @ across.T
+        means = _windowed(np.stack([x, y, x * x + y * y, x * y]), kernel)
         mean_x, mean_y = means[:2]
         power = (means[2] - mean_x**2 - mean_y**2) * unbias
         covariance = (means[3] - mean_x * mean_y) * unbias
@@ -67,9 +69,23 @@ def ssim(prediction: Clip, truth: Clip, *, window: Literal["gaussian", "uniform"
     return float(ssim_per_frame(prediction, truth, window=window).mean())
 
 
-def _band(kernel: NDArray[np.float64], size: int) -> NDArray[np.float32]:
-    """Return the matrix that correlates `size` samples with a kernel where it fits: a product, which BLAS does fast."""
-    band = np.zeros((size - len(kernel) + 1, size), np.float32)
+def _windowed(pictures: NDArray[np.float32], kernel: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Return the means of (..., H, W) under a separable window, where it fits.
+
+    A correlation of BLOCK samples is a small product with a banded matrix, which BLAS does faster than numpy shifts
+    and adds; one product with the whole axis would mostly multiply by zero.
+    """
+    reach = len(kernel) - 1
+    band = np.zeros((BLOCK, BLOCK + reach), np.float32)
     for k, weight in enumerate(kernel):
-        band[np.arange(len(band)), np.arange(len(band)) + k] = weight
-    return band
+        band[np.arange(BLOCK), np.arange(BLOCK) + k] = weight
+    *rest, height, width = pictures.shape
+    across = np.empty((*rest, height, width - reach), np.float32)
+    for i in range(0, width - reach, BLOCK):
+        n = min(BLOCK, width - reach - i)
+        np.matmul(pictures[..., i : i + n + reach], band[:n, : n + reach].T, out=across[..., i : i + n])
+    means = np.empty((*rest, height - reach, width - reach), np.float32)
+    for i in range(0, height - reach, BLOCK):
+        n = min(BLOCK, height - reach - i)
+        np.matmul(band[:n, : n + reach], across[..., i : i + n + reach, :], out=means[..., i : i + n, :])
+    return means
