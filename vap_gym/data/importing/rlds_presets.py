@@ -17,16 +17,10 @@ from numpy.typing import NDArray
 from vap_gym.data.conventions import ACTION, CARTESIAN, GRIPPER, JOINTS
 from vap_gym.data.layout import DataError
 from vap_gym.errors import unknown_name
-from vap_gym.rotations import (
-    rotation_from_quaternion_xyzw,
-    rotation_from_xyz_euler,
-    xyz_euler_from_rotation,
-)
+from vap_gym.rotations import rotation_from_quaternion_xyzw, xyz_euler_from_rotation
 
 Steps = Mapping[str, NDArray[Any]]  # of one episode, by name under steps/: (T, …)
 
-# Orientation of the WidowX's gripper link where Bridge logs zero angles: pointing down (its x axis is -z).
-BRIDGE_GRIPPER_ROTATION = ((0.0, 0.0, 1.0), (0.0, 1.0, 0.0), (-1.0, 0.0, 0.0))
 # What each kind needs, and the number of values per step.
 FIELDS: Mapping[str, Mapping[str, int]] = {
     "rlds-bridge": {"observation/state": 7, "action": 7},
@@ -91,24 +85,21 @@ def plain(steps: Steps) -> Mapped:
 def bridge(steps: Steps) -> Mapped:
     """Bridge V2: state xyz [m], Euler [rad], openness; action dxyz, drpy, openness.
 
-    At zero angles its gripper points down (`BRIDGE_GRIPPER_ROTATION`); the cartesian column is the link's own pose.
+    The angles are zero where the gripper points down: they are those of `bridge_link`, the tip link of the card
+    `widowx`, which is turned by a quarter from the gripper's own link.
     """
     state, action = steps["observation/state"], steps["action"]
     _within(state[:, :3], -_REACH_M, _REACH_M, "observation/state[0:3]", "metres from the base")
     _within(state[:, 3:6], -2 * np.pi, 2 * np.pi, "observation/state[3:6]", "radians")
     _within(state[:, 6], -0.2, 1.2, "observation/state[6]", "openness, 0 closed to 1 open")
     _within(action[:, 6], -0.01, 1.01, "action[6]", "openness, 0 closed to 1 open")
-    rotation = rotation_from_xyz_euler(torch.from_numpy(state[:, 3:6].astype(np.float64)))
-    rotation = rotation @ torch.tensor(BRIDGE_GRIPPER_ROTATION, dtype=torch.float64)
     columns = {
         "observation.state": state,
-        CARTESIAN: _cartesian(state[:, :3], rotation),
+        CARTESIAN: state[:, :6],
         GRIPPER: (1 - state[:, 6]).astype(state.dtype),
         ACTION: action,
     }
-    return Mapped(
-        columns=columns, info={"action_mode": "bridge_delta"}, used=frozenset({"observation/state", "action"})
-    )
+    return Mapped(columns=columns, info={"action_mode": "bridge"}, used=frozenset({"observation/state", "action"}))
 
 
 def rt1(steps: Steps) -> Mapped:
@@ -134,7 +125,7 @@ def rt1(steps: Steps) -> Mapped:
     }
     used = {"observation/base_pose_tool_reached", "observation/gripper_closed"}
     used |= {f"action/{name}" for name in ("world_vector", "rotation_delta", "gripper_closedness_action")}
-    return Mapped(columns=columns, info={"action_mode": "rt1_delta"}, used=frozenset(used))
+    return Mapped(columns=columns, info={"action_mode": "rt1"}, used=frozenset(used))
 
 
 def droid(steps: Steps, *, choice: str | None = None) -> Mapped:
