@@ -12,6 +12,7 @@ import itertools
 
 import numpy as np
 from jaxtyping import Float, Int
+from numpy.typing import NDArray
 
 MOST_FACES = 5000
 """More triangles than this are merged by cells first: collapsing edges one by one is slow."""
@@ -138,8 +139,8 @@ def collapsed(
 
 
 def _cheapest(
-    quadric: Float[np.ndarray, "4 4"], a: Float[np.ndarray, "3"], b: Float[np.ndarray, "3"]
-) -> tuple[float, Float[np.ndarray, "3"]]:
+    quadric: NDArray[np.float64], a: NDArray[np.float64], b: NDArray[np.float64]
+) -> tuple[float, NDArray[np.float64]]:
     """The place that costs least, near the edge a b, and its cost."""
     candidates = [(a + b) / 2, a, b]
     matrix = quadric[:3, :3]
@@ -153,9 +154,7 @@ def _cheapest(
     return float(costs[i]), candidates[i]
 
 
-def _folds(
-    place: Float[np.ndarray, "V 3"], face: list[int], moved: tuple[int, int], new: Float[np.ndarray, "3"]
-) -> bool:
+def _folds(place: NDArray[np.float64], face: list[int], moved: tuple[int, int], new: NDArray[np.float64]) -> bool:
     """Whether a triangle turns by more than about 80 degrees, or vanishes, when its `moved` corner goes to `new`."""
     before = place[face]
     after = np.array([new if vertex in moved else place[vertex] for vertex in face])

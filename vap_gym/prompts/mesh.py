@@ -229,7 +229,11 @@ def _read(robot: RobotCard) -> dict[str, np.ndarray]:
         or not len(given["faces"])
         or int(given["faces"].max()) >= vertices
         or int(given["link"].max()) >= links
+        or not np.isfinite(given["vertices_m"]).all()
     ):
         told = ", ".join(f"{key} {given[key].shape}" for key in KEYS)
-        raise CardError(f"The mesh '{path}' must hold V vertices and F faces that name them, but holds {told}. {again}")
+        raise CardError(
+            f"The mesh '{path}' must hold finite vertices, the link of each, and triangles of them, but holds {told}, "
+            f"or numbers that name none. {again}"
+        )
     return given
