@@ -70,9 +70,8 @@ def draw_hands(
     ends = np.concatenate([joints_px[:, :, _PARENT], joints_px[:, :, :1]], axis=2)  # the last: the wrist's dot
     tips = np.concatenate([joints_px[:, :, _CHILD], joints_px[:, :, :1]], axis=2)
     bones = ends.shape[2]
-    colour = np.stack(
-        [np.concatenate([np.repeat(COLOURS[side], 4, axis=0), WRIST_COLOURS[side : side + 1]]) for side in sides]
-    )
+    each = [np.concatenate([np.repeat(COLOURS[side], 4, axis=0), WRIST_COLOURS[None, side]]) for side in sides]
+    colour = np.stack(each) / 255.0
     radius = np.full((frames, hands, bones, 2), 0.5 * thickness)
     radius[:, :, -1] *= 1.6
     visible = np.isfinite(ends).all(-1) & np.isfinite(tips).all(-1)
