@@ -235,8 +235,8 @@ def _checked_fields(log: Mapping[str, NDArray[Any]], where: str) -> tuple[Column
     gripper = fields["gripper_position"]
     if not np.all((gripper >= -0.01) & (gripper <= 1.01)):
         raise DataError(
-            f"gripper_position of {where} must be 0 (open) to 1 (closed), got {np.nanmin(gripper):.4g} to "
-            f"{np.nanmax(gripper):.4g}. For grippers in other units, import as kind 'files' with a field map."
+            f"gripper_position of {where} must be 0 (open) to 1 (closed), got {gripper.min():.4g} to "
+            f"{gripper.max():.4g}. For grippers in other units, import as kind 'files' with a field map."
         )
     return fields, rows
 

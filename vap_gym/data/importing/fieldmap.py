@@ -97,8 +97,8 @@ class GripperMap:
             values = (_floats(values, self.field, where) - open_value) / (closed_value - open_value)
         if not np.all((values >= -0.01) & (values <= 1.01)):
             raise DataError(
-                f"Closedness from '{self.field}' of {where} must be in 0 to 1, got {np.nanmin(values):.4g} to "
-                f"{np.nanmax(values):.4g}. Correct means, unit, max_opening or range of [gripper]."
+                f"Closedness from '{self.field}' of {where} must be in 0 to 1, got {values.min():.4g} to "
+                f"{values.max():.4g}. Correct means, unit, max_opening or range of [gripper]."
             )
         return values
 
