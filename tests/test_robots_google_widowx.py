@@ -196,7 +196,7 @@ def test_bridge_steps_are_realised_in_full_half_a_step_late() -> None:
 
 
 def test_bridge_gain_and_lag_are_those_of_the_recording(shared_data: Path) -> None:
-    """Regress realised on commanded displacements of three real episodes: about half a step's own, half the last one's."""
+    """Regress realised on commanded displacements of three episodes: half of this step's, half the last one's."""
     rows, realised = [], []
     for path in sorted((shared_data / "bridge_widowx").glob("decoded_*.npz")):
         log = np.load(path)
