@@ -78,8 +78,8 @@ class Controller:
     - `joint_velocity` n+1 in [−1, 1], 1 asks for `joint_step_rad`; `joint_position` n+1, the target in rad.
     - `rt1` 6+1, RT-1's own: xyz in m within [−1, 1] and rotation vector within ±π/2, base frame, the gripper a velocity
       in [−1, 1], + closes; to end an episode is the env's affair, so that RT-1's `terminate_episode` has no entry;
-    - `bridge` 6+1, Bridge's own: xyz in m and extrinsic-xyz Euler angles in rad, base frame, and how open the gripper is
-      to be in [0, 1], 1 = open.
+    - `bridge` 6+1, Bridge's own: xyz in m and extrinsic-xyz Euler angles in rad, base frame, and how open the gripper
+      is to be in [0, 1], 1 = open.
     All are tracked alike, so a `cartesian_delta` too is realised to the share `gain` in each step that it is asked for;
     offsets are norm-clipped to `linear_step_m`, `rotation_step_rad`; the ranges of `bridge` are these over √3, so that
     none is clipped there. In velocity and delta modes the gripper entry is a velocity in [−1, 1], + closes; in
