@@ -19,6 +19,7 @@ from vap_gym.prompts.raster import draw
 from vap_gym.prompts.simplified import MOST_FACES, simplified_mesh
 from vap_gym.prompts.skeleton import Skeleton
 
+FLAT = b"v 0 0 0\nv 1 0 0\nv 2 0 0\nf 1 2 3\n"  # a triangle without an area
 PANDAS = ("panda_robotiq", "panda_hand")
 SIZE = (144, 96)
 
@@ -125,7 +126,7 @@ def test_damaged_meshes_are_told(tmp_path: Path) -> None:
     np.savez(tmp_path / "mesh.npz", **arrays | {"links": np.array([f"{name}_" for name in arrays["links"]])})
     with pytest.raises(VapError, match=r"No link .* named 'panda_link0_'. Did you mean 'panda_link0'"):
         Mesh(dataclasses.replace(card, folder=tmp_path))
-    for name, content in (("a.obj", b""), ("a.stl", b"solid"), ("a.stl", whole), ("a.ply", b"ply\n")):
+    for name, content in (("a.obj", b""), ("a.stl", b"solid"), ("a.stl", whole), ("a.ply", b"ply\n"), ("b.obj", FLAT)):
         (tmp_path / name).write_bytes(content)
         visual = f'<visual><geometry><mesh filename="{name}"/></geometry></visual>'
         with pytest.raises(CardError, match=r"The mesh '.*' of '.*' must .* Export it anew"):

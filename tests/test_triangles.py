@@ -95,6 +95,20 @@ def test_fewer_triangles_keep_the_surface() -> None:
     assert np.linalg.norm(fewer - vertices[of], axis=1).max() < 0.05
 
 
+def test_small_parts_go_before_the_large_one_is_spoilt() -> None:
+    import trimesh
+
+    ball = trimesh.creation.icosphere(subdivisions=3, radius=0.1)
+    bolts = [trimesh.creation.box((0.004, 0.004, 0.004)).apply_translation(0.1 * v) for v in ball.face_normals[::16]]
+    whole = trimesh.util.concatenate([ball, *bolts])
+    vertices, faces = joined(np.asarray(whole.vertices), np.asarray(whole.faces))
+    fewer, fewer_faces, _ = collapsed(vertices, faces, most_faces=150)
+    assert len(bolts) == 80  # with 960 triangles
+    assert len(fewer_faces) <= 150
+    away = trimesh.proximity.closest_point_naive(trimesh.Trimesh(fewer, fewer_faces, process=False), ball.vertices)[1]
+    assert np.abs(away).mean() < 0.003
+
+
 def test_very_many_triangles_are_merged_first() -> None:
     import trimesh
 

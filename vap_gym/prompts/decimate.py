@@ -85,6 +85,8 @@ def collapsed(
 ) -> tuple[Float[np.ndarray, "v 3"], Int[np.ndarray, "f 3"], Int[np.ndarray, " v"]]:
     """Collapse edges, the cheapest first, until `most_faces` are left or no edge can go without a fold.
 
+    Surfaces may pinch and small parts vanish: for pictures that is better than triangles spent on bolts.
+
     Args:
         vertices, faces: triangle meshes, several side by side if wanted: triangles then stay where they are worth most.
         most_faces: of all together.
@@ -93,6 +95,8 @@ def collapsed(
     Returns:
         vertices, faces, and for each vertex the index of one of those that it stands for.
     """
+    if len(faces) <= most_faces:
+        return vertices, faces, np.arange(len(vertices))
     place, quadric = vertices.astype(np.float64), _quadrics(vertices, faces)
     if weight is not None:
         quadric *= weight[:, None, None]
@@ -102,27 +106,26 @@ def collapsed(
         for vertex in face:
             around[vertex].add(i)
     age = [0] * len(place)
-    heap: list[tuple[float, int, int, int, int, tuple[float, ...]]] = []
+    heap: list[tuple[float, int, int, int, int, list[float]]] = []
 
     def neighbours(vertex: int) -> set[int]:
         return {other for face in around[vertex] for other in corners[face]} - {vertex}
 
-    def push(a: int, b: int) -> None:
-        cost, target = _cheapest(quadric[a] + quadric[b], place[a], place[b])
-        heapq.heappush(heap, (cost, min(a, b), max(a, b), age[min(a, b)], age[max(a, b)], tuple(target)))
+    def push(edges: list[tuple[int, int]]) -> None:
+        first, second = np.array(edges).T
+        costs, targets = _cheapest(quadric[first] + quadric[second], place[first], place[second])
+        for (a, b), cost, target in zip(edges, costs.tolist(), targets.tolist(), strict=True):
+            heapq.heappush(heap, (cost, a, b, age[a], age[b], target))
 
-    for a, b in {(min(p, q), max(p, q)) for f in corners.values() for p, q in itertools.combinations(f, 2)}:
-        push(a, b)
+    push(sorted({(min(p, q), max(p, q)) for f in corners.values() for p, q in itertools.combinations(f, 2)}))
     while heap and len(corners) > most_faces:
         _, a, b, age_a, age_b, target = heapq.heappop(heap)
         if (age_a, age_b) != (age[a], age[b]):
             continue  # one end has moved since
         shared = around[a] & around[b]
-        if len(neighbours(a) & neighbours(b)) != len(shared):
-            continue  # the surface would pinch
         new = np.array(target)
         moved = (around[a] | around[b]) - shared
-        if not shared or any(_folds(place, corners[face], (a, b), new) for face in moved):
+        if not shared or (moved and _folds(place, np.array([corners[face] for face in moved]), (a, b), new)):
             continue
         for face in shared:
             for vertex in corners.pop(face):
@@ -132,31 +135,38 @@ def collapsed(
         around[a], around[b] = around[a] | around[b], set()
         place[a], quadric[a] = new, quadric[a] + quadric[b]
         age[a], age[b] = age[a] + 1, age[b] + 1
-        for other in sorted(neighbours(a)):
-            push(a, other)
+        if others := neighbours(a):
+            push([(min(a, other), max(a, other)) for other in others])
     kept, new_faces = np.unique(np.array(list(corners.values()), np.int64).reshape(-1, 3), return_inverse=True)
     return place[kept], new_faces.reshape(-1, 3), kept
 
 
 def _cheapest(
     quadric: NDArray[np.float64], a: NDArray[np.float64], b: NDArray[np.float64]
-) -> tuple[float, NDArray[np.float64]]:
-    """The place that costs least, near the edge a b, and its cost."""
-    candidates = [(a + b) / 2, a, b]
-    matrix = quadric[:3, :3]
-    if abs(np.linalg.det(matrix)) > 1e-9 * max(float(np.trace(matrix)), 1e-300) ** 3:
-        best = np.linalg.solve(matrix, -quadric[:3, 3])
-        if np.linalg.norm(best - candidates[0]) <= 2 * np.linalg.norm(b - a):
-            candidates.insert(0, best)
-    homogeneous = np.concatenate([np.array(candidates), np.ones((len(candidates), 1))], axis=1)
-    costs = np.einsum("ni,ij,nj->n", homogeneous, quadric, homogeneous)
-    i = int(costs.argmin())
-    return float(costs[i]), candidates[i]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Of N edges a b with quadrics (N, 4, 4): what collapsing each costs, and to which place near it, (N, 3)."""
+    matrix = quadric[:, :3, :3]
+    size = np.maximum(np.trace(matrix, axis1=1, axis2=2), 1e-300)
+    is_regular = np.abs(np.linalg.det(matrix)) > 1e-9 * size**3
+    middle = (a + b) / 2
+    best = middle.copy()
+    best[is_regular] = np.linalg.solve(matrix[is_regular], -quadric[is_regular, :3, 3:])[..., 0]
+    far = np.linalg.norm(best - middle, axis=1) > 2 * np.linalg.norm(b - a, axis=1)
+    best[far] = middle[far]
+    candidates = np.stack([best, middle, a, b], axis=1)
+    homogeneous = np.concatenate([candidates, np.ones((*candidates.shape[:2], 1))], axis=2)
+    costs = ((homogeneous @ quadric) * homogeneous).sum(-1)
+    chosen = costs.argmin(1)
+    each = np.arange(len(chosen))
+    return costs[each, chosen], candidates[each, chosen]
 
 
-def _folds(place: NDArray[np.float64], face: list[int], moved: tuple[int, int], new: NDArray[np.float64]) -> bool:
+def _folds(
+    place: NDArray[np.float64], faces: NDArray[np.int64], moved: tuple[int, int], new: NDArray[np.float64]
+) -> bool:
     """Whether a triangle turns by more than about 80 degrees, or vanishes, when its `moved` corner goes to `new`."""
-    before = place[face]
-    after = np.array([new if vertex in moved else place[vertex] for vertex in face])
-    n, m = (np.cross(p[1] - p[0], p[2] - p[0]) for p in (before, after))
-    return float(n @ m) <= 0.2 * float(np.linalg.norm(n) * np.linalg.norm(m)) or float(m @ m) < 1e-24
+    before = place[faces]
+    after = np.where(((faces == moved[0]) | (faces == moved[1]))[..., None], new, before)
+    n, m = (np.cross(p[:, 1] - p[:, 0], p[:, 2] - p[:, 0]) for p in (before, after))
+    nm, nn, mm = (n * m).sum(1), (n * n).sum(1), (m * m).sum(1)
+    return bool(((nm <= 0.2 * np.sqrt(nn * mm)) | (mm < 1e-24)).any())

@@ -119,9 +119,10 @@ def _mesh(robot: RobotCard, geometry: Any) -> Any:
             f"The mesh '{path}' of '{robot.urdf_path}' must be a readable mesh (obj, stl, ply), but is not: {error}. "
             "Export it anew."
         ) from error
-    if not len(getattr(solid, "faces", ())):
+    if not len(getattr(solid, "faces", ())) or not np.isfinite(solid.vertices).all() or not solid.area > 0:
         raise CardError(
-            f"The mesh '{path}' of '{robot.urdf_path}' must hold triangles, but holds none. Export it anew."
+            f"The mesh '{path}' of '{robot.urdf_path}' must hold triangles with an area, but holds none, or vertices "
+            "that are not finite. Export it anew."
         )
     if geometry.scale is not None:
         solid.apply_scale(geometry.scale)
