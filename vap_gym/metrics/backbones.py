@@ -111,8 +111,8 @@ class I3d(nn.Module):
             if name in POOLED_BEFORE:
                 x = _pooled(x, *POOLED_BEFORE[name])
             x = self.get_submodule(name)(x)
-        x = self.logits(F.avg_pool3d(x, (2, 7, 7), stride=1))
-        return x.mean(dim=(2, 3, 4))
+        logits: Tensor = self.logits(F.avg_pool3d(x, (2, 7, 7), stride=1)).mean(dim=(2, 3, 4))
+        return logits
 
 
 class _Unit(nn.Module):

@@ -78,7 +78,7 @@ def load_lpips(backbone: str | Path, lin: str | Path | None = None, *, device: s
         tensors = {**tensors, **read_weights(lin, wanted=LIN_FILE)}
     tensors = {re.sub(r"^net\.slice\d+\.", "features.", key): value for key, value in tensors.items()}
     first = tensors.get("features.0.weight")
-    shapes = {(64, 3, 11, 11): "alex", (64, 3, 3, 3): "vgg"}
+    shapes: dict[tuple[int, ...], str] = {(64, 3, 11, 11): "alex", (64, 3, 3, 3): "vgg"}
     net = shapes.get(tuple(first.shape)) if first is not None else None
     if net is None:
         given = "no features.0.weight" if first is None else f"features.0.weight of shape {tuple(first.shape)}"
@@ -255,11 +255,12 @@ def frechet_distance(a: Float[np.ndarray, "N D"], b: Float[np.ndarray, "M D"]) -
     tr (Σa Σb)^½ is the sum of the singular values of Ra Rbᵀ: exact also with fewer rows than columns, where roots of
     the singular product are not.
     """
-    means = [x.mean(axis=0, dtype=np.float64) for x in (a, b)]
-    roots = [np.linalg.qr((x.astype(np.float64) - mean) / np.sqrt(len(x)), mode="r") for x, mean in zip((a, b), means)]
-    common = np.linalg.svd(roots[0] @ roots[1].T, compute_uv=False).sum()
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    means = [x.mean(axis=0) for x in (a, b)]
+    roots = [np.asarray(np.linalg.qr((x - mean) / np.sqrt(len(x)), mode="r")) for x, mean in zip((a, b), means)]
+    common = float(np.linalg.norm(roots[0] @ roots[1].T, ord="nuc"))
     spread = sum(float(np.square(root).sum()) for root in roots)
-    return max(0.0, float(np.square(means[0] - means[1]).sum()) + spread - 2 * float(common))
+    return max(0.0, float(np.square(means[0] - means[1]).sum()) + spread - 2 * common)
 
 
 class Detector:

@@ -91,4 +91,5 @@ def _gaussian_5x5(grey: NDArray[np.uint16]) -> NDArray[np.uint16]:
     padded = np.pad(grey, 2, mode="reflect")
     rows = padded[2:-2] * six + (padded[1:-3] + padded[3:-1]) * four + padded[:-4] + padded[4:]
     blurred = rows[:, 2:-2] * six + (rows[:, 1:-3] + rows[:, 3:-1]) * four + rows[:, :-4] + rows[:, 4:]
-    return (blurred + np.uint16(128)) >> np.uint16(8)
+    rounded: NDArray[np.uint16] = (blurred + np.uint16(128)) >> np.uint16(8)
+    return rounded
