@@ -39,7 +39,7 @@ COMMANDS: dict[str, Command] = {
     "body": Command(module="vap_gym.commands.body", summary="sample a robot's surface, for its card"),
     "mesh": Command(module="vap_gym.commands.mesh", summary="simplify a robot's surface, for its card"),
     "envs": Command(module="vap_gym.commands.listing", function="envs", summary="list the environments"),
-    "doctor": Command(module="vap_gym.commands.doctor", summary="check this machine and installation for known traps"),
+    "doctor": Command(module="vap_gym.commands.doctor", summary="check this machine, or a data set, for known traps"),
 }
 
 

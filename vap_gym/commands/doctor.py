@@ -1,4 +1,4 @@
-"""`vap-gym doctor`: check this machine and installation for the traps that others fell into, and name the way out."""
+"""`vap-gym doctor`: check this machine and installation, or a data set, for known traps, and name the way out."""
 
 import hashlib
 import os
@@ -12,7 +12,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
+from tyro.conf import Positional
+
 from vap_gym.assets import weights_dir
+from vap_gym.errors import VapError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,15 +138,33 @@ CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
 )
 
 
-def main() -> None:
-    """Check python, torch, precision, libraries, simulator and weights.
+def main(dataset: Positional[Path | None] = None, /, *, episodes: int = 24, robot: str | None = None) -> None:
+    """Check this machine (python, torch, libraries, simulator, weights), or a data set for what looks wrong in it.
 
-    The exit code is 1 where something is broken.
+    Of a set: units, conventions and delay of the actions, signs of the gripper, limits, speeds and kinematics of the
+    robot, jumps, blank and frozen views, lag between pictures and states. The exit code is 1 where something is broken.
+
+    Args:
+        dataset: The folder of a data set (meta/, data/, videos/); this machine is checked where none is given.
+        episodes: How many episodes of the set to look at closely, spread over it.
+        robot: A card's name or path, where the set names none or a wrong one.
     """
-    broken = 0
-    for check in CHECKS:
-        for finding in check():
-            broken += finding.level == "fail"
-            print(f"{finding.level:<5} {finding.subject:<12} {finding.text}", flush=True)
+    if dataset is None:
+        broken = sum(_print(f.level, f.subject, f.text) for check in CHECKS for f in check())
+    else:
+        from vap_gym.data.checkup import check_set  # here: it needs the very libraries that the other checks try
+
+        if episodes < 1:
+            raise VapError(f"--episodes must be 1 or more, got {episodes}. Try --episodes 24.")
+        findings = check_set(dataset, limit=episodes, robot=robot)
+        broken = sum(_print(f.level, f.subject, f.text, f.why, f.mend) for f in findings)
     print("all is well" if not broken else f"{broken} broken")
     raise SystemExit(1 if broken else 0)
+
+
+def _print(level: str, subject: str, text: str, *reasons: str) -> bool:
+    """Print a finding, its reasons below it; return whether something is broken."""
+    print(f"{level:<5} {subject:<12} {text}", flush=True)
+    for reason in filter(None, reasons):
+        print(f"{'':<18} {reason}", flush=True)
+    return level == "fail"
