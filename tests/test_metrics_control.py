@@ -222,3 +222,37 @@ def test_the_shipped_model_heeds_its_actions() -> None:
         imagination_of(oracle)
     env.close()
     oracle.close()
+
+
+class Counter(gym.Env[object, np.ndarray]):
+    """An env whose frames count its steps, seen by two cameras; it can return to a moment."""
+
+    def __init__(self) -> None:
+        self.now = 0
+
+    def save(self) -> int:
+        return self.now
+
+    def load(self, snapshot: int) -> tuple[object, dict]:
+        self.now = snapshot
+        return self._seen(np.array(self.now)), {}
+
+    def step_chunk(self, actions: np.ndarray) -> tuple[object, ...]:
+        self.now += len(actions)
+        return self._seen(np.arange(self.now - len(actions), self.now) + 1), None
+
+    def _seen(self, counts: np.ndarray) -> object:
+        frames = np.ones((*counts.shape, 4, 6, 3), np.uint8) * counts[..., None, None, None].astype(np.uint8)
+        return {"pixels": {"front": frames, "wrist": frames + 100}, "agent_pos": counts}
+
+
+def test_one_view_of_several_is_imagined_and_the_env_stays_where_it_was() -> None:
+    env = Counter()
+    env.step_chunk(np.zeros((5, 2)))
+    wrist = imagination_of(env, view="wrist")
+    env.step_chunk(np.zeros((2, 2)))
+    np.testing.assert_array_equal(wrist(np.zeros((3, 2)))[:, 0, 0, 0], [105, 106, 107, 108])
+    assert env.now == 5
+    np.testing.assert_array_equal(imagination_of(env)(np.zeros((1, 2)))[:, 0, 0, 0], [5, 6])
+    with pytest.raises(VapError, match=r"No view named 'wirst'\. Did you mean 'wrist'\? Known: front, wrist\."):
+        imagination_of(env, view="wirst")(np.zeros((1, 2)))

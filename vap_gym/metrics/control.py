@@ -14,7 +14,7 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
-from vap_gym.errors import VapError
+from vap_gym.errors import VapError, unknown_name
 from vap_gym.metrics.checks import Clip, Masks, check_clip, check_clips
 from vap_gym.metrics.intervals import Interval, bootstrap_interval
 from vap_gym.metrics.morphology import dilate_disk, share
@@ -215,13 +215,14 @@ class Returning(Protocol):
         ...
 
 
-def imagination_of(env: gym.Env[Any, Any]) -> Callable[[NDArray[Any]], Clip]:
+def imagination_of(env: gym.Env[Any, Any], *, view: str = "front") -> Callable[[NDArray[Any]], Clip]:
     """Return a function from actions (T, A) to the T + 1 frames from the env's present moment, the start among them.
 
-    Every call begins from this moment with the same noise, and leaves the env in it.
+    Every call begins from this moment with the same noise, and leaves the env in it. `view` chooses among the views of
+    an env that was made with several.
 
     Raises:
-        VapError: an env that cannot return to a moment, such as the simulator's.
+        VapError: an env that cannot return to a moment, such as the simulator's, or that has no such view.
     """
     inner = env.unwrapped
     if not isinstance(inner, Returning):
@@ -235,8 +236,16 @@ def imagination_of(env: gym.Env[Any, Any]) -> Callable[[NDArray[Any]], Clip]:
         first, _ = inner.load(moment)
         frames = inner.step_chunk(actions)[0]
         inner.load(moment)
-        if isinstance(first, dict):
-            first, frames = first["pixels"], frames["pixels"]
-        return np.concatenate([first[None], frames])
+        return np.concatenate([_seen(first, view)[None], _seen(frames, view)])
 
     return imagine
+
+
+def _seen(observation: Any, view: str) -> NDArray[Any]:
+    """The frames in an observation: by themselves, or beside joints, or of several views."""
+    pixels = observation["pixels"] if isinstance(observation, dict) else observation
+    if not isinstance(pixels, dict):
+        return np.asarray(pixels)
+    if view not in pixels:
+        raise unknown_name("view", view, pixels)
+    return np.asarray(pixels[view])
