@@ -97,7 +97,12 @@ class Calibration:
 
     def table(self, *, method: str, valid_for_episodes: Sequence[str] = ()) -> dict[str, Any]:
         """Return the camera as an entry of cameras.json, which `vap_gym.photo.read_camera` reads."""
-        figures = {"median": self.median_px, "mean": self.mean_px, "rms": self.rms_px, "max": float(self.error_px.max())}
+        figures = {
+            "median": self.median_px,
+            "mean": self.mean_px,
+            "rms": self.rms_px,
+            "max": float(self.error_px.max()),
+        }
         said = f"{method}; standard error {1e3 * self.position_std_m:.1f} mm, {self.rotation_std_deg:.2f} deg"
         return camera_table(
             self.camera,
@@ -249,7 +254,9 @@ def checked_K(K: NDArray[Any]) -> Float[np.ndarray, "3 3"]:
     K = np.asarray(K, np.float64)
     good = K.shape == (3, 3) and np.isfinite(K).all() and K[0, 0] > 0 and K[1, 1] > 0
     if not good or not np.allclose([K[0, 1], K[1, 0], *K[2]], [0, 0, 0, 0, 1], atol=1e-9):
-        raise CalibrationError(f"K must be [[fx, 0, cx], [0, fy, cy], [0, 0, 1]] in px with fx, fy > 0, got {K.tolist()}.")
+        raise CalibrationError(
+            f"K must be [[fx, 0, cx], [0, fy, cy], [0, 0, 1]] in px with fx, fy > 0, got {K.tolist()}."
+        )
     return K
 
 
@@ -294,7 +301,9 @@ def write_cameras(path: Path, cameras: Mapping[str, Mapping[str, Any]]) -> None:
         try:
             before = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
-            raise CalibrationError(f"{path} must be JSON to add a camera to it, got {error}. Name another file.") from error
+            raise CalibrationError(
+                f"{path} must be JSON to add a camera to it, got {error}. Name another file."
+            ) from error
         if not isinstance(before, dict):
             raise CalibrationError(f"{path} must hold a JSON object, got {type(before).__name__}. Name another file.")
     write_json(path, {**before, **cameras})

@@ -83,20 +83,20 @@ def solve(sights: Sequence[Sight], starts: Sequence[Guess], *, free: Free, loss:
     size = len(guesses) * _width(free) + 3 * (sights[0].turn is not None)
     zero = np.zeros(size)
 
-    def moved(step: Float[np.ndarray, "p"]) -> list[Guess]:
-        return [_moved(guess, part, free) for guess, part in zip(guesses, _parts(step, len(guesses), free), strict=True)]
+    def at(step: Float[np.ndarray, "p"]) -> list[Guess]:
+        return [moved(guess, part, free) for guess, part in zip(guesses, _parts(step, len(guesses), free), strict=True)]
 
     def residual(step: Float[np.ndarray, "p"]) -> Float[np.ndarray, "r"]:
-        pairs = zip(sights, moved(step), strict=True)
+        pairs = zip(sights, at(step), strict=True)
         return np.concatenate([(reprojected(sight, guess)[0] - sight.pixels).ravel() for sight, guess in pairs])
 
     def jacobian(step: Float[np.ndarray, "p"]) -> Float[np.ndarray, "r p"]:
-        return _jacobian(sights, guesses, step, free)
+        return jacobian_of(sights, guesses, step, free)
 
     found = least_squares(
         residual, zero, jac=jacobian, loss=loss, f_scale=scale_px, x_scale="jac", max_nfev=100, xtol=1e-10, ftol=1e-10
     )
-    guesses = moved(found.x)
+    guesses = at(found.x)
     flat, J = residual(zero), jacobian(zero)
     weight = _weights(flat / scale_px, loss)
     normal = J.T @ (weight[:, None] * J)
@@ -179,7 +179,7 @@ def _parts(step: Float[np.ndarray, "p"], cameras: int, free: Free) -> list[Float
     return [np.concatenate([step[c * width : (c + 1) * width], offset]) for c in range(cameras)]
 
 
-def _moved(guess: Guess, step: Float[np.ndarray, "_"], free: Free) -> Guess:
+def moved(guess: Guess, step: Float[np.ndarray, "_"], free: Free) -> Guess:
     """Turn by exp(step[:3]), shift by step[3:6], scale focal lengths by exp(…), shift the principal point, …"""
     from scipy.spatial.transform import Rotation
 
@@ -198,14 +198,14 @@ def _moved(guess: Guess, step: Float[np.ndarray, "_"], free: Free) -> Guess:
     )
 
 
-def _jacobian(
+def jacobian_of(
     sights: Sequence[Sight], guesses: Sequence[Guess], step: Float[np.ndarray, "p"], free: Free
 ) -> Float[np.ndarray, "r p"]:
     """Derivatives of all residuals by the step, at the step."""
     width, cameras = _width(free), len(guesses)
     blocks = []
     for c, (sight, guess, part) in enumerate(zip(sights, guesses, _parts(step, cameras, free), strict=True)):
-        now = _moved(guess, part, free)
+        now = moved(guess, part, free)
         turned = points_of(sight, now.offset_m) @ now.R.T
         q = turned + now.t_m
         depth = np.maximum(q[:, 2], NEAREST_M)
@@ -216,7 +216,7 @@ def _jacobian(
         by_q[:, :, 2] *= (q[:, 2] > NEAREST_M)[:, None]
         block = np.zeros((len(q), 2, len(step)))
         own = block[:, :, c * width : (c + 1) * width]
-        own[..., :3] = by_q @ -_cross(turned) @ _left_jacobian(part[:3])
+        own[..., :3] = by_q @ -cross(turned) @ _left_jacobian(part[:3])
         own[..., 3:6] = by_q
         along = np.stack([fx * q[:, 0] / depth, fy * q[:, 1] / depth], -1)
         inner = len(INTRINSICS[free])
@@ -232,7 +232,7 @@ def _jacobian(
     return np.concatenate(blocks)
 
 
-def _cross(v: Float[np.ndarray, "*batch 3"]) -> Float[np.ndarray, "*batch 3 3"]:
+def cross(v: Float[np.ndarray, "*batch 3"]) -> Float[np.ndarray, "*batch 3 3"]:
     x, y, z = np.moveaxis(v, -1, 0)
     o = np.zeros_like(x)
     return np.stack([np.stack([o, -z, y], -1), np.stack([z, o, -x], -1), np.stack([-y, x, o], -1)], -2)
@@ -241,7 +241,7 @@ def _cross(v: Float[np.ndarray, "*batch 3"]) -> Float[np.ndarray, "*batch 3 3"]:
 def _left_jacobian(w: Float[np.ndarray, "3"]) -> Float[np.ndarray, "3 3"]:
     """Return J with exp(w + d) ≈ exp(J d) exp(w)."""
     angle = float(np.linalg.norm(w))
-    W = _cross(w)
+    W = cross(w)
     if angle < 1e-6:
         return np.eye(3) + W / 2
     return np.eye(3) + (1 - np.cos(angle)) / angle**2 * W + (angle - np.sin(angle)) / angle**3 * W @ W
