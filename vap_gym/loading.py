@@ -49,7 +49,7 @@ def build_stage(
     )
     return Stage(
         card=env_card,
-        imagination=Imagination(rig=rig, world=world, device=device),
+        imagination=Imagination(rig=rig, world=fitted(world, rig), device=device),
         judge=load_judge(str(judge), str(device)) if isinstance(judge, str | Path) else judge,
         reads_latents=isinstance(judge, str | Path) and str(judge) == str(named),
         reward=reward,
@@ -58,6 +58,18 @@ def build_stage(
         max_adherence_px=max_adherence_px,
         viewpoints=read_viewpoints(views, env_card, world.frame_size_px),
     )
+
+
+def fitted(world: World, rig: Rig) -> World:
+    """Return a world model of ours as it poses the rig's robot; other kinds of world are left as they are."""
+    from vap_gym.world.model import WorldModel
+    from vap_gym.world.surfels import Surfels
+
+    if not isinstance(world, WorldModel):
+        return world
+    body = rig.body
+    surfels = Surfels(points_m=body.points_m, normals=body.normals, link=body.link, spacing_m=body.spacing_m)
+    return world.for_robot(surfels, body.colour, len(body.links))
 
 
 @lru_cache(maxsize=8)

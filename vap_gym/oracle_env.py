@@ -309,7 +309,7 @@ def _seen_starts(scene: Scene, layout: str, count: int, seeds: Iterator[int]) ->
     tasks = (*LAYOUTS[layout].tasks, *LAYOUTS[layout].novel_tasks)
     for i in range(count):
         task = tasks[i % len(tasks)]
-        while True:
+        for _ in range(200):
             spec = draw_scene(next(seeds), layout=layout, task=task)
             start = start_of_scene(scene, spec)
             seen = np.bincount(scene.render()[1].reshape(-1), minlength=len(LABELS))
@@ -317,6 +317,8 @@ def _seen_starts(scene: Scene, layout: str, count: int, seeds: Iterator[int]) ->
             if min(seen[LABELS.index("gripper")], seen[LABELS.index(wanted)]) >= SEEN_PX:
                 yield start
                 break
+        else:
+            raise VapError(f"No scene of '{layout}' with the task '{task}' shows gripper and goal, got 200 without.")
 
 
 def start_of_scene(scene: Scene, spec: SceneSpec) -> Start:

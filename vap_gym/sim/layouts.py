@@ -79,8 +79,8 @@ LAYOUTS: dict[str, Layout] = {
     ),
     "kitchen": Layout(
         tasks=(*TASK_NAMES, "knock_over", "open_drawer"), novel_tasks=("close_drawer", "place_upright"),
-        area=((0.44, -0.26), (0.62, 0.10)), reach=((0.42, -0.3), (0.66, 0.14)),
-        start_m=((0.40, -0.26, 0.14), (0.52, -0.10, 0.24)), table_z_m=0.74, table_centre_m=(0.65, 0.0),
+        area=((0.40, -0.26), (0.56, 0.06)), reach=((0.38, -0.3), (0.60, 0.10)),
+        start_m=((0.38, -0.26, 0.10), (0.48, -0.10, 0.15)), table_z_m=0.81, table_centre_m=(0.66, 0.0),
         table_half_m=(0.38, 0.6), camera=_head_camera,
     ),
     "bridge": Layout(

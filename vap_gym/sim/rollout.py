@@ -34,12 +34,17 @@ class NominalRobot:
         home = torch.tensor(robot.home_q_rad, dtype=torch.float64)
         full = self.controller.full_q(self.controller.start(home[None], home.new_zeros(1)))
         tip, tool = (chain.fk(full, link)[0] for link in (robot.tip_link, robot.gripper.tool_link))
+        self._home_turn = tool[:3, :3]
         self.tip_from_tool = (inverse(tip) @ tool).numpy()
         self.home = home
 
-    def start(self, tool_m: Any, yaw_rad: float, tilt_rad: Any, closedness: float) -> RobotState:
-        """Arm at rest (batch of one): tool centre at `tool_m`, pointing down, turned by `yaw_rad` and tilted."""
+    def start(
+        self, tool_m: Any, yaw_rad: float, tilt_rad: Any, closedness: float, *, as_home: bool = False
+    ) -> RobotState:
+        """Arm at rest (batch of one): tool centre at `tool_m`, pointing down (or as it does in the card's home
+        position), turned by `yaw_rad` and tilted."""
         down = torch.tensor([[1.0, 0, 0], [0, -1, 0], [0, 0, -1]], dtype=torch.float64)
+        down = self._home_turn if as_home else down
         turn = rotation_from_rotvec(torch.tensor([0.0, 0.0, yaw_rad], dtype=torch.float64))
         tilt = rotation_from_rotvec(torch.tensor([*tilt_rad, 0.0], dtype=torch.float64))
         tool = pose(tilt @ turn @ down, torch.tensor(tool_m, dtype=torch.float64))
@@ -50,7 +55,8 @@ class NominalRobot:
         if float(solved.position_error_m[0]) > 5e-3:
             raise VapError(
                 f"The arm cannot reach tool_m={tuple(tool_m)} with yaw {yaw_rad:.2f} rad: it ends "
-                f"{1000 * float(solved.position_error_m[0]):.0f} mm away. Choose a start within 0.3 to 0.68 m."
+                f"{1000 * float(solved.position_error_m[0]):.0f} mm away. Choose a start within its reach "
+                "(a Panda's: 0.3 to 0.68 m)."
             )
         return self.controller.start(solved.q, torch.tensor([closedness], dtype=torch.float64))
 
@@ -65,7 +71,10 @@ class NominalRobot:
 
 def start_episode(scene: Scene, nominal: NominalRobot, spec: SceneSpec) -> RobotState:
     """Build the scene of `spec` and return the nominal state the arm starts in."""
-    state = nominal.start(spec.start_tool_m, spec.start_yaw_rad, spec.start_tilt_rad, spec.start_closedness)
+    as_home = spec.layout != "table"
+    state = nominal.start(
+        spec.start_tool_m, spec.start_yaw_rad, spec.start_tilt_rad, spec.start_closedness, as_home=as_home
+    )
     scene.reset(spec, state.q[0].numpy(), float(state.gripper[0]))
     return state
 

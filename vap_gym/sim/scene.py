@@ -133,7 +133,7 @@ class Scene:
         self._hangs_on = self._gripper_parents()
         self._tip_link = self._link_of_name[self.robot.tip_link]
         self._tool_link = self._link_of_name[self.robot.gripper.tool_link]
-        self._gripper_links = self._below_tip()
+        self._gripper_links = self._below(self._link_of_name[self.robot.gripper.base_link])
         info = [b.getJointInfo(self._arm, joint, physicsClientId=c) for joint in self._arm_joints]
         self._forces = [max(LEAST_FORCE, float(entry[10])) for entry in info]
         for link in self._gripper_links:
@@ -141,12 +141,12 @@ class Scene:
                 self._arm, link, lateralFriction=1.3, spinningFriction=0.02, rollingFriction=0.001, physicsClientId=c
             )
 
-    def _below_tip(self) -> set[int]:
-        """All links that hang on the tip."""
+    def _below(self, link: int) -> set[int]:
+        """A link and all that hang on it."""
         b, c = self._bullet, self._client
-        found: set[int] = set()
-        for i in range(b.getNumJoints(self._arm, physicsClientId=c)):  # parents come before their children
-            if b.getJointInfo(self._arm, i, physicsClientId=c)[16] in {self._tip_link, *found}:
+        found = {link}
+        for i in range(link + 1, b.getNumJoints(self._arm, physicsClientId=c)):  # parents come before their children
+            if b.getJointInfo(self._arm, i, physicsClientId=c)[16] in found:
                 found.add(i)
         return found
 

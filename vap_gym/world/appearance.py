@@ -35,6 +35,7 @@ class RobotAppearance(ModelMixin, ConfigMixin):
     Args:
         points, links: of the surface. Other robots are not posed.
         widths: channels of the mask's network at a half and a quarter of the picture's size.
+        looks: tell the robot's pixels by looking at them; False takes all that its surface covers (`of_surface`).
     """
 
     points_m: Tensor
@@ -44,7 +45,9 @@ class RobotAppearance(ModelMixin, ConfigMixin):
     colour: Tensor
 
     @register_to_config
-    def __init__(self, points: int = 12813, links: int = 17, widths: Sequence[int] = (24, 48)) -> None:
+    def __init__(
+        self, points: int = 12813, links: int = 17, widths: Sequence[int] = (24, 48), looks: bool = True
+    ) -> None:
         super().__init__()
         self.register_buffer("points_m", torch.zeros(points, 3))
         self.register_buffer("normals", torch.zeros(points, 3))
@@ -58,6 +61,14 @@ class RobotAppearance(ModelMixin, ConfigMixin):
         self.up = nn.Sequential(nn.SiLU(), nn.Conv2d(coarse, 4 * fine, 3, padding=1), nn.PixelShuffle(2))
         self.leave = nn.Sequential(ResBlock(fine), nn.SiLU(), nn.Conv2d(fine, 4, 3, padding=1), nn.PixelShuffle(2))
 
+    @staticmethod
+    def of_surface(surfels: Surfels, colour: Float[Tensor, "P 3"], links: int) -> RobotAppearance:
+        """Return the appearance of a robot that was never learned: in the colours of its URDF, in [0, 1]."""
+        made = RobotAppearance(points=len(colour), links=links, looks=False)
+        for name, value in (*surfels._asdict().items(), ("colour", colour)):
+            getattr(made, name).copy_(value)
+        return made
+
     @property
     def surfels(self) -> Surfels:
         """The robot's surface."""
@@ -70,6 +81,8 @@ class RobotAppearance(ModelMixin, ConfigMixin):
     def mask_logits(self, picture: Float[Tensor, "B 3 H W"], seen: Seen) -> Float[Tensor, "B 1 H W"]:
         """Return how surely each pixel of a picture shows the robot, whose surface is to be seen there."""
         covered = (seen.point >= 0)[:, None].to(picture)
+        if not self.config["looks"]:
+            return 16.0 * covered - 8.0
         colour = self.colour[seen.point.clamp_min(0)].permute(0, 3, 1, 2) * 2.0 - 1.0
         fine = self.enter(torch.cat([picture, colour * covered, covered], 1))
         return self.leave(fine + self.up(self.middle(self.down(fine))))  # type: ignore[no-any-return]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from vap_gym.world.dynamics import PROMPT_TAPS, FrameDynamics
 from vap_gym.world.motion import ThingMotion, ThingState
 from vap_gym.world.noise import counter_noise
 from vap_gym.world.posing import cell_means, posed_picture
+from vap_gym.world.surfels import Surfels
 from vap_gym.world.things import ThingFinder
 
 if TYPE_CHECKING:
@@ -85,6 +87,7 @@ class WorldModel:
         self.appearance = appearance.to(self.device, **form).eval().requires_grad_(False)
         self.things = things.to(self.device, **form).eval().requires_grad_(False)
         self.motion = motion.to(self.device).eval().requires_grad_(False)
+        self.knows_robot = True
         self.state_keys = STATE_KEYS
         self.lags: tuple[int, ...] = tuple(dynamics.config.lags)
         height, width = dynamics.config.latent_size
@@ -94,6 +97,22 @@ class WorldModel:
     def parts(self) -> dict[str, ModelMixin]:
         """The networks by the names of their folders."""
         return {name: getattr(self, name) for name in PARTS}
+
+    def for_robot(self, surfels: Surfels, colour: Float[Tensor, "P 3"], links: int) -> WorldModel:
+        """Return this model, or one of the same weights that poses another robot: of that surface, in those colours.
+
+        A robot that the model was not trained on moves as its surface does, in the first picture's pixels; things do
+        not move with it. A robot without a surface is left to the network.
+        """
+        known = self.appearance.surfels
+        same = known.points_m.shape == surfels.points_m.shape and torch.equal(known.link.cpu(), surfels.link)
+        if links == 0 or (same and bool((known.points_m.cpu() - surfels.points_m).abs().max() < 1e-3)):
+            return self
+        other = copy(self)
+        other.appearance = RobotAppearance.of_surface(surfels, colour, links).to(self.device).eval()
+        other.appearance.requires_grad_(False)
+        other.knows_robot = False
+        return other
 
     # --- files ---
 
@@ -252,7 +271,7 @@ class WorldModel:
         taps = torch.cat([now[:, None], state["prompt_features"], state["anchor_prompt"][:, None]], dim=1)
         seen = history[:, [lag - 1 for lag in self.lags]]
         things = ThingState(*(state[f"thing_{name}"] for name in ThingState._fields))
-        if self.motion.knows(links):
+        if self.knows_robot and self.motion.knows(links):
             things, _ = self.motion(things, self._grip(links))
         posed, source = self._posed(state, things, links)
         scale, made = float(self.dynamics.config.noise_scale), None

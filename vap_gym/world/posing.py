@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from vap_gym.world.appearance import FirstSight, RobotAppearance, lit
 from vap_gym.world.surfels import FAR_M, intrinsics, looked_at, seen_points, widened
-from vap_gym.world.views import project
+from vap_gym.world.views import on_plane, project
 
 HIDDEN_M = 0.03  # a point so far behind what is seen in its pixel is hidden
 ALL_AROUND = 0.99  # of the nine pixels
@@ -58,10 +58,12 @@ def posed_picture(
         views: of the robot's links as they shall be.
         base: which link is the robot's base.
     """
-    if not appearance.knows(views):
-        nothing = torch.zeros_like(sight.mask)
+    nothing = torch.zeros_like(sight.mask)
+    if views.shape[1] <= base:
         return Posed(sight.plate, torch.cat([nothing, nothing, nothing, sight.filled], 1))
-    canvas = things_drawn(sight, place_m, turn, views, base)
+    canvas, filled = things_drawn(sight, place_m, turn, views, base)
+    if not appearance.knows(views):
+        return Posed(canvas.picture, torch.cat([nothing, nothing, canvas.thing, filled * (1.0 - canvas.thing)], 1))
     surfels, (_, _, height, width) = appearance.surfels, sight.plate.shape
     seen = seen_points(surfels, views, (height, width))
     near = widened(surfels, seen)  # the mask, not the surface, says where the robot ends
@@ -83,7 +85,7 @@ def posed_picture(
     alpha = torch.where(inside, 1.0, alpha)
     posed = canvas.picture.clone()
     posed[which, :, y, x] = torch.lerp(posed[which, :, y, x], colour, alpha)
-    source = torch.cat([torch.zeros_like(canvas.thing)] * 2 + [canvas.thing, sight.filled * (1.0 - canvas.thing)], 1)
+    source = torch.cat([nothing, nothing, canvas.thing, filled * (1.0 - canvas.thing)], 1)
     source[which, :, y, x] = torch.cat([alpha * shown, alpha * ~shown, source[which, 2:, y, x] * (1.0 - alpha)], 1)
     return Posed(posed, source)
 
@@ -99,8 +101,8 @@ def things_drawn(
     turn: Float[Tensor, "B K 3 3"],
     views: Float[Tensor, "B L 3 4"],
     base: int,
-) -> Canvas:
-    """Return the background of a first picture with its things where they shall be.
+) -> tuple[Canvas, Float[Tensor, "B 1 H W"]]:
+    """Return the background of a first picture with its things where they shall be, and where it is filled in.
 
     A cut-out is shifted, scaled as its distance tells, and turned as far as its thing turns about the optical axis.
     """
@@ -112,11 +114,37 @@ def things_drawn(
     away |= (angle.abs() > LEAST_RAD) | ((scale - 1.0).abs() > LEAST_SCALE)
     rests = _at_owner(sight, sight.there & ~away)
     depth = torch.where(rests, _at_owner(sight, far_before), FAR_M)
-    canvas = Canvas(torch.where(rests, sight.picture, sight.plate), rests.to(sight.plate), depth)
+    plate, filled = background_seen(sight, views, base)
+    canvas = Canvas(torch.where(rests, sight.picture, plate), rests.to(sight.plate), depth)
     for k in (sight.there & away).any(0).nonzero()[:, 0].tolist():
         which = (sight.there & away)[:, k].nonzero()[:, 0]
         _cut_out(canvas, sight, k, which, *(x[which, k] for x in (before, now, scale, angle, far)))
-    return canvas
+    return canvas, filled
+
+
+def background_seen(
+    sight: FirstSight, views: Float[Tensor, "B L 3 4"], base: int
+) -> tuple[Float[Tensor, "B 3 H W"], Float[Tensor, "B 1 H W"]]:
+    """Return the first picture's background as the camera sees it now, and where it is filled in.
+
+    Where a camera has moved, the background is taken for the table's plane (z = 0 of the base), and what is above the
+    horizon for infinitely far; what comes into the picture is as its nearest edge.
+    """
+    P, P_first = views[:, base], sight.views[:, base]
+    moved = (P_first != P).flatten(1).any(1)
+    if not bool(moved.any()):
+        return sight.plate, sight.filled
+    height, width = sight.plate.shape[-2:]
+    y, x = torch.meshgrid(*(torch.arange(n, device=P.device) + 0.5 for n in (height, width)), indexing="ij")
+    pixel = torch.stack([x, y], -1).reshape(1, -1, 2).expand(len(P), -1, -1)
+    there, far = project(P_first, on_plane(P, pixel, torch.zeros_like(pixel[..., 0])))
+    size = there.new_tensor([width, height])
+    inside = ((there > 0) & (there < size)).all(-1) & (far > 0)
+    grid = (2.0 * there / size - 1.0).unflatten(1, (height, width)).clamp(-2.0, 2.0)
+    looked = F.grid_sample(torch.cat([sight.plate, sight.filled], 1), grid, padding_mode="border", align_corners=False)
+    new = torch.maximum(looked[:, 3:], 1.0 - inside.to(looked).unflatten(1, (1, height, width)))
+    row = moved[:, None, None, None]
+    return torch.where(row, looked[:, :3], sight.plate), torch.where(row, new, sight.filled)
 
 
 def _cut_out(

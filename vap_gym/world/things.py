@@ -68,8 +68,8 @@ class ThingFinder(ModelMixin, ConfigMixin):
         self.centres = nn.Conv2d(fine, 3 + 1 + SHAPE, 3, padding=1)
 
     def knows(self, views: Float[Tensor, "B L 3 4"]) -> bool:
-        """Whether these are views of a robot with so many links: without them nothing can be placed."""
-        return views.shape[1] == int(self.config["links"])
+        """Whether there are views of a robot, its base among them: without them nothing can be placed."""
+        return views.shape[1] > int(self.config["base"])
 
     def forward(
         self,
