@@ -75,7 +75,7 @@ def main(
 
 def table(report: Report, out: Path, *, seconds: float) -> str:
     """What an import gave: every episode, then the set."""
-    width = max(len(outcome.name) for outcome in report.outcomes)
+    width = max(len("episode"), *(len(outcome.name) for outcome in report.outcomes))
     lines = [f"{'episode':<{width}}  index  frames"]
     for outcome in report.outcomes:
         if outcome.failed is None:

@@ -263,9 +263,9 @@ def read_map(path: Path) -> FieldMap:
         if not isinstance(value, str):
             raise CardError(f"{path}: other: '{name}' must be the name of a field, got {value!r}.")
     made = FieldMap(
-        robot=_checked(table, "robot", str, path) or "",
+        robot=_robot(table, path),
         rate_hz=_rate(table, path),
-        action_mode=_checked(table, "action_mode", str, path),
+        action_mode=_action_mode(table, path),
         other=other,
         views={name: build(ViewMap, _table(views, name, path), where=f"{path}: views.{name}") for name in views},
         **sections,
@@ -276,8 +276,6 @@ def read_map(path: Path) -> FieldMap:
 
 def _check(made: FieldMap, path: Path) -> None:
     """Refuse maps that leave a unit, an order or a convention unsaid."""
-    if made.action_mode is not None and made.action_mode not in get_args(ActionMode):
-        raise CardError(f"{path}: {unknown_name_message('action_mode', made.action_mode, get_args(ActionMode))}")
     if made.action is not None and (made.action_mode is None or not made.action.fields):
         raise CardError(
             f"{path}: [action] needs fields and an action_mode, got {made.action.fields or 'no fields'} and "
@@ -307,11 +305,18 @@ def _rate(table: Mapping[str, Any], path: Path) -> float | None:
     return float(rate)
 
 
-def _checked(table: Mapping[str, Any], key: str, kind: type[Any], path: Path) -> Any:
-    value = table.get(key)
-    if value is not None and not isinstance(value, kind):
-        raise CardError(f"{path}: {key} must be of type {kind.__name__}, got {value!r}.")
-    return value
+def _action_mode(table: Mapping[str, Any], path: Path) -> ActionMode | None:
+    mode: ActionMode | None = table.get("action_mode")
+    if mode is not None and mode not in get_args(ActionMode):
+        raise CardError(f"{path}: {unknown_name_message('action_mode', str(mode), get_args(ActionMode))}")
+    return mode
+
+
+def _robot(table: Mapping[str, Any], path: Path) -> str:
+    robot = table.get("robot", "")
+    if not isinstance(robot, str):
+        raise CardError(f'{path}: robot must be the name of a card, got {robot!r}. Like: robot = "widowx"')
+    return robot
 
 
 def _table(table: Mapping[str, Any], key: str, path: Path) -> dict[str, Any]:
