@@ -13,6 +13,7 @@ from scipy.spatial.transform import Rotation
 
 from vap_gym.data import DataError, EpisodeSet, write_video
 from vap_gym.data.conventions import ACTION, CARTESIAN, GRIPPER, JOINTS
+from vap_gym.data.importing import fieldmap
 from vap_gym.data.importing.fieldmap import (
     EULER_ORDERS,
     ActionMap,
@@ -167,7 +168,7 @@ def test_logs_that_are_not_what_the_map_says_are_refused(sections: dict[str, Any
         ),
         ('[gripper]\nfield = "g"\nrange = [1, 1]', "range must be two different values"),
         ('[action]\nfields = ["a"]', "needs fields and an action_mode, got .*none. Say what the commands mean"),
-        ('action_mode = "joint"\n', "No action_mode named 'joint'. Did you mean"),
+        ('action_mode = "joint"\n', r"No action_mode named 'joint'\. Known: .*joint_position"),
         ("rate_hz = 0", "rate_hz must be a number above 0, got 0"),
         ("rate_hz = -15.0", "rate_hz must be a number above 0, got -15.0"),
         ('[joint]\nfield = "q"', "No key named 'joint'. Did you mean 'joints'"),
@@ -183,6 +184,17 @@ def test_wrong_maps_are_refused(tmp_path: Path, text: str, message: str) -> None
     (tmp_path / "map.toml").write_text(text)
     with pytest.raises(CardError, match=message):
         read_map(tmp_path / "map.toml")
+
+
+def test_map_in_the_documentation_is_a_right_one(tmp_path: Path) -> None:
+    documented = str(fieldmap.__doc__).split("```")[1].removeprefix("toml")
+    (tmp_path / "map.toml").write_text(documented)
+    made = read_map(tmp_path / "map.toml")
+    assert (made.robot, made.action_mode, made.views["front"].size_px) == (
+        "panda_robotiq",
+        "joint_position",
+        (320, 192),
+    )
 
 
 def make_files(root: Path, *, count: int = 5, shown: int = 5) -> None:

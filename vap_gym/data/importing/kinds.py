@@ -38,7 +38,9 @@ def open_source(kind: str, path: Path, options: Options) -> Source:
     if kind not in KINDS:
         raise unknown_name("kind of recording", kind, KINDS)
     if not path.exists():
-        raise DataError(f"A recording of kind '{kind}' needs a file or folder, got '{path}', which is not there.")
+        raise DataError(
+            f"A recording of kind '{kind}' needs a file or folder, got '{path}', which is not there. Check it."
+        )
     chosen = KINDS[kind]
     function: Callable[[Path, Options], Source] = getattr(
         import_module(f"vap_gym.data.importing.{chosen.module}"), chosen.function
