@@ -64,7 +64,8 @@ def main(
     )
     captioner = QwenCaptioner(caption_model) if caption_model else None
     pairs = list(_pairs(video, detections))
-    rows, failed = [HEADINGS], []
+    rows: list[tuple[str, ...]] = [HEADINGS]
+    failed: list[str] = []
     for path, seen in pairs:
         try:
             table = read_detections(seen, probe_video(path).frames, order=order)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
+from numpy.typing import NDArray
 
 from vap_gym.errors import VapError
 from vap_gym.recover.hands.hands import INTERPOLATED, Hands
@@ -101,10 +102,10 @@ def hand_motion(hands: Hands, viewpoint: Viewpoint | None) -> Float[np.ndarray, 
 
 def _reach(
     hands: Hands, viewpoint: Viewpoint | None, drift: Float[np.ndarray, "T L"], settings: ClipSettings
-) -> np.ndarray:
+) -> NDArray[np.int64]:
     """How many frames a clip that starts at each frame can have."""
     frames = len(hands)
-    there = hands.present.any(1)
+    there: NDArray[np.bool_] = np.asarray(hands.present.any(1))
     last_there = np.maximum.accumulate(np.where(there, np.arange(frames), -1))
     absent_run = np.arange(frames) - last_there
     broken = ~there & (absent_run > settings.max_absent)
@@ -124,8 +125,8 @@ def _reach(
     return reach
 
 
-def _last_there_before(there: np.ndarray, stop: np.ndarray) -> np.ndarray:
+def _last_there_before(there: NDArray[np.bool_], stop: NDArray[np.int64]) -> NDArray[np.int64]:
     """The last frame before each `stop` that has a hand: clips end on one."""
     last = np.maximum.accumulate(np.where(there, np.arange(len(there)), -1))
-    found: np.ndarray = last[np.maximum(stop - 1, 0)]
+    found: NDArray[np.int64] = last[np.maximum(stop - 1, 0)]
     return found

@@ -142,7 +142,8 @@ def usable(table: Detections) -> NDArray[np.bool_]:
     finite = np.logical_and.reduce([np.isfinite(x).all(-1) & (np.abs(x) < 1e7).all(-1) for x in numbers])
     bad_m = ~np.isfinite(table.joints_m).all((1, 2)) & ~np.isnan(table.joints_m).all((1, 2))
     box = np.where(finite[:, None], table.box_px, 0)
-    return finite & ~bad_m & (box[:, 2] > box[:, 0]) & (box[:, 3] > box[:, 1])
+    good: NDArray[np.bool_] = finite & ~bad_m & (box[:, 2] > box[:, 0]) & (box[:, 3] > box[:, 1])
+    return good
 
 
 def read_detections(path: str | Path, frames: int, *, order: str = "openpose") -> Detections:

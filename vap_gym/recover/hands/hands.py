@@ -10,7 +10,6 @@ from jaxtyping import Bool, Float, Int64, UInt8
 from numpy.typing import NDArray
 
 from vap_gym.recover.hands.detections import Detections
-from vap_gym.recover.hands.joints import JOINTS
 from vap_gym.recover.hands.linking import TrackSettings, hand_size
 from vap_gym.recover.hands.smoothing import OneEuro, one_euro, runs, zero_lag
 from vap_gym.recover.hands.tracklets import algorithm_1
@@ -36,7 +35,8 @@ class Hands:
     @property
     def present(self) -> Bool[np.ndarray, "T 2"]:
         """Where there is a hand."""
-        return self.source != ABSENT
+        there: NDArray[np.bool_] = self.source != ABSENT
+        return there
 
     def part(self, start: int, stop: int) -> Hands:
         """Return the frames start … stop − 1."""
@@ -89,19 +89,17 @@ class HandSettings:
 def gather(table: Detections, rows: Int64[np.ndarray, "T 2"]) -> Hands:
     """Return the chosen detections as hands."""
     absent = rows < 0
-    taken = table.at(np.where(absent, 0, rows).reshape(-1)) if len(table) else None
 
-    def column(values: NDArray[np.float64] | None, *shape: int) -> NDArray[np.float64]:
-        filled = np.full((*rows.shape, *shape), np.nan)
-        if values is not None:
-            filled[~absent] = values.reshape(filled.shape)[~absent]
+    def column(values: NDArray[np.float64]) -> NDArray[np.float64]:
+        filled = np.full((*rows.shape, *values.shape[1:]), np.nan)
+        filled[~absent] = values[rows[~absent]]
         return filled
 
     return Hands(
-        joints_px=column(taken and taken.joints_px, JOINTS, 2),
-        joints_m=column(taken and taken.joints_m, JOINTS, 3),
-        box_px=column(taken and taken.box_px, 4),
-        confidence=np.nan_to_num(column(taken and taken.confidence)),
+        joints_px=column(table.joints_px),
+        joints_m=column(table.joints_m),
+        box_px=column(table.box_px),
+        confidence=np.nan_to_num(column(table.confidence)),
         source=np.where(absent, ABSENT, DETECTED).astype(np.uint8),
     )
 
@@ -193,12 +191,13 @@ def interpolated(
     share = (_wide(frames - time[at], values)) / width
     slope_in, slope_out = over(before, at + 1) * width, over(at, after) * width
     a, b = values[at], values[at + 1]
-    return (
+    curve: NDArray[np.float64] = (
         (1 + 2 * share) * (1 - share) ** 2 * a
         + share * (1 - share) ** 2 * slope_in
         + share**2 * (3 - 2 * share) * b
         - share**2 * (1 - share) * slope_out
     )
+    return curve
 
 
 def smooth(hands: Hands, rate_hz: float, settings: OneEuro, *, causal: bool = False) -> Hands:

@@ -50,7 +50,8 @@ def box_iou(a: Float[np.ndarray, "N 4"], b: Float[np.ndarray, "N 4"]) -> Float[n
 
 def hand_size(box_px: Float[np.ndarray, "N 4"]) -> Float[np.ndarray, "N"]:
     """Return the diagonals of boxes, px: the measure of all distances between hands here."""
-    return np.maximum(np.hypot(box_px[:, 2] - box_px[:, 0], box_px[:, 3] - box_px[:, 1]), 1e-6)
+    size: NDArray[np.float64] = np.maximum(np.hypot(*(box_px[:, 2:] - box_px[:, :2]).T), 1e-6)
+    return size
 
 
 def pairs_between(

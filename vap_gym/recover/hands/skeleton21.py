@@ -29,7 +29,8 @@ def finger_colours() -> UInt8[np.ndarray, "2 5 3"]:
     """Return the colours of the fingers, thumb to little, of the left (0) and the right (1) hand."""
     right = [colorsys.hsv_to_rgb(f / 5, 1.0, 1.0) for f in range(len(FINGERS))]
     left = [colorsys.hsv_to_rgb((f + 0.5) / 5, 0.6, 0.85) for f in range(len(FINGERS))]
-    return np.rint(np.array([left, right]) * 255).astype(np.uint8)
+    colours: NDArray[np.uint8] = np.rint(np.array([left, right]) * 255).astype(np.uint8)
+    return colours
 
 
 COLOURS = finger_colours()

@@ -62,12 +62,13 @@ def one_euro(
         return x
     speed = np.zeros_like(x)
     speed[1:] = (x[1:] - x[:-1]) * rate_hz
-    share = _share(settings.d_cutoff_hz, rate_hz)
+    share = 1.0 / (1.0 + rate_hz / (2 * math.pi * settings.d_cutoff_hz))  # of a first-order low-pass filter
     low = 0.0 * speed[0]
     for t in range(len(speed)):  # the speed's own filter, of constant cutoff
         low = low + share * (speed[t] - low)
         speed[t] = low
-    shares = _share(settings.min_cutoff_hz + settings.beta * np.abs(speed) / scale, rate_hz)
+    cutoff_hz = settings.min_cutoff_hz + settings.beta * np.abs(speed) / scale
+    shares = 1.0 / (1.0 + rate_hz / (2 * math.pi * cutoff_hz))
     out = np.empty_like(x)
     last = x[0]
     for t in range(len(x)):
@@ -88,17 +89,13 @@ def zero_lag(
     It sees the future, so it is for recordings only. The first and last value are half as it filters them.
     """
     backward = scale if isinstance(scale, float) else scale[::-1]
-    return 0.5 * (
-        one_euro(x, rate_hz, settings, scale=scale) + one_euro(x[::-1], rate_hz, settings, scale=backward)[::-1]
-    )
+    forth = one_euro(x, rate_hz, settings, scale=scale)
+    back = one_euro(x[::-1], rate_hz, settings, scale=backward)[::-1]
+    mean: NDArray[np.float64] = 0.5 * (forth + back)
+    return mean
 
 
 def runs(present: Bool[np.ndarray, "T"]) -> list[tuple[int, int]]:
     """Return [start, stop) of every run of true values, in order."""
     edges = np.flatnonzero(np.diff(np.concatenate([[False], present, [False]]).astype(np.int8)))
     return list(zip(edges[::2].tolist(), edges[1::2].tolist()))
-
-
-def _share(cutoff_hz: NDArray[np.float64] | float, rate_hz: float) -> NDArray[np.float64] | float:
-    """The smoothing factor of a first-order low-pass filter: 1 / (1 + rate / (2π cutoff))."""
-    return 1.0 / (1.0 + rate_hz / (2 * math.pi * cutoff_hz))

@@ -112,8 +112,8 @@ def seen(truth: TrueHands, faults: Faults, *, seed: int) -> Detections:
         flex = np.full((length, 5), 0.2)
         path = np.stack([0.1 * np.sin(np.arange(length) / 25), np.full(length, -0.16), np.full(length, 0.75)], -1)
         stranger = -shaped(flex) * np.array([1.0, 1.0, -1.0]) + path[:, None]  # fingers down: from across the table
-        side = int(rng.integers(2))
-        hands.append((np.arange(begin, begin + length), np.full(length, side), projected(stranger, truth.K), stranger))
+        as_side = np.full(length, int(rng.integers(2)))
+        hands.append((np.arange(begin, begin + length), as_side, projected(stranger, truth.K), stranger))
     frame, side, joints_px, joints_m = (np.concatenate([hand[i] for hand in hands]) for i in range(4))
     if faults.doubles:
         twice = rng.random(len(frame)) < faults.doubles

@@ -155,7 +155,8 @@ class RaftFlow:
                 f"The model must return flows of shape {(1, 2, *both[0].shape[-2:])}, got {tuple(flow.shape)}. "
                 "Is it RAFT, at full resolution?"
             )
-        return flow[0].permute(1, 2, 0).double().cpu().numpy()[:height, :width]
+        moved: NDArray[np.float64] = flow[0].permute(1, 2, 0).double().cpu().numpy()[:height, :width]
+        return moved
 
 
 class CoTrackerPoints:
