@@ -10,6 +10,7 @@ from vap_gym.data.checkup.sample import Array, Finding, Sample, states
 from vap_gym.data.conventions import ACTION, CARTESIAN, GRIPPER, JOINTS
 from vap_gym.rotations import rotation_from_quaternion_xyzw, rotation_from_xyz_euler
 
+LONGEST_HOLD = 5  # rows
 OURS = (JOINTS, CARTESIAN, GRIPPER, ACTION)
 
 
@@ -191,13 +192,13 @@ def check_repeats(sample: Sample) -> Iterator[Finding]:
     for episode in sample.episodes:
         for name, values in states(episode):
             if name != GRIPPER and len(values) > 8:
-                same = (np.diff(values, axis=0) == 0).all(axis=1)
-                moving = np.flatnonzero(~same)
-                if len(moving) > 1:  # rests before the first and after the last motion are no repeats
-                    repeated += int(same[moving[0] : moving[-1]].sum())
-                    rows += int(moving[-1] - moving[0])
+                moving = np.flatnonzero((np.diff(values, axis=0) != 0).any(axis=1))
+                held = np.diff(moving) - 1
+                held = held[held <= LONGEST_HOLD]  # longer ones are rests
+                repeated += int(held.sum())
+                rows += int(held.sum()) + len(held)
                 break
-    if rows and repeated > 0.4 * rows:
+    if rows > 20 and repeated > 0.4 * rows:
         yield Finding(
             level="note",
             subject="repeats",

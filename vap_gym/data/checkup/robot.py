@@ -198,11 +198,17 @@ def _diagnosis(sample: Sample, joints: Array, pose: Array, T: Array, far: float,
     if np.median(np.linalg.norm(world - np.median(world, axis=0), axis=1)) < 0.005:
         shown = ", ".join(f"{x:.3f}" for x in np.median(world, axis=0))
         return f"The positions are shifted by ({shown}) m: another base frame."
-    for shift in (*range(1, 11), *range(-1, -11, -1)):
-        a, b = (T[shift:, :3, 3], pose[:-shift, :3]) if shift > 0 else (T[:shift, :3, 3], pose[-shift:, :3])
-        if len(a) > 20 and np.median(np.linalg.norm(a - b, axis=1)) < 0.3 * far:
-            return f"They fit better when the joints are read {abs(shift)} rows {'later' if shift > 0 else 'earlier'}."
+    errors = {shift: _error_m(T[:, :3, 3], pose[:, :3], shift) for shift in range(-10, 11) if len(pose) > 40}
+    best = min(errors, key=lambda shift: errors[shift], default=0)
+    if best and errors[best] < 0.3 * far:
+        return f"They fit when the joints are read {abs(best)} rows {'later' if best > 0 else 'earlier'}."
     return f"Check order, signs and zeros of the joints, and that the robot is a '{sample.robot}' (--robot)."
+
+
+def _error_m(a: Array, b: Array, shift: int) -> float:
+    """Median distance of rows of `a` from those of `b` that come `shift` rows earlier."""
+    ends = (a[shift:], b[: len(b) - shift]) if shift >= 0 else (a[:shift], b[-shift:])
+    return float(np.median(np.linalg.norm(ends[0] - ends[1], axis=1)))
 
 
 def _matrices(euler_rad: Array) -> Array:
