@@ -25,6 +25,9 @@ COMMANDS: dict[str, Command] = {
     "data import": Command(module="vap_gym.commands.import_data", summary="import recordings of others as episodes"),
     "data describe": Command(module="vap_gym.commands.describe", summary="say what a folder of episodes holds"),
     "recover hands": Command(module="vap_gym.commands.recover_hands", summary="pairs of hand videos and detections"),
+    "recover robot": Command(
+        module="vap_gym.commands.recover_robot", summary="pairs of robot logs, judged and rectified"
+    ),
     "train codec": Command(module="vap_gym.train.codec", summary="train the autoencoder of a world model"),
     "train world": Command(module="vap_gym.train.world", summary="train the dynamics of a world model"),
     "train appearance": Command(module="vap_gym.train.appearance", summary="train what the robot looks like"),
@@ -35,7 +38,17 @@ COMMANDS: dict[str, Command] = {
     "bench fidelity": Command(module="vap_gym.evaluate.fidelity", summary="how true the imagined frames are"),
     "bench speed": Command(module="vap_gym.evaluate.speed", summary="how fast steps, roll-outs and prompts are"),
     "metrics": Command(module="vap_gym.commands.metrics", summary="score clips or masks against the true ones"),
+    "calibrate clicks": Command(
+        module="vap_gym.commands.calibrate", function="clicks", summary="fit a camera to clicks on the robot"
+    ),
+    "calibrate marker": Command(
+        module="vap_gym.commands.calibrate", function="marker", summary="fit cameras to a marker on the hand"
+    ),
+    "calibrate align": Command(
+        module="vap_gym.commands.calibrate", function="align", summary="refine a rough camera, without clicks"
+    ),
     "robots": Command(module="vap_gym.commands.listing", function="robots", summary="list the robots"),
+    "robot add": Command(module="vap_gym.commands.robot", summary="draft a robot's card from any URDF"),
     "body": Command(module="vap_gym.commands.body", summary="sample a robot's surface, for its card"),
     "mesh": Command(module="vap_gym.commands.mesh", summary="simplify a robot's surface, for its card"),
     "envs": Command(module="vap_gym.commands.listing", function="envs", summary="list the environments"),

@@ -14,12 +14,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float, Int64, UInt8
 from numpy.typing import NDArray
 
 from vap_gym.data.layout import write_json
 from vap_gym.errors import VapError
 from vap_gym.geometry import Camera, inverse
+from vap_gym.recover.calibrate_picture import with_residuals
 from vap_gym.recover.calibrate_solve import INTRINSICS, POSE, Free, Sight, Solution, searched
 
 CONVENTION = "OpenCV camera axes (x right, y down, z forward); base = the robot's base link, metres"
@@ -94,6 +95,16 @@ class Calibration:
             f"{self.rotation_std_deg:.2f} deg; fx {fx:.1f} fy {fy:.1f}"
         )
         return "\n".join([line, *(f"  warning: {text}" for text in self.warnings)])
+
+    def picture(
+        self, frame: UInt8[np.ndarray, "H W 3"], rows: Sequence[int] | None = None
+    ) -> UInt8[np.ndarray, "h w 3"]:
+        """Return a frame with what was seen, where it was reprojected to, and each residual (four times as long).
+
+        `rows` are rows of the input that are of this frame; all where None.
+        """
+        mine = np.ones(len(self.index), bool) if rows is None else np.isin(self.index, rows)
+        return with_residuals(frame, self.pixels[mine], self.pixels[mine] + self.residual_px[mine])
 
     def table(self, *, method: str, valid_for_episodes: Sequence[str] = ()) -> dict[str, Any]:
         """Return the camera as an entry of cameras.json, which `vap_gym.photo.read_camera` reads."""

@@ -20,9 +20,11 @@ from vap_gym.cards import RobotCard
 from vap_gym.errors import require
 from vap_gym.geometry import Camera, inverse
 from vap_gym.kinematics.urdf import load_chain
+from vap_gym.pictures import sheet, spread
 from vap_gym.prompts.body import Body, gripper_links
 from vap_gym.recover.calibrate import CalibrationError, camera_apart, camera_table, checked_K
 from vap_gym.recover.calibrate_evidence import Evidence, border_places, evidence_of
+from vap_gym.recover.calibrate_picture import with_outline
 from vap_gym.recover.calibrate_solve import Guess, Sight, cross, jacobian_of, moved, reprojected
 from vap_gym.recover.silhouette import outline_of
 from vap_gym.world.surfels import FAR_M, Surfels, seen_points
@@ -39,7 +41,7 @@ POOR_MEDIAN_PX = 4.0
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Clip:
-    """Frames of a camera that stands still, and the robot's joints [rad] and closedness in each; any order, any gaps."""
+    """Frames of a camera that stands still, and the robot's joints [rad] and closedness in each; gaps are fine."""
 
     frames: UInt8[np.ndarray, "T H W 3"]
     joint_position: Float[np.ndarray, "T n"]
@@ -48,7 +50,7 @@ class Clip:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Alignment:
-    """A camera aligned to what moves in clips: where the outline was rendered at last, and where the border seems to be.
+    """A camera aligned to what moves in clips: where the outline is now, and where the border seems to be.
 
     `covariance` is of rotation [rad] and translation [m] of T_camera_base, and the tool's shift [m]. It takes the
     points of one frame for one sighting and includes how rough the start was said to be; it knows nothing of parts
@@ -79,6 +81,16 @@ class Alignment:
             f"{1e3 * apart_m:.0f} mm and {apart_deg:.1f} deg, the tool {1e3 * self.tool_shift_m:+.1f} mm along its axis"
         )
         return "\n".join([line, *(f"  warning: {text}" for text in self.warnings)])
+
+    def picture(self, clips: Sequence[Clip], *, columns: int = 4) -> UInt8[np.ndarray, "h w 3"]:
+        """Return a sheet of frames with the outline in red, and lines from it to where the border seems to be."""
+        pairs = np.unique(np.stack([self.clip, self.frame], axis=1), axis=0)
+        cells = []
+        for c, t in pairs[spread(2 * columns, len(pairs))]:
+            mine = (self.clip == c) & (self.frame == t)
+            cells.append(with_outline(clips[c].frames[t], self.rendered_px[mine], self.found_px[mine]))
+        cells += [cells[-1]] * (-len(cells) % columns)
+        return sheet([cells[i : i + columns] for i in range(0, len(cells), columns)])
 
     def table(self, *, valid_for_episodes: Sequence[str] = ()) -> dict[str, Any]:
         """Return the camera as an entry of cameras.json, which `vap_gym.photo.read_camera` reads."""
@@ -233,7 +245,7 @@ class _Fit:
     def render(
         self, clip: Clip, camera: Camera, offset_m: Float[np.ndarray, "3"]
     ) -> tuple[Float[np.ndarray, "T H W"], NDArray[np.bool_], Float[np.ndarray, "T 3 3"]]:
-        """Return the depth of the surface [m], grown by two pixels, where it is the tool's, and the flange's rotation."""
+        """Return the surface's depth [m], grown by two pixels, where it is the tool's, and the flange's rotation."""
         cv2 = require("cv2", "[data]", "Aligning a camera")
         width, height = camera.frame_size_px
         q, gripper = torch.from_numpy(clip.joint_position).float(), torch.from_numpy(clip.gripper_position).float()

@@ -127,8 +127,8 @@ def refuse_little_turn(R_base_hand: Float[np.ndarray, "N 3 3"], name: str) -> No
     turned_deg = turns_deg(R_base_hand)
     if turned_deg[1] < LITTLE_TURN_DEG:
         raise CalibrationError(
-            f"Poses seen by camera '{name}' must turn the hand by {LITTLE_TURN_DEG:g} degrees or more about at least two "
-            f"axes, got {turned_deg[0]:.1f} and {turned_deg[1]:.1f} degrees. Add poses with the hand rolled and tilted."
+            f"Poses seen by camera '{name}' must turn the hand by {LITTLE_TURN_DEG:g} degrees or more about at "
+            f"least two axes, got {turned_deg[0]:.1f} and {turned_deg[1]:.1f} degrees. Add poses with the hand rolled and tilted."
         )
 
 
