@@ -138,7 +138,7 @@ def usable(table: Detections) -> NDArray[np.bool_]:
 
     3-D joints may be missing (NaN), but not in part.
     """
-    numbers = (table.box_px, table.confidence[:, None], table.right[:, None], table.joints_px.reshape(len(table), -1))
+    numbers = (table.box_px, table.confidence[:, None], table.right[:, None], table.joints_px.reshape(-1, 2 * JOINTS))
     finite = np.logical_and.reduce([np.isfinite(x).all(-1) & (np.abs(x) < 1e7).all(-1) for x in numbers])
     bad_m = ~np.isfinite(table.joints_m).all((1, 2)) & ~np.isnan(table.joints_m).all((1, 2))
     box = np.where(finite[:, None], table.box_px, 0)
