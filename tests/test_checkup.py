@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
@@ -17,7 +19,7 @@ from vap_gym import cli
 from vap_gym.cards import load_robot
 from vap_gym.data import Episode, EpisodeSet, EpisodeWriter, write_video
 from vap_gym.data.checkup import Finding, Sample, check_sample, take_sample
-from vap_gym.data.checkup.sample import Pictures
+from vap_gym.data.checkup.sample import Looked, Pictures
 from vap_gym.data.conventions import ACTION, CARTESIAN, GRIPPER, JOINTS
 from vap_gym.data.importing.kinds import open_source
 from vap_gym.data.importing.run import import_source
@@ -304,3 +306,43 @@ def test_set_that_is_none_is_told_in_one_line(tmp_path: Path, capsys: pytest.Cap
 def test_unknown_robot_is_told_with_the_nearest_name(made_set: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["doctor", str(made_set), "--robot", "panda_robotic"]) == 2
     assert "Did you mean 'panda_robotiq'?" in capsys.readouterr().err
+
+
+NAMES = (
+    JOINTS, CARTESIAN, GRIPPER, ACTION, "log.joint_position", "log.action_joint_position", "log.gripper_position",
+    "log.action_gripper_position", "log.action_cartesian_position", "observation.quaternion", "pose",
+)  # fmt: skip
+SHAPES: tuple[tuple[int, ...], ...] = ((), (1,), (3,), (4,), (6,), (7,), (8,), (3, 7), (2, 6), (3, 1))
+FILLS: dict[str, Callable[[NDArray[Any]], NDArray[Any]]] = {
+    "normal": lambda v: v,
+    "zeros": lambda v: 0 * v,
+    "NaN": lambda v: np.where(v > 0, np.nan, v),
+    "all NaN": lambda v: np.full_like(v, np.nan),
+    "infinite": lambda v: np.where(v > 1, np.inf, v),
+    "huge": lambda v: 1e300 * v,
+    "integers": lambda v: (3 * v).astype(np.int64),
+    "flags": lambda v: v > 0,
+}
+
+
+@st.composite
+def any_episodes(draw: st.DrawFn) -> list[Looked]:
+    """Episodes of one set of columns, of any shapes and numbers."""
+    shapes = {name: draw(st.sampled_from(SHAPES)) for name in draw(st.lists(st.sampled_from(NAMES), unique=True))}
+    mode, episodes = draw(st.sampled_from(["joint_position", "joint_velocity", "cartesian_pose", "bridge", None])), []
+    for index in range(draw(st.integers(0, 3))):
+        length, rng = draw(st.sampled_from([1, 2, 3, 9, 50])), np.random.default_rng(draw(st.integers(0, 9)))
+        columns = {
+            n: FILLS[draw(st.sampled_from(list(FILLS)))](rng.normal(size=(length, *s))) for n, s in shapes.items()
+        }
+        views = {"front": Pictures(motion=np.abs(rng.normal(size=length - 1)), spread=float(index))}
+        episodes.append(Looked(index=index, columns=columns, info={"action_mode": mode}, views=views))
+    return episodes
+
+
+@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(any_episodes(), st.booleans(), st.floats(0.1, 1000))
+def test_no_numbers_crash_the_doctor(made: Sample, episodes: list[Looked], is_known: bool, fps: float) -> None:
+    known = {} if is_known else {"card": None, "arm": None}
+    told = [str(f) for f in check_sample(replace(made, episodes=episodes, fps=fps, **known))]
+    assert all(told)

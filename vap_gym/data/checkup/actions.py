@@ -252,7 +252,7 @@ def _commands(name: str, of: str, kind: str, pairs: list[tuple[Array, Array]], s
 def _gripper_commands(sample: Sample) -> Iterator[tuple[str, Pairs, bool]]:
     """Commands of closedness (or closing, where False) beside the closedness, by the name of their column."""
     rows = [(_rows(e, "log.gripper_position"), _rows(e, "log.action_gripper_position")) for e in sample.episodes]
-    logged = [(s, c) for s, c in rows if s is not None and c is not None and len(s) == len(c)]
+    logged = [(s, c) for s, c in rows if s is not None and c is not None and s.shape == c.shape and s.shape[1] == 1]
     if logged:
         yield "log.action_gripper_position", logged, True
     targets, speeds = [], []
@@ -275,6 +275,8 @@ def _gripper_commands(sample: Sample) -> Iterator[tuple[str, Pairs, bool]]:
 def _gripper_score(pairs: Pairs, is_target: bool) -> float | None:
     """Correlation of the command with closedness some rows later, or of a velocity with its change."""
     scores = []
+    finite = [np.isfinite(state).all(axis=1) & np.isfinite(command).all(axis=1) for state, command in pairs]
+    pairs = [(state[good], command[good]) for (state, command), good in zip(pairs, finite, strict=True)]
     for lag in range(5):
         a, b = [], []
         for state, command in pairs:
@@ -286,9 +288,8 @@ def _gripper_score(pairs: Pairs, is_target: bool) -> float | None:
                 b.append(followed[lag:, 0])
         if a:
             x, y = np.concatenate(a), np.concatenate(b)
-            good = np.isfinite(x) & np.isfinite(y)
-            if good.sum() >= 20 and np.ptp(x[good]) > 0.1 and np.ptp(y[good]) > 0.02:
-                scores.append(float(np.corrcoef(x[good], y[good])[0, 1]))
+            if len(x) >= 20 and np.ptp(x) > 0.1 and np.ptp(y) > 0.02:
+                scores.append(float(np.corrcoef(x, y)[0, 1]))
     return max(scores, key=abs) if scores else None
 
 
@@ -298,15 +299,14 @@ def _state(episode: Looked, of: str) -> Array | None:
 
 
 def _rows(episode: Looked, name: str) -> Array | None:
-    """A column of the log with all its rows, (R, n): those that importers keep under each frame, one after another."""
+    """A column of the log with all its rows, (R, n): those under each frame one after another, their padding NaN."""
     values = episode.columns.get(name)
     if values is None or name.removeprefix("log.") in episode.info.get("absent", ()):
         return None
     frame = episode.columns.get(name.replace("log.action_", "observation.").replace("log.", "observation."))
     wide = _is_wide(episode) if frame is None else values.ndim == frame.ndim + 1
-    rows = values.reshape(len(values) * values.shape[1], -1) if wide else values.reshape(len(values), -1)
-    rows = rows.astype(np.float64)
-    return np.asarray(rows[np.isfinite(rows).all(axis=1)])
+    count = len(values) * values.shape[1] if wide and values.ndim > 1 else len(values)
+    return np.asarray(values.reshape(count, -1), np.float64)
 
 
 def _is_wide(episode: Looked) -> bool:

@@ -20,6 +20,7 @@ from vap_gym.errors import VapError
 from vap_gym.kinematics import Chain, load_chain
 
 Array = NDArray[np.float64]
+ABSURD = 1e9  # whatever the unit
 MAX_FRAMES = 300  # of an episode's pictures
 
 
@@ -56,11 +57,12 @@ class Looked:
     views: Mapping[str, Pictures] = field(default_factory=dict)
 
     def get(self, name: str, width: int | None = None) -> Array | None:
-        """A column as float64 (T, n), None where it is absent, of another width, or told to be absent."""
+        """A column as float64 (T, n), NaN for what is no usable number; None where it is absent or of another width."""
         values = self.columns.get(name)
         if values is None or name in self.info.get("absent", ()) or values.dtype.kind not in "fiu":
             return None
         flat = values.reshape(len(values), -1).astype(np.float64)
+        flat[~(np.abs(flat) < ABSURD)] = np.nan
         return flat if width is None or flat.shape[1] == width else None
 
 
@@ -76,9 +78,10 @@ class Sample:
     damaged: Sequence[str] = ()
 
     def series(self, name: str, width: int | None = None) -> list[Array]:
-        """A column of all episodes that have it, finite rows only where all of a row is finite."""
+        """A column of all episodes that have it: those rows that are finite throughout, where there are any."""
         found = [episode.get(name, width) for episode in self.episodes]
-        return [values[np.isfinite(values).all(axis=1)] for values in found if values is not None and len(values)]
+        finite = [values[np.isfinite(values).all(axis=1)] for values in found if values is not None]
+        return [values for values in finite if len(values)]
 
     def fk(self, joints: Array, link: str | None = None) -> Array | None:
         """Poses of the tip (or another link) in the base frame, (T, 4, 4); None where no card tells."""

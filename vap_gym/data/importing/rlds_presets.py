@@ -111,7 +111,7 @@ def rt1(steps: Steps) -> Mapped:
     _within(length, 0.98, 1.02, "the norm of observation/base_pose_tool_reached[3:7]", "a unit quaternion")
     _within(closed, -0.05, 1.05, "observation/gripper_closed", "closedness, 0 open to 1 closed")
     for part, limit, unit in zip(
-        parts, (2.0, np.pi, 1.0), ("scaled metres", "axis-angle, radians", "+1 closes, -1 opens"), strict=True
+        parts, (2.0, np.pi, 1.0), ("metres", "axis-angle, radians", "+1 closes, -1 opens"), strict=True
     ):
         _within(part, -limit - 1e-3, limit + 1e-3, "action", unit)
     rows = len(pose)
