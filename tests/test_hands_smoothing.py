@@ -1,5 +1,6 @@
 """The One-Euro filter: against its definition in plain numbers, and what must be true of any such filter."""
 
+import itertools
 import math
 
 import numpy as np
@@ -72,7 +73,7 @@ def test_a_step_is_approached_steadily_and_never_passed(rate: float, settings: O
     step = np.concatenate([np.zeros((5, 1)), np.full((60, 1), height)])
     out = one_euro(step, rate, settings)[:, 0]
     assert (np.diff(out) >= -1e-12).all()
-    assert 0 <= out.min()
+    assert out.min() >= 0
     assert out.max() <= height + 1e-9
 
 
@@ -121,4 +122,4 @@ def test_runs_tile_what_is_true(present: np.ndarray) -> None:
         assert start < stop
         rebuilt[start:stop] = True
     assert np.array_equal(rebuilt, present)
-    assert all(a[1] < b[0] for a, b in zip(found, found[1:]))
+    assert all(a[1] < b[0] for a, b in itertools.pairwise(found))
