@@ -8,6 +8,7 @@ Per frame (T rows; states and actions keep the dtype and the bits of their sourc
 | `observation.gripper_position` | (T,) | closedness, 0 open .. 1 closed |
 | `observation.cartesian_position` | (T, 6) | the tip link in the base frame: xyz [m], extrinsic-xyz Euler [rad] |
 | `observation.hand_keypoints` | (T, hands, 21, 3) | joints of hands in the camera's frame [m], OpenPose order |
+| `observation.hand_keypoints_px` | (T, hands, 21, 2) | the same in the recorded picture, px |
 | `action` | (T, A) | as logged; row t leads from frame t to t + 1; `info["action_mode"]` names its convention |
 | `camera.<view>.K`, `camera.<view>.T_world_camera` | (T, 3, 3), (T, 4, 4) | px; the world is the base frame |
 
@@ -32,6 +33,7 @@ JOINTS = "observation.joint_position"
 GRIPPER = "observation.gripper_position"
 CARTESIAN = "observation.cartesian_position"
 HANDS = "observation.hand_keypoints"
+HANDS_PX = "observation.hand_keypoints_px"
 ACTION = "action"
 
 
@@ -72,6 +74,6 @@ def columns_of_camera(camera: Camera, view: str, frames: int) -> dict[str, NDArr
     names = camera_columns(view)
     K, T = (x.double().numpy() for x in (camera.K, camera.T_world_camera))
     return {
-        names[0]: np.ascontiguousarray(np.broadcast_to(K, (frames, 3, 3))),
-        names[1]: np.ascontiguousarray(np.broadcast_to(T, (frames, 4, 4))),
+        names[0]: np.array(np.broadcast_to(K, (frames, 3, 3))),
+        names[1]: np.array(np.broadcast_to(T, (frames, 4, 4))),
     }
