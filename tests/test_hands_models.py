@@ -53,7 +53,7 @@ def film(frames: int = 12, missed: tuple[int, ...] = ()) -> tuple[np.ndarray, np
 
 
 class TinyYolo(torch.nn.Module):
-    """ultralytics' layout: a list of BGR pictures in, results with boxes.xyxy, .conf and .cls out. Finds the colours."""
+    """ultralytics' layout: BGR pictures in, results with boxes.xyxy, .conf and .cls out. Finds the two colours."""
 
     def __init__(self, missed: tuple[int, ...] = ()) -> None:
         super().__init__()
@@ -283,8 +283,8 @@ def tiny_qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "depth": 1, "hidden_size": 32, "out_hidden_size": 32, "intermediate_size": 48, "num_heads": 2,
             "fullatt_block_indexes": [0],
         },
-        **{f"{name}_token_id": ids[key] for name, key in
-           (("image", "image_pad"), ("video", "video_pad"), ("vision_start", "vision_start"), ("vision_end", "vision_end"))},
+        image_token_id=ids["image_pad"], video_token_id=ids["video_pad"],
+        vision_start_token_id=ids["vision_start"], vision_end_token_id=ids["vision_end"],
     )  # fmt: skip
     torch.manual_seed(0)
     Qwen2_5_VLForConditionalGeneration(config).save_pretrained(folder)

@@ -229,6 +229,15 @@ np.savez_compressed(
 JSON = json.dumps({"frames": [{"frame": 1, "hands": [HAND]}]}).encode()
 
 
+def refusal(path: Path) -> str:
+    """What is said where detections cannot be read; the path where they can. Anything but a DataError is a crash."""
+    try:
+        read_detections(path, 4)
+    except DataError as error:
+        return str(error)
+    return str(path)
+
+
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.sampled_from([("seen.npz", NPZ.getvalue()), ("seen.json", JSON)]),
@@ -241,10 +250,7 @@ def test_damaged_files_give_clear_errors_or_are_read(tmp_path: Path, file, flips
     for place, value in flips:
         damaged[min(int(place * len(damaged)), len(damaged) - 1)] ^= value
     (tmp_path / name).write_bytes(damaged)
-    try:
-        read_detections(tmp_path / name, 4)
-    except DataError as error:
-        assert name in str(error)
+    assert name in refusal(tmp_path / name)
 
 
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -260,12 +266,8 @@ def test_damaged_files_give_clear_errors_or_are_read(tmp_path: Path, file, flips
 )
 def test_any_json_is_read_or_refused(tmp_path: Path, content: object) -> None:
     (tmp_path / "seen_1.json").write_text(json.dumps(content))
-    try:
-        read_detections(tmp_path, 4)
-    except DataError as error:
-        assert "seen_1.json" in str(error) or str(tmp_path) in str(error)
-    finally:
-        (tmp_path / "seen_1.json").unlink()
+    assert str(tmp_path) in refusal(tmp_path)
+    (tmp_path / "seen_1.json").unlink()
 
 
 def test_the_command_writes_a_set_once(tmp_path: Path, video: Path, table, capsys: pytest.CaptureFixture[str]) -> None:

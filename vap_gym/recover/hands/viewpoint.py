@@ -101,7 +101,7 @@ def farneback(
     """Return Farneback's optical flow (OpenCV)."""
     cv2 = _cv2()
     grey = [cv2.cvtColor(np.ascontiguousarray(picture), cv2.COLOR_RGB2GRAY) for picture in (previous, following)]
-    flow = cv2.calcOpticalFlowFarneback(grey[0], grey[1], None, 0.5, 4, 21, 3, 7, 1.5, 0)
+    flow = cv2.calcOpticalFlowFarneback(grey[0], grey[1], None, 0.5, 4, 15, 2, 5, 1.1, 0)
     return np.asarray(flow, np.float64)
 
 
@@ -113,7 +113,7 @@ def lucas_kanade(frames: UInt8[np.ndarray, "T H W 3"], background: Bool[np.ndarr
     pairs: list[Pair] = []
     for t in range(len(frames) - 1):
         mask = np.ascontiguousarray(background[t].astype(np.uint8) * 255)
-        corners = cv2.goodFeaturesToTrack(grey[t], 400, 0.01, 6, mask=mask)
+        corners = cv2.goodFeaturesToTrack(grey[t], 200, 0.01, 8, mask=mask)
         if corners is None:
             pairs.append((np.zeros((0, 2)), np.zeros((0, 2))))
             continue
@@ -201,21 +201,23 @@ def measure_viewpoint(
     scale = min(1.0, WORKING_WIDTH_PX / width)
     size = (max(8, round(width * scale)), max(8, round(height * scale)))
     small = np.stack([cv2.resize(frame, size, interpolation=cv2.INTER_AREA) for frame in frames])
+    half_size = ((size[0] + 1) // 2, (size[1] + 1) // 2)  # flow is slow, and needs no more
+    half = np.stack([cv2.resize(frame, half_size, interpolation=cv2.INTER_AREA) for frame in small])
     to_small = np.diag([size[0] / width, size[1] / height, 1.0])
     background = np.ones(small.shape[:3], bool)
     if boxes_px is not None:
         _leave_out(background, boxes_px * np.tile(to_small.diagonal()[:2], 2), settings.hand_margin)
-    diagonal = float(np.hypot(*size))
     pairs = points(small, background)
     flow_share, inliers, residual = np.zeros(count), np.zeros(count), np.zeros(count)
     homography = np.broadcast_to(np.eye(3), (count, 3, 3)).copy()
     for t in range(1, count):
-        length = np.linalg.norm(flow(small[t - 1], small[t]), axis=-1)
-        seen = background[t - 1] if background[t - 1].any() else np.ones_like(background[t - 1])
-        flow_share[t] = np.median(length[seen]) / diagonal
+        length = np.linalg.norm(flow(half[t - 1], half[t]), axis=-1)
+        seen = background[t - 1, ::2, ::2][: length.shape[0], : length.shape[1]]
+        flow_share[t] = np.median(length[seen] if seen.any() else length) / float(np.hypot(*half_size))
         found, share = _homography(*pairs[t - 1], settings)
         warped = cv2.warpPerspective(small[t - 1], _of_pixel_centres(found), size, borderMode=cv2.BORDER_REPLICATE)
-        residual[t] = _mean(np.abs(warped.astype(np.float64) - small[t]), background[t] & seen)
+        mask = (background[t] & background[t - 1]).astype(np.uint8)
+        residual[t] = np.mean(cv2.mean(cv2.absdiff(warped, small[t]), mask=mask if mask.any() else None)[:3])
         inliers[t] = share
         if share >= settings.least_inliers:
             homography[t] = np.linalg.inv(to_small) @ found @ to_small
@@ -260,10 +262,6 @@ def _moved(homography: NDArray[np.float64], frame_size_px: tuple[int, int]) -> N
         off = np.linalg.norm(to[..., :2] / to[..., 2:] - grid[:, :2], axis=-1)
     off = np.where((to[..., 2] > 0) & np.isfinite(off), off, np.inf)
     return np.minimum(np.median(off, axis=-1) / float(np.hypot(width, height)), 10.0)
-
-
-def _mean(values: NDArray[np.float64], where: NDArray[np.bool_]) -> float:
-    return float(values[where].mean()) if where.any() else float(values.mean())
 
 
 def _leave_out(background: NDArray[np.bool_], boxes_px: NDArray[np.float64], margin: float) -> None:
