@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from vap_gym.cards import RobotCard, load_robot
+from vap_gym.cards import RobotCard, known_robots, load_robot
 from vap_gym.commands import mesh as command
 from vap_gym.errors import CardError, VapError
 from vap_gym.geometry import Camera
@@ -205,3 +205,17 @@ def test_a_robot_made_of_its_bones_looks_the_same_as_skeleton_and_as_mesh(tmp_pa
     assert across.sum() >= 8
     radius = 0.015 / (1 - (along * sight).sum(-1) ** 2).sqrt()
     torch.testing.assert_close(gap[across], radius[across], atol=0.002, rtol=0)
+
+
+@pytest.mark.parametrize("name", known_robots())
+def test_every_shipped_robot_has_a_surface_of_few_triangles(name: str) -> None:
+    card = load_robot(name)
+    mesh = Mesh(card)
+    assert 100 < len(mesh.faces) <= 1500
+    q, opened = torch.tensor(card.home_q_rad), torch.zeros(())
+    middle = mesh.poses(q, opened)[:, :3, 3].mean(0)
+    camera = Camera.look_at(
+        middle + torch.tensor([2.0, 0.5, 0.5]), middle, vertical_fov_rad=0.8, frame_size_px=(288, 192)
+    )
+    assert (draw_depth(q, opened, camera, mesh) > 0).sum() > 200
+    assert {tuple(colour) for colour in mesh.colour_rgb} <= {bone.colour_rgb for bone in card.skeleton.bones}

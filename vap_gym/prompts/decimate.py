@@ -127,18 +127,18 @@ def collapsed(
         moved = (around[a] | around[b]) - shared
         if not shared or (moved and _folds(place, np.array([corners[face] for face in moved]), (a, b), new)):
             continue
-        for face in shared:
-            for vertex in corners.pop(face):
-                around[vertex].discard(face)
-        for face in around[b]:
-            corners[face] = [a if vertex == b else vertex for vertex in corners[face]]
+        for gone in shared:
+            for vertex in corners.pop(gone):
+                around[vertex].discard(gone)
+        for kept in around[b]:
+            corners[kept] = [a if vertex == b else vertex for vertex in corners[kept]]
         around[a], around[b] = around[a] | around[b], set()
         place[a], quadric[a] = new, quadric[a] + quadric[b]
         age[a], age[b] = age[a] + 1, age[b] + 1
         if others := neighbours(a):
             push([(min(a, other), max(a, other)) for other in others])
-    kept, new_faces = np.unique(np.array(list(corners.values()), np.int64).reshape(-1, 3), return_inverse=True)
-    return place[kept], new_faces.reshape(-1, 3), kept
+    used, new_faces = np.unique(np.array(list(corners.values()), np.int64).reshape(-1, 3), return_inverse=True)
+    return place[used], new_faces.reshape(-1, 3), used
 
 
 def _cheapest(

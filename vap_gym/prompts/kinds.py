@@ -94,9 +94,10 @@ def encode_depth(
             f"least and {int(np.isnan(depth_m).sum())} times NaN. `draw_depth` returns such."
         )
     is_there = (depth_m > 0) & np.isfinite(depth_m)
-    share = np.log(farthest_m / np.where(is_there, depth_m, 1.0)) / span
-    code = np.rint(1 + (top - 1) * np.clip(share, 0, 1)) * is_there
-    return code.astype(np.uint8 if bits == 8 else np.uint16)
+    code = np.zeros(depth_m.shape, np.uint8 if bits == 8 else np.uint16)
+    share = np.log(farthest_m / depth_m[is_there].astype(np.float64)) / span
+    code[is_there] = np.rint(1 + (top - 1) * np.clip(share, 0, 1))
+    return code
 
 
 def decode_depth(

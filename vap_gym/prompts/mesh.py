@@ -91,7 +91,8 @@ class Mesh:
         away = eye_link[:, self._face_link] - self._centre_m
         cosine = np.abs((away * self._normal).sum(-1)) / np.maximum(np.linalg.norm(away, axis=-1), 1e-9)
         bright = self.colour_rgb * (AMBIENT + (1 - AMBIENT) * cosine)[..., None]
-        return np.clip(np.rint(bright), 1, 255).astype(np.uint8)
+        shades: UInt8[np.ndarray, "B F 3"] = np.clip(np.rint(bright), 1, 255).astype(np.uint8)
+        return shades
 
     def _bone_colours(self) -> Float[np.ndarray, "L 3"]:
         """Colour each link as the nearest of the bones that start on it, or of all where none does.
@@ -194,13 +195,13 @@ def _closed(
     """Which triangles are of a link whose surface is closed and turned outwards, so that its inside is never seen."""
     sides = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]])
     there, back = (side[:, 0] * len(vertices_m) + side[:, 1] for side in (sides, sides[:, ::-1]))
-    there_once = np.bincount(np.unique(there, return_inverse=True)[1].reshape(-1))
-    matched = np.isin(there, back) & (there_once[np.unique(there, return_inverse=True)[1].reshape(-1)] == 1)
+    _, place, times = np.unique(there, return_inverse=True, return_counts=True)
+    matched = np.isin(there, back) & (times[place] == 1)
     open_sides = np.bincount(np.tile(face_link, 3), ~matched, minlength=links)
     a, b, c = (vertices_m[faces[:, k]] for k in range(3))
     volume = np.bincount(face_link, (a * np.cross(b, c)).sum(1), minlength=links)
-    is_closed: Bool[np.ndarray, " L"] = (open_sides == 0) & (volume > 0)
-    return is_closed[face_link]
+    is_closed: Bool[np.ndarray, " F"] = ((open_sides == 0) & (volume > 0))[face_link]
+    return is_closed
 
 
 @functools.lru_cache(maxsize=8)

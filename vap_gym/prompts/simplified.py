@@ -44,7 +44,8 @@ def simplified_mesh(robot: RobotCard) -> dict[str, np.ndarray]:
             f"The URDF '{robot.urdf_path}' must have visual geometry to be drawn as a mesh or as depth, but no link "
             'has a <visual>. Add some (boxes and cylinders do), or draw the robot with prompt="skeleton".'
         )
-    primitives, meshes = [], []
+    primitives: list[tuple[int, Any]] = []
+    meshes: list[tuple[int, Any]] = []
     for name, visual in visuals:
         (primitives if visual.geometry.mesh is None else meshes).append((links.index(name), visual))
     parts = [(i, _placed(_mesh(robot, visual.geometry.mesh), visual)) for i, visual in meshes]
@@ -112,6 +113,7 @@ def _mesh(robot: RobotCard, geometry: Any) -> Any:
     import trimesh
 
     path = mesh_path(robot, str(geometry.filename))
+    solid: Any
     try:
         solid = trimesh.load(path, force="mesh")
     except (ValueError, IndexError, KeyError, TypeError, AttributeError, OSError, ImportError) as error:

@@ -17,8 +17,8 @@ NEAR_M = 0.01
 LEAST_AREA_PX2 = 1e-7
 """Twice the area below which a triangle, seen edge-on, is left out."""
 
-CHUNK = 16
-"""Pictures drawn at once: few enough for the caches, many enough to hide the cost of a call."""
+CHUNK_PX = 4 * 96 * 144
+"""Pixels of the pictures drawn at once: few enough for the caches, enough to hide the cost of a call."""
 
 
 def rasterise(
@@ -46,8 +46,9 @@ def rasterise(
     if not len(faces):
         return face, depth
     sided = np.zeros(len(faces), bool) if one_sided is None else one_sided
-    for begin in range(0, count, CHUNK):
-        piece = slice(begin, begin + CHUNK)
+    chunk = max(1, CHUNK_PX // (width * height))
+    for begin in range(0, count, chunk):
+        piece = slice(begin, begin + chunk)
         u, v, w, picture, index = _triangles(points[piece].astype(np.float64), faces, sided, width, height)
         nearest = np.zeros(len(face[piece]) * height * width, np.int64)
         pixel, inverse_depth, of = _fragments(u, v, w, picture, width, height)
