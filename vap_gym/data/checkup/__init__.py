@@ -9,6 +9,7 @@ import numpy as np
 
 from vap_gym.data.checkup import actions, columns, pictures, robot
 from vap_gym.data.checkup.sample import Finding, Sample, take_sample
+from vap_gym.data.conventions import JOINTS
 from vap_gym.data.episodes import EpisodeSet
 
 __all__ = ["CHECKS", "Finding", "Sample", "check_sample", "check_set", "take_sample"]
@@ -32,6 +33,7 @@ CHECKS: tuple[Callable[[Sample], Iterator[Finding]], ...] = (
     pictures.check_views,
     pictures.check_lag,
 )
+AFTER_UNITS = (robot.check_speed, robot.check_kinematics, actions.check_kind, actions.check_tracking)
 
 
 def check_set(root: str | Path, *, limit: int = 24, robot: str | None = None) -> Iterator[Finding]:
@@ -57,5 +59,10 @@ def check_set(root: str | Path, *, limit: int = 24, robot: str | None = None) ->
 def check_sample(sample: Sample) -> Iterator[Finding]:
     """Run every check on episodes that were read."""
     with np.errstate(all="ignore"):
+        in_degrees = False
         for check in CHECKS:
-            yield from check(sample)
+            if in_degrees and check in AFTER_UNITS:
+                continue  # what they would find follows from the unit
+            for finding in check(sample):
+                in_degrees |= finding.subject == "degrees" and finding.text.startswith(JOINTS)
+                yield finding

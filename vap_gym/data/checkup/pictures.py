@@ -25,10 +25,7 @@ def check_views(sample: Sample) -> Iterator[Finding]:
         blank = [episode.index for episode, pictures in shown if pictures.spread < BLANK_GREY]
         frozen = []
         for episode, pictures in shown:
-            moves = speeds(sample, episode)
-            moving = moves is None or float(np.nansum(moves[: len(pictures.motion)])) > 0.1
-            still = len(pictures.motion) > 4 and float(pictures.motion.max()) < STILL_GREY
-            if still and moving and episode.index not in blank:
+            if episode.index not in blank and _is_frozen(pictures.motion, speeds(sample, episode)):
                 frozen.append(episode.index)
         for what, found in (("blank", blank), ("frozen", frozen)):
             if found:
@@ -95,6 +92,16 @@ def check_counts(episodes: EpisodeSet) -> Iterator[Finding]:
                         why="Pictures and states part at some row that nobody knows.",
                         mend="Import the episode again; --trim cuts both to the shorter where their beginnings agree.",
                     )
+
+
+def _is_frozen(motion: Array, moves: Array | None) -> bool:
+    """Whether nothing changes in the pictures while the robot moves; key frames alone change them a little."""
+    if moves is not None:
+        moves = np.nan_to_num(moves[: len(motion)])
+        if moves.sum() < 0.1:  # rad or m: at rest
+            return False
+        motion = motion[: len(moves)][moves > 0.25 * moves.max()]
+    return len(motion) > 4 and float(np.percentile(motion, 75)) < STILL_GREY
 
 
 def _correlation(pairs: list[tuple[Array, Array]], lag: int) -> float:
