@@ -213,9 +213,10 @@ def test_every_shipped_robot_has_a_surface_of_few_triangles(name: str) -> None:
     mesh = Mesh(card)
     assert 100 < len(mesh.faces) <= 1500
     q, opened = torch.tensor(card.home_q_rad), torch.zeros(())
-    middle = mesh.poses(q, opened)[:, :3, 3].mean(0)
-    camera = Camera.look_at(
-        middle + torch.tensor([2.0, 0.5, 0.5]), middle, vertical_fov_rad=0.8, frame_size_px=(288, 192)
-    )
+    T = mesh.poses(q, opened)[mesh.link].double()
+    vertices = (T[:, :3, :3] @ torch.from_numpy(mesh.vertices_m)[..., None])[..., 0] + T[:, :3, 3]
+    low, high = vertices.amin(0), vertices.amax(0)
+    middle, away = (low + high) / 2, (high - low).max() * torch.tensor([1.5, 0.5, 0.5])
+    camera = Camera.look_at(middle + away, middle, vertical_fov_rad=0.8, frame_size_px=SIZE)
     assert (draw_depth(q, opened, camera, mesh) > 0).sum() > 200
     assert {tuple(colour) for colour in mesh.colour_rgb} <= {bone.colour_rgb for bone in card.skeleton.bones}

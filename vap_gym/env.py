@@ -34,7 +34,7 @@ class VapEnv(gym.Env[Observation, np.ndarray]):
         card: id or path of the env card whose defaults the others override. None means the card's own.
         world_model: a name ("tiny"), a checkpoint folder, or a `World`.
         device, dtype: where and in which precision the world model runs; None is the model's own precision.
-        prompt: "skeleton" or "none".
+        prompt: "skeleton", "mesh", "depth" or "none" (see docs/prompts.md).
         action_mode: "cartesian_velocity", "cartesian_delta", "cartesian_pose", "joint_velocity" or "joint_position".
         obs_type: "pixels" or "pixels_agent_pos".
         robot: a robot's name or the path of its folder.
