@@ -1,4 +1,4 @@
-"""Matches between a rendered robot and an observed frame, and what they say: how far off, and how sure (Sec. 3.2).
+"""Matches between a rendered robot and observed frames, and what they say: how far off, and how sure (Sec. 3.2).
 
 A matcher is anything that finds, for points of the rendered robot, where they are in the frame. Without weights it is
 `SilhouetteMatcher`; with weights see `adapters_matching`.
@@ -7,7 +7,7 @@ A matcher is anything that finds, for points of the rendered robot, where they a
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
@@ -56,13 +56,17 @@ def no_matches() -> Matches:
     return Matches(rendered_px=np.zeros((0, 2)), observed_px=np.zeros((0, 2)), confidence=np.zeros(0))
 
 
+@runtime_checkable
 class Matcher(Protocol):
-    """Finds points of a rendered robot in a frame. Holds settings and weights only."""
+    """Finds points of a rendered robot in the frames of a clip. Holds settings and weights only."""
 
     def __call__(
-        self, picture: UInt8[np.ndarray, "H W 3"], mask: Bool[np.ndarray, "H W"], frame: UInt8[np.ndarray, "H W 3"]
-    ) -> Matches:
-        """Return matches between `picture` (the robot, where `mask` is true) and `frame`, in px of both."""
+        self,
+        pictures: UInt8[np.ndarray, "T H W 3"],
+        masks: Bool[np.ndarray, "T H W"],
+        frames: UInt8[np.ndarray, "T H W 3"],
+    ) -> list[Matches]:
+        """Return the matches between each picture (the robot, where its mask is true) and its frame, in px of both."""
         ...
 
 
@@ -100,39 +104,49 @@ class SilhouetteMatcher:
     """Lays the outline of the rendered robot where the frame has edges of its direction; needs no weights.
 
     Of all shifts up to `reach_px` the one wins at which most of the outline lies on edges; far ones have to be better
-    than near ones. From there each point looks for its own edge along its normal. Confidence says how far the winner
-    stands out from all other shifts, and how clear the point's own edge is.
+    than near ones. What the neighbours in time say counts as well (`together_frames`): edges of the background do not
+    move with the robot. From there each point looks for its own edge along its normal. Confidence says how far the
+    winner stands out from all other shifts, and how clear the point's own edge is.
     """
 
-    def __init__(self, *, reach_px: int = 24, step_px: int = 2, nearness: float = 3.0) -> None:
-        if reach_px < step_px or step_px < 1 or nearness < 0:
+    def __init__(
+        self, *, reach_px: int = 24, step_px: int = 2, nearness: float = 3.0, together_frames: float = 6.0
+    ) -> None:
+        if reach_px < step_px or step_px < 1 or nearness < 0 or together_frames <= 0:
             raise VapError(
-                "SilhouetteMatcher needs reach_px >= step_px >= 1 and nearness >= 0, "
-                f"got {reach_px}, {step_px}, {nearness}. Try 24, 2, 3.0."
+                "SilhouetteMatcher needs reach_px >= step_px >= 1, nearness >= 0 and together_frames > 0, "
+                f"got {reach_px}, {step_px}, {nearness}, {together_frames}. Try 24, 2, 3.0, 6.0."
             )
         self._cv2 = require("cv2", "[data]", "Matching silhouettes")
-        self.reach_px, self.step_px, self.nearness = reach_px, step_px, nearness
+        self.nearness, self.together_frames = nearness, together_frames
         self.shifts_px = np.arange(-(reach_px // step_px), reach_px // step_px + 1) * step_px
 
     def __call__(
-        self, picture: UInt8[np.ndarray, "H W 3"], mask: Bool[np.ndarray, "H W"], frame: UInt8[np.ndarray, "H W 3"]
-    ) -> Matches:
-        outline = outline_of(mask)
-        if len(outline) < LEAST_POINTS:
-            return no_matches()
-        edges = self._edges(frame)
-        fit = standing_out(self._along_edges(outline, edges))
+        self,
+        pictures: UInt8[np.ndarray, "T H W 3"],
+        masks: Bool[np.ndarray, "T H W"],
+        frames: UInt8[np.ndarray, "T H W 3"],
+    ) -> list[Matches]:
+        outlines = [outline_of(mask) for mask in masks]
+        known = np.array([len(outline) >= LEAST_POINTS for outline in outlines])
+        size = len(self.shifts_px)
+        fits = np.zeros((len(frames), size, size))
+        for t in np.flatnonzero(known):
+            fits[t] = standing_out(self._along_edges(outlines[t], self._edges(frames[t])))
+        fits = _together(fits, known, self.together_frames)
         across, down = np.meshgrid(self.shifts_px, self.shifts_px)
-        best = np.argmax(fit - self.nearness * (across**2 + down**2) / self.reach_px**2)
-        shift = np.array([across.flat[best], down.flat[best]], np.float64)
-        sure = float(np.clip((fit.flat[best] - CHANCE_Z) / (SURE_Z - CHANCE_Z), 0, 1))
-        found, clear = self._own_edges(outline, shift, edges)
-        return Matches(rendered_px=outline.points_px, observed_px=found, confidence=sure * clear)
-
-    def placement(self, mask: Bool[np.ndarray, "H W"], frame: UInt8[np.ndarray, "H W 3"]) -> NDArray[np.float64] | None:
-        """Return how much the outline stands out at each shift (down, across), or None where there is no outline."""
-        outline = outline_of(mask)
-        return standing_out(self._along_edges(outline, self._edges(frame))) if len(outline) >= LEAST_POINTS else None
+        far = self.nearness * (across**2 + down**2) / self.shifts_px[-1] ** 2
+        found = []
+        for t, outline in enumerate(outlines):
+            if not known[t]:
+                found.append(no_matches())
+                continue
+            best = int(np.argmax(fits[t] - far))
+            shift = np.array([across.flat[best], down.flat[best]], np.float64)
+            sure = float(np.clip((fits[t].flat[best] - CHANCE_Z) / (SURE_Z - CHANCE_Z), 0, 1))
+            own, clear = self._own_edges(outline, shift, self._edges(frames[t]))
+            found.append(Matches(rendered_px=outline.points_px, observed_px=own, confidence=sure * clear))
+        return found
 
     def _edges(self, frame: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Direction of the edge at each pixel, (2, H, W), with a length in [0, 1): strong edges count alike."""
@@ -148,7 +162,7 @@ class SilhouetteMatcher:
 
     def _along_edges(self, outline: Outline, edges: NDArray[np.float32]) -> NDArray[np.float64]:
         """Mean over the outline of |edge · normal| at each shift, (shifts down, shifts across)."""
-        reach = self.reach_px
+        reach = int(self.shifts_px[-1])
         padded = np.pad(edges, ((0, 0), (reach, reach), (reach, reach)))
         column, row = np.floor(outline.points_px).astype(np.int64).T + reach
         x = column[:, None, None] + self.shifts_px[None, None, :]
@@ -178,3 +192,11 @@ def standing_out(fit: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return a map in standard deviations from its mean: 0 everywhere where it is flat."""
     spread = fit.std()
     return (fit - fit.mean()) / spread if spread > 1e-9 else np.zeros_like(fit)
+
+
+def _together(fits: NDArray[np.float64], known: NDArray[np.bool_], frames: float) -> NDArray[np.float64]:
+    """Mean of maps over frames near in time (a Gaussian of that many frames), of those that are known."""
+    every = np.arange(len(fits))
+    weight = np.exp(-0.5 * ((every[:, None] - every) / frames) ** 2) * known
+    weight /= np.maximum(weight.sum(1, keepdims=True), 1e-12)
+    return np.einsum("ts,sdr->tdr", weight, fits)

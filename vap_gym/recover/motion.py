@@ -69,7 +69,7 @@ def motion_share(
         shifted = padded[:, reach - down : reach - down + height, reach - across : reach - across + width]
         return _explained(small, shifted) / total
 
-    shares = np.array([[share(down, across) for across in shifts] for down in shifts])
+    shares = np.array([[share(down, across) for across in shifts.tolist()] for down in shifts.tolist()])
     return MotionShare(shares=shares, shifts_px=shifts * COARSE_PX)
 
 

@@ -31,7 +31,7 @@ def rectified_camera(camera: Camera, homography: Float[np.ndarray, "T 3 3"]) -> 
 
     Raises VapError where a homography is singular or mirrors the picture: no camera sees that.
     """
-    det = np.linalg.det(homography)
+    det = np.linalg.det(np.where(np.isfinite(homography), homography, 0.0))
     if not np.isfinite(homography).all() or (det / np.maximum(np.abs(homography).max((1, 2)), 1e-12) ** 3 < 1e-9).any():
         raise VapError(
             f"homographies must be finite, with positive determinants, got determinants {det.min():.3g} to "

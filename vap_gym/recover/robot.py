@@ -7,7 +7,7 @@ homography per frame. All of it is a function of its inputs: the same in a proce
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -132,7 +132,7 @@ class RobotPipeline:
     def _read(
         self, episode: Episode, view: str
     ) -> tuple[NDArray[np.uint8], torch.Tensor, torch.Tensor, Camera, NDArray[np.bool_]]:
-        """Return frames, joints, closedness, cameras, and which frames have these; the others borrow a neighbour's."""
+        """Return frames, joints, closedness, cameras, and which have a state; the others borrow a neighbour's."""
         if view not in episode.frames:
             raise unknown_name("view of the episode", view, episode.frames)
         absent = [name for name in (JOINTS, GRIPPER) if name not in episode.columns]
@@ -151,28 +151,22 @@ class RobotPipeline:
                 "Name the robot that was recorded."
             )
         camera = camera_of(episode.columns, view, (frames.shape[2], frames.shape[1]))
-        K, T = camera.K.numpy(), camera.T_world_camera.numpy()
-        finite = [np.isfinite(x.reshape(len(q), -1)).all(-1) for x in (q, gripper, K, T)]
-        has_state = np.logical_and.reduce(finite)
+        has_state = np.isfinite(q).all(-1) & np.isfinite(gripper)
         if not has_state.any():
             raise DataError(
-                f"An episode must have finite joints, gripper and camera in some frame, got none in {len(q)} frames. "
+                f"An episode must have finite joints and gripper in some frame, got none in {len(q)} frames. "
                 "Leave it out, or import it again."
             )
         every, known = np.arange(len(q)), np.flatnonzero(has_state)
         nearest = known[np.abs(every[:, None] - known).argmin(1)]
-        q, gripper, K, T = q[nearest], gripper[nearest], K[nearest], T[nearest]
-        camera = replace(camera, K=torch.from_numpy(K), T_world_camera=torch.from_numpy(T)).checked()
-        return frames, torch.from_numpy(q).float(), torch.from_numpy(gripper).float(), camera, has_state
+        q, gripper = q[nearest], gripper[nearest]
+        return frames, torch.from_numpy(q).float(), torch.from_numpy(gripper).float(), camera.checked(), has_state
 
     def _matched(self, drawn: Rendered, frames: NDArray[np.uint8], has_state: NDArray[np.bool_]) -> list[Matches]:
         """Match each frame, and keep what lies on the robot's moving parts."""
-        return [
-            on_robot(self.matcher(drawn.picture[t], drawn.moving[t], frames[t]), drawn.moving[t])
-            if has_state[t] and drawn.moving[t].any()
-            else no_matches()
-            for t in range(len(frames))
-        ]
+        masks = drawn.moving & has_state[:, None, None]
+        found = self.matcher(drawn.picture, masks, frames)
+        return [on_robot(m, mask) if mask.any() else no_matches() for m, mask in zip(found, masks, strict=True)]
 
     def _reference(
         self,
