@@ -125,6 +125,24 @@ def test_any_range_of_a_joined_video_is_the_slice_of_the_whole(
     assert np.array_equal(read_video(tmp_path / "all.mp4", start=start, stop=stop), whole[start:stop])
 
 
+def test_av1_is_copied_too(tmp_path: Path) -> None:
+    """What LeRobot encodes by default, at key frames every second frame."""
+    source = tmp_path / "a.mp4"
+    with av.open(str(source), "w") as out:
+        stream = out.add_stream("libsvtav1", rate=10, options={"g": "2", "preset": "12", "crf": "30"})
+        stream.width, stream.height, stream.pix_fmt = 128, 96, "yuv420p"
+        for picture in moving(12, height=96, width=128):
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        out.mux(stream.encode(None))
+    writer = EpisodeWriter(tmp_path / "set", fps=15)
+    for start, stop in ((0, 4), (4, 12)):
+        writer.append(episode(stop - start), encoded={"front": VideoFile(path=source, start=start, stop=stop)})
+    finalise(tmp_path / "set")
+    assert payloads(tmp_path / f"set/videos/{KEY}/chunk-000/file-000.mp4") == payloads(source)
+    assert np.array_equal(EpisodeSet(tmp_path / "set")[1].frames["front"], read_video(source)[4:])
+    assert EpisodeSet(tmp_path / "set").meta["features"][KEY]["info"]["video.codec"] == "av1"
+
+
 def test_episode_is_cut_out_of_a_joined_video_and_nowhere_else(tmp_path: Path) -> None:
     parts = [(encode(tmp_path / f"{i}.mp4", 10, seed=i), 10) for i in range(3)]
     join_videos(parts, tmp_path / "all.mp4", 15)
@@ -219,5 +237,6 @@ def test_what_does_not_fit_or_is_damaged_is_refused_and_leaves_nothing(tmp_path:
 def test_checking_shows_about_as_many_samples_as_asked_for(tmp_path: Path) -> None:
     path = encode(tmp_path / "a.mp4", 40)
     assert np.array_equal(check_video(path, 40, samples=8), read_video(path)[::5])
+    assert np.array_equal(check_video(path, 40, whole=False), read_video(path, stop=1))
     with pytest.raises(DataError, match="must show 41 frames, got 40"):
         check_video(path, 41)

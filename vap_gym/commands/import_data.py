@@ -25,6 +25,7 @@ def main(
     limit: int | None = None,
     trim: bool = False,
     recode: bool = False,
+    check: bool = True,
 ) -> None:
     """Import a recording, episode by episode. Run it again to go on, or to try failed episodes again.
 
@@ -43,6 +44,7 @@ def main(
         limit: Import this many at most.
         trim: Cut episodes whose videos and logs differ in length to the shortest.
         recode: Encode again those videos that cannot be cut out of their file untouched.
+        check: Decode every frame of copied videos once, to find damage now; else only the key frames.
     """
     from tqdm import tqdm
 
@@ -64,7 +66,7 @@ def main(
             opened,
             source,
             out,
-            doubts=Doubts(fps=fps, rate_hz=rate_hz, trim=trim, recode=recode),
+            doubts=Doubts(fps=fps, rate_hz=rate_hz, trim=trim, recode=recode, check=check),
             only=only,
             limit=limit,
             progress=tell,

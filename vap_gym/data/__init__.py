@@ -1,5 +1,6 @@
 """Data: videos and episodes on disk, in LeRobot's v3 layout."""
 
+from vap_gym.data.encoded import PictureBytes, VideoFile
 from vap_gym.data.episodes import Episode, EpisodeSet, describe
 from vap_gym.data.gather import finalise
 from vap_gym.data.layout import Column, DataError, Features
@@ -13,6 +14,8 @@ __all__ = [
     "EpisodeSet",
     "EpisodeWriter",
     "Features",
+    "PictureBytes",
+    "VideoFile",
     "describe",
     "finalise",
     "read_video",

@@ -12,6 +12,7 @@ from typing import Any
 
 import av
 import numpy as np
+from av.codec.codec import UnknownCodecError
 from numpy.typing import NDArray
 
 from vap_gym.data.encoded import VideoFile
@@ -140,7 +141,7 @@ def _mux(cuts: Sequence[_Cut], path: Path, fps: int) -> None:
         for cut in cuts:
             with opened(cut.path) as (container, stream):
                 if target is None:
-                    target = out.add_stream_from_template(stream)
+                    target = out.add_stream_from_template(stream, opaque=True)
                     target.time_base = Fraction(1, fps)
                 order = cut.order.tolist()
                 for index, packet in enumerate(_packets(container, stream, cut)):
@@ -179,5 +180,5 @@ def opened(path: Path, **options: str) -> Iterator[tuple[Any, Any]]:
             if stream.codec_context is None:
                 raise DataError(f"{path} must hold a video that FFmpeg can decode, got an unknown codec. Convert it.")
             yield container, stream
-    except (av.error.FFmpegError, UnicodeDecodeError) as error:
+    except (av.error.FFmpegError, UnicodeDecodeError, UnknownCodecError) as error:
         raise DataError(f"{path} cannot be decoded as video: {error}. It is damaged: write it again.") from error

@@ -139,22 +139,24 @@ def _decoded(path: Path, start: int) -> Iterator[tuple[int, Any]]:
             yield from numbered
 
 
-def check_video(path: Path, frames: int, samples: int = 16) -> NDArray[np.uint8]:
+def check_video(path: Path, frames: int, *, samples: int = 16, whole: bool = True) -> NDArray[np.uint8]:
     """Decode all `frames` frames of a file, strictly, and return about `samples` of them as (S,H,W,3) uint8 RGB.
 
-    Raises DataError where one is missing or damaged.
+    Where not `whole`, only key frames are decoded. Raises DataError where a frame is missing or damaged.
     """
-    every, count = max(1, frames // samples), 0
+    every, count = max(1, frames // samples) if whole else 1, 0
     kept: list[NDArray[np.uint8]] = []
     reformatter = VideoReformatter()
     with opened(path) as (container, stream):
         _choose_threads(stream)
         stream.codec_context.options = {"err_detect": "explode"}  # or damage is painted over
+        if not whole:
+            stream.codec_context.skip_frame = "NONKEY"
         for frame in container.decode(stream):
             if count % every == 0:
                 kept.append(np.asarray(reformatter.reformat(frame, format="rgb24").to_ndarray(), np.uint8))
             count += 1
-    if count != frames:
+    if not kept or (whole and count != frames):
         raise DataError(f"{path} must show {frames} frames, got {count} that can be decoded. Fetch it again.")
     return np.stack(kept)
 

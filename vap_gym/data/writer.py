@@ -40,6 +40,7 @@ class EpisodeWriter:
         crf: int = 10,
         episodes_per_file: int = 50,
         robot_type: str = "unknown",
+        check: bool = True,
     ) -> None:
         if codec not in CODECS:
             raise DataError(f"No video codec named {codec!r}. Known: {', '.join(CODECS)}.")
@@ -48,7 +49,7 @@ class EpisodeWriter:
                 "EpisodeWriter needs fps >= 1, episodes_per_file >= 1 and crf in 0 to 51, "
                 f"got {fps}, {episodes_per_file} and {crf}. Try 15, 50 and 10."
             )
-        self.root, self.fps, self.robot_type = Path(root), fps, robot_type
+        self.root, self.fps, self.robot_type, self.check = Path(root), fps, robot_type, check
         self.episodes_per_file = episodes_per_file
         self.codec: dict[str, Any] = {"name": codec, "crf": crf, "pix_fmt": CODECS[codec].pix_fmt}
         self.features: Features | None = None
@@ -75,7 +76,8 @@ class EpisodeWriter:
         """Write an episode under `index` >= 0; it is on disk, whole, when this returns.
 
         `encoded` are views beside those of `episode.frames`, stored without encoding them again: the packets of an
-        mp4, at the rate of the set, or JPEG and PNG files. All of it is decoded once, so that damage is found now.
+        mp4, at the rate of the set, or JPEG and PNG files. All of it is decoded once, so that damage is found now
+        (without `check`, of videos only the key frames).
         Raises DataError where the index is taken, the episode does not have the features of the set, or a picture
         is damaged.
         """
@@ -118,7 +120,7 @@ class EpisodeWriter:
                 shown = check_pictures(given.files, f"'{view}' of episode {index}, frame")
             elif isinstance(given, VideoFile):
                 copy_video(given, folder / f"{key}.mp4", self.fps)
-                shown = check_video(folder / f"{key}.mp4", length)
+                shown = check_video(folder / f"{key}.mp4", length, whole=self.check)
             else:
                 write_video(folder / f"{key}.mp4", given, self.fps, codec=self.codec["name"], crf=self.codec["crf"])
                 shown = given

@@ -62,13 +62,15 @@ class Doubts:
     """What the user says where a recording leaves doubt.
 
     `fps` of the set, whatever the source says; `rate_hz` of a source that does not state it; `trim` episodes whose
-    videos and logs differ in length to the shortest; `recode` videos that cannot be cut without encoding again.
+    videos and logs differ in length to the shortest; `recode` videos that cannot be cut without encoding again;
+    `check` that every frame of a copied video can be decoded, not its key frames only.
     """
 
     fps: int | None = None
     rate_hz: float | None = None
     trim: bool = False
     recode: bool = False
+    check: bool = True
 
 
 def import_source(
@@ -171,7 +173,13 @@ class _Job:
             pending.rmdir()
 
     def _open_writer(self, fps: int) -> EpisodeWriter:
-        return EpisodeWriter(self.out, fps=fps, robot_type=self.source.robot, episodes_per_file=self.episodes_per_file)
+        return EpisodeWriter(
+            self.out,
+            fps=fps,
+            robot_type=self.source.robot,
+            episodes_per_file=self.episodes_per_file,
+            check=self.doubts.check,
+        )
 
     def _rate(self, raw: RawEpisode) -> tuple[int, float | None, float | None]:
         """The rate for the set, the one stated for the episode, and the one of its first container."""
