@@ -25,6 +25,9 @@ COMMANDS: dict[str, Command] = {
     "data import": Command(module="vap_gym.commands.import_data", summary="import recordings of others as episodes"),
     "data describe": Command(module="vap_gym.commands.describe", summary="say what a folder of episodes holds"),
     "recover hands": Command(module="vap_gym.commands.recover_hands", summary="pairs of hand videos and detections"),
+    "recover hand-pictures": Command(
+        module="vap_gym.commands.recover_hand_pictures", summary="annotated pictures of hands as episodes"
+    ),
     "recover robot": Command(
         module="vap_gym.commands.recover_robot", summary="pairs of robot logs, judged and rectified"
     ),

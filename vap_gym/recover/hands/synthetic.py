@@ -48,6 +48,9 @@ class Faults:
     noise_px: float = 1.5
     third_hand: float = 0.0  # share of the video in which a stranger's hand is seen
     doubles: float = 0.0  # share of detections that are reported twice
+    hidden_m: float = (
+        0.0  # the farther hand is not seen where both are less than this apart in the picture, at its depth
+    )
 
 
 def shaped(flex: Float[np.ndarray, "*batch 5"]) -> Float[np.ndarray, "*batch 21 3"]:
@@ -106,6 +109,11 @@ def seen(truth: TrueHands, faults: Faults, *, seed: int) -> Detections:
     frames = len(truth.joints_px)
     every = np.arange(frames)
     hands = [(every, np.full(frames, s), truth.joints_px[:, s], truth.joints_m[:, s]) for s in (0, 1)]
+    if faults.hidden_m:
+        middle, depth = truth.joints_px.mean(2), truth.joints_m[..., 2].mean(2)
+        apart_m = np.linalg.norm(middle[:, 0] - middle[:, 1], axis=-1) * depth.max(1) / truth.K[0, 0]
+        clear = [(apart_m >= faults.hidden_m) | (depth[:, s] <= depth[:, 1 - s]) for s in (0, 1)]
+        hands = [(hand[0][c], hand[1][c], hand[2][c], hand[3][c]) for hand, c in zip(hands, clear)]
     if faults.third_hand:
         length = max(1, round(faults.third_hand * frames))
         begin = int(rng.integers(0, frames - length + 1))
