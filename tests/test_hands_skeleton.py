@@ -9,9 +9,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vap_gym import cli
 from vap_gym.cards import load_robot
+from vap_gym.data import EpisodeSet
+from vap_gym.data.conventions import HANDS, camera_of
+from vap_gym.data.layout import DataError
 from vap_gym.errors import VapError
 from vap_gym.geometry import Camera, inverse, pose
+from vap_gym.recover.hands.annotated import read_annotated
 from vap_gym.recover.hands.joints import (
     EDGES,
     JOINTS,
@@ -22,6 +27,7 @@ from vap_gym.recover.hands.joints import (
     to_openpose,
     with_tips,
 )
+from vap_gym.recover.hands.pipeline import HANDS_PX
 from vap_gym.recover.hands.skeleton21 import COLOURS, WRIST_COLOURS, draw_hands, draw_hands_3d, project_hands
 from vap_gym.recover.hands.synthetic import crossing_hands, projected, shaped
 
@@ -190,6 +196,39 @@ def test_drawn_interhand_skeletons_lie_on_skin(interhand, shared_data: Path) -> 
         beside = np.roll(lit, (-150, 110), (0, 1)) & ~lit
         assert lit.sum() > 300
         assert np.median(frame[lit]) > 1.5 * np.median(frame[beside]), name
+
+
+@pytest.mark.parametrize(("kind", "joints"), [("interhand2.6m", 126), ("onehand10k", 63)])
+def test_annotated_pictures_are_imported_by_one_command(
+    shared_data: Path, tmp_path: Path, kind: str, joints: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["recover", "hand-pictures", str(shared_data / "hands" / kind), str(tmp_path / "out"), "--side-px", "128"]
+    assert cli.main(words) == 0, capsys.readouterr().err
+    shown = capsys.readouterr().out
+    assert shown.count("100%") == 4  # of the joints lie in the annotated boxes
+    assert (tmp_path / "out" / "overlays" / f"{kind}.png").is_file()
+    episodes = EpisodeSet(tmp_path / "out")
+    points = np.stack([episode.columns[HANDS_PX][0] for episode in episodes])
+    assert np.isfinite(points).all(-1).sum() == joints
+    assert np.nanmin(points) >= 0
+    assert np.nanmax(points) <= 128
+    if kind == "interhand2.6m":
+        for episode in episodes:
+            uv, _ = project_hands(episode.columns[HANDS], camera_of(episode.columns, "video", (128, 128)).checked())
+            assert np.allclose(uv, episode.columns[HANDS_PX], equal_nan=True)
+    assert cli.main(words) == 2
+    assert "must be a new folder" in capsys.readouterr().err
+
+
+def test_folders_without_annotated_hands_are_told(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="holds no annotated hands"):
+        read_annotated(tmp_path)
+    (tmp_path / "a.json").write_text('{"images": [{"id": 1}], "annotations": [{"keypoints": [1, 2]}]}')
+    with pytest.raises(DataError, match=r"a.json cannot be read as annotations of onehand10k"):
+        read_annotated(tmp_path)
+    (tmp_path / "a_data.json").write_text("[")
+    with pytest.raises(DataError, match=r"a_data.json cannot be read as annotations of interhand2.6m"):
+        read_annotated(tmp_path)
 
 
 def test_onehand10k_points_are_in_our_order(shared_data: Path) -> None:

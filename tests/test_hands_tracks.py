@@ -50,6 +50,7 @@ def test_misses_and_flips_are_made_good(seed: int) -> None:
         (Faults(missed=0.4), 0.95),
         (Faults(flipped=0.2), 0.98),
         (Faults(mirrored=True), 0.9),
+        (Faults(hidden_m=0.06), 0.94),
     ],
 )
 def test_worse_detectors_are_borne(faults: Faults, least: float) -> None:
