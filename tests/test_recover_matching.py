@@ -144,7 +144,7 @@ def test_motion_is_explained_best_where_the_robot_is(render: RobotRenderer) -> N
     assert share is not None
     assert share.best_shift_px(within_px=16.0) == (-8, 4)
     assert share.shares.max() > 2 * share.here
-    right, down = refined_shift(frames, rendered.moving, (-6, 2))
+    right, down = refined_shift(frames, rendered.moving, (-6.0, 2.0))
     assert (right, down) == (pytest.approx(-8, abs=1), pytest.approx(4, abs=1))
 
 

@@ -1,9 +1,9 @@
 """How the camera drifted during a clip: homographies from frame 0 to each frame, from background features alone.
 
-Features (SIFT) on the robot are left out, since it moves by itself. A frame is registered to the anchor, or where too
-little of it is left, to the last frame that was registered well. The map is a similarity unless an affine map or a
-homography has clearly more features on its side: on plain walls a few features in a corner, or on a thing that was
-pushed, must not bend the rest of the picture.
+Features (SIFT) on the robot are left out, since it moves by itself. A frame is registered to the first that has
+features, or where too little of that is left, to the last one that was registered. The map is a similarity unless an
+affine map or a homography has clearly more features on its side: on plain walls a few features in a corner, or on a
+thing that was pushed, must not bend the rest of the picture.
 """
 
 from __future__ import annotations
@@ -70,17 +70,18 @@ def find_drift(frames: UInt8[np.ndarray, "T H W 3"], robot: Bool[np.ndarray, "T 
     cv2 = require("cv2", "[data]", "Registering frames")
     sift = cv2.SIFT_create(contrastThreshold=CONTRAST)
     count, height, width = robot.shape
-    H = np.tile(np.eye(3), (count, 1, 1))
-    inliers, registered = np.zeros(count, np.int64), np.zeros(count, bool)
-    anchor = last = (0, _features(cv2, sift, frames[0], robot[0]))
-    registered[0], inliers[0] = True, len(anchor[1].at_px)
-    for t in range(1, count):
-        own = _features(cv2, sift, frames[t], robot[t])
-        for number, features in (anchor, last):
-            found = _register(cv2, features, own, diagonal_px=float(np.hypot(height, width)))
+    seen = [_features(cv2, sift, frame, mask) for frame, mask in zip(frames, robot, strict=True)]
+    enough = [t for t in range(count) if len(seen[t].at_px) >= LEAST_INLIERS]
+    H, inliers, registered = np.tile(np.eye(3), (count, 1, 1)), np.zeros(count, np.int64), np.zeros(count, bool)
+    if not enough:
+        return Drift(homography=H, inliers=inliers, is_registered=registered)
+    anchor = last = enough[0]
+    registered[anchor], inliers[anchor] = True, len(seen[anchor].at_px)
+    for t in enough[1:]:
+        for known in dict.fromkeys((anchor, last)):
+            found = _register(cv2, seen[known], seen[t], diagonal_px=float(np.hypot(height, width)))
             if found is not None:
-                H[t], inliers[t], registered[t] = found[0] @ H[number], found[1], True
-                last = (t, own)
+                H[t], inliers[t], registered[t], last = found[0] @ H[known], found[1], True, t
                 break
     H = smoothed(H, registered * np.sqrt(inliers), (width, height), frames=SMOOTH_FRAMES)
     H = H @ np.linalg.inv(H[0])

@@ -25,6 +25,7 @@ VIDEO, PROMPT = "video", "prompt"
 HOMOGRAPHY, MATCH_SCORE = "homography", "match_score"
 EXAMPLES, CELLS = 4, 5  # of kept and of discarded episodes on the sheet, and frames of each
 CELL_WIDTH_PX = 256
+NOTE = "number of the episode; how many px matches on the robot are off, and with what score the robot is found"
 
 
 def pair(episode: Episode, view: str, found: RecoveredEpisode, *, robot: str, prompt: str) -> Episode:
@@ -102,7 +103,7 @@ def recover_set(
             report[kind].append(entry if kind == "kept" else {**entry, "reasons": list(found.verdict.reasons)})
             tell(f"episode {number}: {kind}. {_told(entry)}" + "".join(f"; {r}" for r in found.verdict.reasons))
             if len(rows[kind]) < EXAMPLES:
-                rows[kind].append((f"{number} {kind}", _cells(episode.frames[view], found.prompts)))
+                rows[kind].append((f"{number} {kind}\n{_label(entry)}", _cells(episode.frames[view], found.prompts)))
         write_json(out / REPORT, report)
     if (out / INFO_PATH).exists():
         finalise(out)
@@ -140,6 +141,10 @@ def _told(entry: dict[str, Any]) -> str:
     )
 
 
+def _label(entry: dict[str, Any]) -> str:
+    return ", ".join("?" if entry[n] is None else f"{entry[n]:.2g}" for n in ("discrepancy_px", "score"))
+
+
 def _cells(frames: NDArray[np.uint8], prompts: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
     return [overlay(frames[t], prompts[t], alpha=0.8) for t in spread(CELLS, len(frames))]
 
@@ -148,4 +153,6 @@ def _sheet(examples: list[tuple[str, list[NDArray[np.uint8]]]]) -> NDArray[np.ui
     width = examples[0][1][0].shape[1]
     most = max(len(cells) for _, cells in examples)
     rows = [[*cells, *[None] * (most - len(cells))] for _, cells in examples]
-    return sheet(rows, scale=max(1.0, round(CELL_WIDTH_PX / width, 2)), labels=[label for label, _ in examples])
+    return sheet(
+        rows, scale=max(1.0, round(CELL_WIDTH_PX / width, 2)), labels=[label for label, _ in examples], note=NOTE
+    )

@@ -52,7 +52,7 @@ def judged(
             f"the robot is in view in {visible:.0%} of the frames (at least {rule.least_visible:.0%}): "
             "check the camera, or take another view"
         )
-    if not discrepancy <= rule.most_px and visible > 0:
+    if discrepancy > rule.most_px:
         reasons.append(f"matches on the robot are {discrepancy:.1f} px off in the median (at most {rule.most_px:g})")
     if not score >= rule.least_score and visible > 0:
         reasons.append(f"the robot is found with a score of {score:.2f} (at least {rule.least_score:g})")
