@@ -8,13 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from vap_gym import cli
 from vap_gym.cards import RobotCard, load_robot
 from vap_gym.drafting import Draft, draft_robot
 from vap_gym.drafting.draft import read_camera_file
 from vap_gym.drafting.geometry import find_mesh
+from vap_gym.drafting.parts import choose_parts
 from vap_gym.drafting.picture import overview, poses_to_check
+from vap_gym.drafting.tree import read_tree, trimmed
 from vap_gym.errors import UrdfError, VapError
 from vap_gym.kinematics import Controller, load_chain, read_urdf
 from vap_gym.prompts.mesh import Mesh, draw_mesh
@@ -217,6 +221,11 @@ def test_several_arms_ask_for_a_tip(tmp_path: Path) -> None:
         ("<sdf/>", r"outermost element is <robot>, got <sdf>"),
         ('<robot><link name="a"/><link name="b"/></robot>', r"one tree with one root link, got 2: a, b"),
         (
+            f'<robot>{link("a", "1 1")}<link name="b"/>{joint("j", "continuous", "a", "b", "0 0 0")}</robot>',
+            r"bad.urdf: link 'a': a shape's size, scale and origin must be numbers, .* Correct that <visual>",
+        ),
+        ('<robot><link name="a"/><link name="a"/></robot>', r"each link needs a name of its own, got 'a'\. Rename"),
+        (
             f'<robot><link name="a"/><link name="b"/>{joint("j", "planar", "a", "b", "0 0 0")}</robot>',
             r"joint 'j' must have a parent, a child and one of the types .* got type 'planar'",
         ),
@@ -232,6 +241,26 @@ def test_a_bad_urdf_is_told_by_its_own_name(tmp_path: Path, text: str, message: 
     with pytest.raises(UrdfError, match=message):
         draft_robot(urdf, tmp_path / "out", tip="b" if '"b"' in text else None)
     assert [path.name for path in tmp_path.iterdir()] == ["bad.urdf"]
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_no_text_crashes_it(tmp_path: Path, data: st.DataObject) -> None:
+    """Values exchanged, elements taken out, text cut off: the parts are found, or an error tells what is wrong."""
+    text = f'<robot name="toy">{"".join(ARM[:-1])}</robot>'
+    values = [match.span(1) for match in re.finditer(r'="([^"]*)"', text)]
+    elements = [match.span() for match in re.finditer(r"<(limit|axis|origin|parent|child|geometry)[^>]*/>", text)]
+    begin, end = data.draw(st.sampled_from([*values, *elements, (700, len(text))]))
+    other = data.draw(st.sampled_from(["", "nan", "-1e9", "inf", "x", "0 0 0", "1 2", "world", "wrist", "lift"]))
+    urdf = tmp_path / "odd.urdf"
+    urdf.write_text(text[:begin] + other * (text[begin - 1] == '"') + text[end:])
+    try:
+        tree = read_tree(urdf)
+        parts = choose_parts(tree, base=None, tip=None, gripper_base=None)
+        trimmed(tree, base=parts.base, driven=[*parts.arm, *parts.gripper], name="odd")
+    except UrdfError as error:
+        if "odd.urdf" not in str(error):
+            raise AssertionError("the message names no file") from error
 
 
 def test_meshes_that_are_missing_are_left_out_and_named(urdf: Path, tmp_path: Path) -> None:
@@ -254,7 +283,7 @@ def test_a_folder_that_is_there_is_not_written_over_unless_asked(urdf: Path, tmp
     ):
         draft_robot(urdf, out, tip="wrist")
     assert (out / "mine.txt").read_text() == "kept"
-    draft_robot(urdf, out, tip="wrist", replace=True)
+    assert draft_robot(urdf, out, replace=True).card.tip_link == "wrist"  # found: beside the arm there is but a neck
     assert not (out / "mine.txt").exists()
     assert load_robot(out).name == "toy"
 

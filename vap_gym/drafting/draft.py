@@ -146,7 +146,7 @@ def _written(robot: Element, folder: Path, source: Path) -> Chain:
 def _card(chain: Chain, robot: Element, parts: Parts, folder: Path, name: str, source: Path) -> tuple[str, list[str]]:
     """Guess what the URDF does not say; return the card's text and notes. May add a link `tool_centre` to the URDF."""
     tree = read_tree(folder / "robot.urdf")
-    shape = surfaces(robot, folder)
+    shape = surfaces(robot, folder, source)
     home = home_pose(chain, tree, parts, shape)
     low, high = finite_limits(chain)
     middle = (low + high)[len(parts.arm) :] / 2

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Float
 
 from vap_gym.drafting.tree import origin
+from vap_gym.errors import UrdfError
 
 _FEWEST = 200
 """Points on a link's surface, at least: large triangles are divided."""
@@ -85,7 +86,7 @@ def _trouble(path: Path) -> str:
     import trimesh
 
     try:
-        solid = trimesh.load(path, force="mesh")
+        solid: Any = trimesh.load(path, force="mesh")
     except Exception as error:  # readers of a dozen formats raise what they like
         return f"{path.name} cannot be read: {error or type(error).__name__}"
     if not len(getattr(solid, "faces", ())) or not np.isfinite(solid.vertices).all() or not solid.area > 0:
@@ -100,8 +101,12 @@ def _free_name(name: str, taken: set[str]) -> str:
     return next(each for each in names if each.lower() not in lower)
 
 
-def surfaces(robot: Element, folder: Path) -> dict[str, Surface]:
-    """Return the surface of each link that has <visual> shapes, or else <collision> shapes; meshes lie in `folder`."""
+def surfaces(robot: Element, folder: Path, source: Path) -> dict[str, Surface]:
+    """Return the surface of each link that has <visual> shapes, or else <collision> shapes; meshes lie in `folder`.
+
+    Raises:
+        UrdfError: sizes or origins that are no numbers, or not as many as they must be.
+    """
     import trimesh
 
     found = {}
@@ -109,12 +114,18 @@ def surfaces(robot: Element, folder: Path) -> dict[str, Surface]:
         parts = []
         for element in link.findall("visual") or link.findall("collision"):
             geometry = element.find("geometry")
-            solid = None if geometry is None else _solid(geometry, folder)
-            if solid is not None:
-                solid.apply_transform(origin(element))
-                parts.append(solid)
+            try:
+                part = None if geometry is None else _solid(geometry, folder)
+                if part is not None:
+                    part.apply_transform(origin(element))
+                    parts.append(part)
+            except ValueError as error:
+                raise UrdfError(
+                    f"{source}: link '{link.get('name')}': a shape's size, scale and origin must be numbers, as many as a "
+                    f"URDF has there, but: {error}. Correct that <{element.tag}>."
+                ) from error
         if parts:
-            solid = trimesh.util.concatenate(parts)
+            solid: Any = trimesh.util.concatenate(parts)
             while len(solid.faces) < _FEWEST:
                 solid = solid.subdivide()
             found[str(link.get("name"))] = Surface(
@@ -143,4 +154,7 @@ def _solid(geometry: Element, folder: Path) -> Any:
 
 
 def _numbers(text: str) -> Float[np.ndarray, "3"]:
-    return np.array(text.split(), float)
+    found = np.array(text.split(), float)
+    if found.shape != (3,):
+        raise ValueError(f"'{text}' must be three numbers")
+    return found

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from vap_gym.drafting.tree import Tree, TreeJoint, leader_of
 from vap_gym.errors import UrdfError
 
-MOST_FINGER_JOINTS = 6
+MOST_FINGER_JOINTS = 4
 """Of one branch; a branch with more of its own is taken for an arm, or a neck, when there is no tip."""
 
 _TOOL_WORDS = ("tcp", "tool", "grasp", "ee_", "_ee", "end_eff", "tip")
@@ -102,8 +102,8 @@ def guessed_tip(tree: Tree, start: str) -> str:
         if len(branches) > 1:
             counts = [len(_moving(tree, joint)) for joint in branches]
             if max(counts) <= MOST_FINGER_JOINTS and any(joint.moves for joint in tree.path_to(link)):
-                break
-            if max(counts) > MOST_FINGER_JOINTS and sorted(counts)[-2] <= 1:  # one arm, and a small thing beside it
+                break  # fingers
+            if 3 * sorted(counts)[-2] <= max(counts):  # one arm, and something small beside it: a neck, a lid
                 branches = [branches[counts.index(max(counts))]]
             else:
                 raise UrdfError(f"{tree.path}: several links could be the tip of the arm. {_could_be(tree, start)}")

@@ -107,6 +107,12 @@ def read_tree(path: Path) -> Tree:
         raise UrdfError(
             f"{path}: a URDF's outermost element is <robot>, got <{robot.tag}>. Give a URDF, no SDF or MJCF."
         )
+    for tag in ("link", "joint"):
+        names = [element.get("name", "") for element in robot.findall(tag)]
+        twice = sorted({name for name in names if names.count(name) > 1 or not name})
+        if twice:
+            told = ", ".join(f"'{name}'" for name in twice)
+            raise UrdfError(f"{path}: each {tag} needs a name of its own, got {told}. Rename them.")
     links = {str(link.get("name")): link for link in robot.findall("link")}
     joints = {str(element.get("name")): _joint(path, element) for element in robot.findall("joint")}
     children = {joint.child for joint in joints.values()}

@@ -80,7 +80,7 @@ def _parse(path: Path) -> tuple[list[str], list[_Joint]]:
     try:
         ElementTree.parse(path)  # strictly: yourdfpy would take what it can read of a file that is cut off
         robot = yourdfpy.URDF.load(str(path), build_scene_graph=False, load_meshes=False).robot
-    except (yourdfpy.URDFError, SyntaxError, ValueError, AttributeError, TypeError, KeyError) as error:
+    except (yourdfpy.URDFError, SyntaxError, ValueError, AttributeError, TypeError, LookupError) as error:
         raise UrdfError(f"{path} is no well-formed URDF: {error or type(error).__name__}.") from error
     links = [link.name for link in robot.links]
     if len(set(links)) != len(links) or not links:
@@ -107,16 +107,18 @@ def _joint(path: Path, joint: Any, links: list[str]) -> _Joint:
         velocity = joint.limit.velocity or math.inf
         if bounded:
             lower, upper = joint.limit.lower or 0.0, joint.limit.upper or 0.0
-    if lower > upper:
+    if not lower <= upper:  # NaN included
         raise UrdfError(f"{path}: joint '{joint.name}' has lower limit {lower} above upper limit {upper}.")
     axis = torch.tensor([1.0, 0.0, 0.0] if joint.axis is None else list(joint.axis), dtype=torch.float64)
     if joint.type != "fixed":
-        if float(axis.norm()) < 1e-9:
+        if axis.shape != (3,) or not 1e-9 < float(axis.norm()) < math.inf:
             raise UrdfError(f"{path}: joint '{joint.name}' has the axis {axis.tolist()}, which gives no direction.")
         axis = axis / axis.norm()
     origin = (
         torch.eye(4, dtype=torch.float64) if joint.origin is None else torch.from_numpy(joint.origin).to(torch.float64)
     )
+    if not bool(torch.isfinite(origin).all()):
+        raise UrdfError(f"{path}: joint '{joint.name}' must have an origin of finite numbers, got {origin.tolist()}.")
     mimic = None
     if joint.mimic is not None:
         multiplier = 1.0 if joint.mimic.multiplier is None else joint.mimic.multiplier

@@ -94,7 +94,6 @@ def sampled_body(robot: RobotCard) -> dict[str, np.ndarray]:
     fine = gripper_links(robot, urdf)
     for name, (solid, paint) in _solids(robot, urdf).items():
         gap = max(SPACING_M * (FINE if name in fine else 1.0), math.sqrt(solid.area / MOST_POINTS))
-        gap = max(gap, (solid.area / MOST_POINTS) ** 0.5)  # a mobile base is large, and hardly ever seen
         where, faces = trimesh.sample.sample_surface_even(solid, max(40, int(solid.area / gap**2)), 0.6 * gap, seed=0)
         points.append(where)
         normals.append(solid.face_normals[faces])
