@@ -176,7 +176,13 @@ class EpisodeSet:
         if kind == "labels":
             return self.root / layout.LABEL_PATH.format(label_key=name, **places)
         template = str(self.meta["video_path" if kind == "video" else "data_path"])
-        return self.root / template.format(video_key=name, **places)
+        try:
+            return self.root / template.format(video_key=name, **places)
+        except (KeyError, ValueError, IndexError) as error:
+            raise DataError(
+                f"The paths of {layout.INFO_PATH} must be made of video_key, chunk_index and file_index, "
+                f"got {template!r}. Restore the file, or write the set again."
+            ) from error
 
     def _key(self, view: str) -> str:
         prefixed = layout.IMAGE_PREFIX + view

@@ -165,7 +165,20 @@ def info_json(
 
 
 def features_of(info: Mapping[str, Any]) -> Features:
-    """The features that an info.json describes, ours or anyone's LeRobot v3 set (string columns are left out)."""
+    """The features that an info.json describes, ours or anyone's LeRobot v3 set (string columns are left out).
+
+    Raises DataError where it does not describe them.
+    """
+    try:
+        return _features_of(info)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise DataError(
+            f"{INFO_PATH} must give a dtype and a shape for every feature, got: {error!r}. "
+            "Restore the file, or write the set again."
+        ) from error
+
+
+def _features_of(info: Mapping[str, Any]) -> Features:
     ours = info.get(OUR_KEY, {})
     views: dict[str, tuple[int, int]] = {}
     stills: list[str] = []
@@ -221,4 +234,9 @@ def read_info(root: Path) -> dict[str, Any]:
             f"{path} must be of LeRobot version v3.x, given {version!r}. "
             "Convert older sets with LeRobot's convert_dataset_v21_to_v30."
         )
+    for key, kinds in (("fps", (int, float)), ("features", (dict,)), ("data_path", (str,))):
+        if not isinstance(info.get(key), kinds):
+            raise DataError(
+                f"{path} must give '{key}', got {info.get(key)!r}. Restore the file, or write the set again."
+            )
     return info
