@@ -113,7 +113,7 @@ def expert(oracle: OracleEnv, start: Start, *, robot: RobotCard, seed: int, step
     actions, solved, seen = [], False, 0
     for _ in range(steps):
         state = oracle.robot_state.to(torch.float64)
-        actions.append(policy(oracle.truth, nominal.tip(state), nominal.tool_m(state)))
+        actions.append(policy(oracle.truth, nominal.tool(state)))
         frame, _, _, _, info = oracle.step(actions[-1])
         assert isinstance(frame, np.ndarray)
         solved |= bool(info["is_success"])
@@ -132,7 +132,7 @@ def blind_expert(start: Start, *, robot: RobotCard, seed: int, steps: int) -> Ac
     truth = resting_truth(start.scene, nominal.tip(state), nominal.tool_m(state))
     actions = []
     for _ in range(steps):
-        actions.append(policy(truth, nominal.tip(state), nominal.tool_m(state)))
+        actions.append(policy(truth, nominal.tool(state)))
         state, _ = controller.step(state, torch.from_numpy(actions[-1])[None])
     return np.stack(actions)
 

@@ -89,6 +89,7 @@ def draw_objects(
             "tower": (size * 0.85, size * 0.85, size * 1.55),
             "cylinder": (size, size, size * 1.25),
             "disc": (size * 1.35, size * 1.35, size * 0.5),
+            "bottle": (size * 0.8, size * 0.8, size * 1.7),
             "cross": (size * 1.5, size * 0.6, size * 0.8),
             "ball": (size * 1.1, size * 1.1, size * 1.1),
         }[shape]

@@ -60,7 +60,7 @@ class Builder:
         colour = (*PALETTE[item.colour], 1)
         place = (*item.xy_m, (hx if item.lying else hz) + 0.001 + table_z_m)
         turn = b.getQuaternionFromEuler((0, math.pi / 2 if item.lying else 0, item.yaw_rad))
-        if item.shape in ("cylinder", "disc"):
+        if item.shape in ("cylinder", "disc", "bottle"):
             shape = b.createCollisionShape(b.GEOM_CYLINDER, radius=hx, height=2 * hz, physicsClientId=c)
             visual = b.createVisualShape(b.GEOM_CYLINDER, radius=hx, length=2 * hz, rgbaColor=colour, physicsClientId=c)
         elif item.shape == "ball":

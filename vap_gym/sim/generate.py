@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vap_gym.cards import load_robot
+from vap_gym.cards import load_env, load_robot
 from vap_gym.data import EpisodeWriter, finalise
 from vap_gym.errors import VapError
 from vap_gym.sim.layouts import draw_scene
@@ -25,7 +25,9 @@ def main(
     episodes: int = 2400,
     frames: int = 60,
     first_seed: int = 0,
-    robot: str = "panda_robotiq",
+    env: str = "VAP-DROID-v0",
+    split: str = "train",
+    robot: str = "",
     pictures: bool = True,
     workers: int = 0,
 ) -> None:
@@ -34,9 +36,11 @@ def main(
     Args:
         out: folder of the data set.
         episodes: how many the set shall have.
-        frames: frames per episode, at 15 Hz.
+        frames: frames per episode, at the env's rate.
         first_seed: of the first episode; episode i has seed first_seed + i. Must stay below 1,000,000.
-        robot: card of the robot.
+        env: whose robot, scenes and rate: an id or the path of a card.
+        split: "train", or "novel": what training never shows.
+        robot: card of another robot than the env's.
         pictures: without them (--no-pictures) an episode takes two thirds of the time and hardly any room: enough to
             learn how things move.
         workers: processes; 0 for one per core.
@@ -50,10 +54,13 @@ def main(
         raise VapError(f"frames must be 2 or more, got {frames}.")
     from tqdm import tqdm
 
-    writer = EpisodeWriter(out, fps=15, robot_type=robot)
+    card = load_env(env)
+    robot, rate = robot or card.robot, round(card.fps)
+    draw_scene(0, layout=card.layout, split=split)  # refuses an unknown split before anything is written
+    writer = EpisodeWriter(out, fps=rate, robot_type=robot)
     missing = writer.missing(episodes)
     count = workers or os.cpu_count() or 1
-    jobs = [(str(out), robot, i, first_seed + i, frames, pictures) for i in missing]
+    jobs = [(str(out), robot, rate, card.layout, split, i, first_seed + i, frames, pictures) for i in missing]
     with multiprocessing.get_context("spawn").Pool(count) as pool:
         for _ in tqdm(pool.imap_unordered(_one, jobs, chunksize=4), total=len(jobs), desc=f"{out}", unit="episode"):
             pass
@@ -63,21 +70,21 @@ def main(
 _KEPT: dict[str, tuple[object, object, EpisodeWriter]] = {}  # one scene per worker process: building PyBullet costs
 
 
-def _one(job: tuple[str, str, int, int, int, bool]) -> int:
+def _one(job: tuple[str, str, int, str, str, int, int, int, bool]) -> int:
     from vap_gym.sim.rollout import NominalRobot, record
     from vap_gym.sim.scene import Scene
 
-    out, robot, index, seed, frames, pictures = job
+    out, robot, rate, layout, split, index, seed, frames, pictures = job
     if out not in _KEPT:
         import torch
 
         torch.set_num_threads(1)
         card = load_robot(robot)
-        _KEPT[out] = (Scene(card), NominalRobot(card), EpisodeWriter(out, fps=15, robot_type=robot))
+        _KEPT[out] = (Scene(card), NominalRobot(card), EpisodeWriter(out, fps=rate, robot_type=robot))
     scene, nominal, writer = _KEPT[out]
     assert isinstance(scene, Scene)
     assert isinstance(nominal, NominalRobot)
-    spec, behaviour = draw_scene(seed), behaviour_of(seed)
+    spec, behaviour = draw_scene(seed, layout=layout, split=split), behaviour_of(seed)
     writer.write(index, record(scene, nominal, spec, behaviour, frames=frames, render=pictures))
     return index
 

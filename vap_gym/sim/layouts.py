@@ -22,7 +22,7 @@ from vap_gym.sim.draw import (
 )  # fmt: skip
 from vap_gym.sim.spec import DRAWER_TASKS, TASK_NAMES, CameraSpec, DrawerSpec, ObjectSpec, SceneSpec
 
-TALL = ("tower", "cylinder")  # what can be knocked over and placed upright
+TALL = ("tower", "bottle")  # what can be knocked over and placed upright
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,8 +88,8 @@ LAYOUTS: dict[str, Layout] = {
         start_m=((0.20, -0.08, 0.06), (0.30, 0.10, 0.16)), table_centre_m=(0.30, 0.0), table_half_m=(0.34, 0.4),
         scale=0.62, way_m=(0.07, 0.12), camera=_bridge_camera,
     ),
-    "desk": Layout(
-        tasks=TASK_NAMES, area=((0.20, -0.14), (0.36, 0.14)), reach=((0.18, -0.18), (0.40, 0.18)),
+    "desk": Layout(  # no lift: no script was found that lifts with a hand of one closedness
+        tasks=("reach", "push", "knock_over"), area=((0.20, -0.14), (0.36, 0.14)), reach=((0.18, -0.18), (0.40, 0.18)),
         start_m=((0.14, -0.14, 0.08), (0.30, 0.14, 0.16)), table_centre_m=(0.30, 0.0), table_half_m=(0.34, 0.5),
         scale=0.9, camera=_eyes,
     ),

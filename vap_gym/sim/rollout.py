@@ -64,9 +64,13 @@ class NominalRobot:
         """Nominal tip pose in the world."""
         return np.asarray(self.controller.tip_pose(state)[0].numpy())
 
+    def tool(self, state: RobotState) -> Float[np.ndarray, "4 4"]:
+        """Nominal pose of the centre between the finger ends in the world; fingers open along its y."""
+        return np.asarray(self.tip(state) @ self.tip_from_tool)
+
     def tool_m(self, state: RobotState) -> Float[np.ndarray, " 3"]:
         """Nominal centre between the finger ends, world metres."""
-        return np.asarray((self.tip(state) @ self.tip_from_tool)[:3, 3])
+        return self.tool(state)[:3, 3]
 
 
 def start_episode(scene: Scene, nominal: NominalRobot, spec: SceneSpec) -> RobotState:
@@ -88,34 +92,34 @@ def record(
     (achieved xyz + Euler + closedness), `observation.joint_position`, `nominal.cartesian_position`,
     `nominal.joint_position`, `nominal.gripper_position`, `objects_m` (K, 3), `objects_xyzw` (K, 4),
     `touching` (K), `tool_m` (3, nominal),
-    `camera.K`, `camera.T_world_camera`, `next.progress`, `next.success`.
+    `camera.K`, `camera.T_world_camera`, `next.progress`, `next.success`; in the kitchen `drawer_open_m`, NaN without one.
 
     Args:
         frames: T ≥ 2.
         render: False leaves the pictures out, for searching episodes quickly.
     """
     state = start_episode(scene, nominal, spec)
-    policy = ScriptedPolicy(spec, behaviour, spec.seed)
+    policy = ScriptedPolicy(spec, behaviour, spec.seed, controller=nominal.controller.robot.controller)
     rows: list[dict[str, Any]] = []
-    pictures, labels = [], []
+    pictures, labels, cameras = [], [], []
     first: Truth | None = None
     for t in range(frames):
         truth = scene.truth()
         first = first or truth
+        cameras.append(scene.camera)
         if render:
             rgb, label = scene.render()
             pictures.append(rgb)
             labels.append(label)
         tip, tool = nominal.tip(state), nominal.tool_m(state)
-        action = policy(truth, tip, tool) if t < frames - 1 else np.zeros(7, np.float32)
+        action = policy(truth, nominal.tool(state)) if t < frames - 1 else np.zeros(7, np.float32)
         rows.append(_row(spec, truth, first, state, tip, tool, action))
         if t < frames - 1:
             state, _ = nominal.controller.step(state, torch.as_tensor(action, dtype=torch.float64)[None])
             scene.step(state.q[0].numpy(), float(state.gripper[0]))
     columns = {key: np.stack([row[key] for row in rows]) for key in rows[0]}
-    camera = scene.camera
-    columns["camera.K"] = np.repeat(camera.K.numpy()[None].astype(np.float32), frames, axis=0)
-    columns["camera.T_world_camera"] = np.repeat(camera.T_world_camera.numpy()[None].astype(np.float32), frames, axis=0)
+    columns["camera.K"] = np.stack([camera.K.numpy() for camera in cameras]).astype(np.float32)
+    columns["camera.T_world_camera"] = np.stack([c.T_world_camera.numpy() for c in cameras]).astype(np.float32)
     moved = np.nanmax(np.linalg.norm(columns["objects_m"] - columns["objects_m"][:1], axis=-1))
     return Episode(
         frames={VIEW: np.stack(pictures)} if render else {},
@@ -125,6 +129,9 @@ def record(
         info={
             "scene": json.loads(spec.to_json()),
             "behaviour": behaviour,
+            "robot": scene.robot.name,
+            "lab": f"oracle {spec.layout}",
+            "skill": spec.task,
             "success": bool(columns["next.success"].any()),
             "moved_m": round(float(moved), 4),
         },
@@ -140,9 +147,11 @@ def _row(
     tool: np.ndarray,
     action: np.ndarray,
 ) -> dict[str, Any]:
-    scored = {"start_tool_m": first.tool_m, "start_object_m": first.objects_m[spec.target]}
-    target = truth.objects_m[spec.target]
-    return {
+    scored = {"start_tool_m": first.tool_m, "start_object_m": first.target_m(spec)}
+    target = truth.target_m(spec)
+    closed_m = np.nan if spec.drawer is None else spec.drawer.handle_m[0]
+    drawer = {"drawer_open_m": np.float32(closed_m - truth.handle_m[0])} if spec.layout == "kitchen" else {}
+    return drawer | {
         "action": action,
         "observation.state": np.array([*_six(truth.tip), truth.closedness], np.float32),
         "observation.joint_position": truth.joints_rad.astype(np.float32),

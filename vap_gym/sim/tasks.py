@@ -66,11 +66,12 @@ def _tilt_progress(spec: SceneSpec, tool_m: np.ndarray, object_m: np.ndarray) ->
     """From positions alone: a thing's centre is as high as when it lies, or stands; placed, and the tool above it."""
     lies, stands = rest_heights(spec.target_object)
     z = object_m[..., 2] - spec.table_z_m
+    near = min(REST_M, 0.35 * (stands - lies))
     if spec.task == "knock_over":
-        return np.asarray(np.where(z < lies + REST_M, 1.0, np.clip((stands - z) / (stands - lies), 0.0, 0.99)))
+        return np.asarray(np.where(z < lies + near, 1.0, np.clip((stands - z) / (stands - lies), 0.0, 0.99)))
     upright = np.clip(1.0 - np.abs(z - stands) / (stands - lies), 0.0, 0.99)
     let_go = tool_m[..., 2] - spec.table_z_m > 2 * stands + 0.01
-    return np.asarray(np.where((np.abs(z - stands) < REST_M) & let_go, 1.0, np.where(let_go, upright, 0.9 * upright)))
+    return np.asarray(np.where((np.abs(z - stands) < near) & let_go, 1.0, np.where(let_go, upright, 0.9 * upright)))
 
 
 def _closed_share(left_m: np.ndarray | np.floating, start_m: np.floating, radius_m: float) -> np.ndarray:

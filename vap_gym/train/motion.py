@@ -25,7 +25,7 @@ from vap_gym.world.motion import Move, ThingMotion, ThingState, motion_loss
 from vap_gym.world.things import SHAPE
 
 MOST = 4  # objects of a scene
-ROUND = ("cylinder", "disc", "ball")
+ROUND = ("cylinder", "disc", "ball", "bottle")
 MOVES_M = 0.0005  # in a step
 MOVED_M, STILL_M = 0.05, 0.005  # of the score: as in `vap-gym bench fidelity`
 
