@@ -22,7 +22,7 @@ from vap_gym.recover.calibrate_marker import EyeHand, Lens, fit_eye_hand
 from vap_gym.recover.calibrate_solve import Free
 
 MOST_PICTURES = 12
-CELL_PX = 900  # of a picture in a sheet
+CELL_PX = 640  # of a picture in a sheet
 
 
 def clicks(
@@ -221,7 +221,7 @@ def _write_sheet(path: Path, pictures: Sequence[Picture]) -> None:
     pictures = list(pictures[:MOST_PICTURES])
     if not pictures:
         return
-    columns = min(4, len(pictures))
+    columns = min(3, len(pictures))
     cells: list[Picture | None] = [*pictures, *[None] * (-len(pictures) % columns)]
     rows = [cells[i : i + columns] for i in range(0, len(cells), columns)]
     write_png(path, sheet(rows, scale=min(1.0, CELL_PX / pictures[0].shape[1])))

@@ -55,7 +55,8 @@ class Calibration:
     @property
     def error_px(self) -> Float[np.ndarray, "N"]:
         """How far each point is from where it was seen."""
-        return np.linalg.norm(self.residual_px, axis=-1)
+        error_px: NDArray[np.float64] = np.linalg.norm(self.residual_px, axis=-1)
+        return error_px
 
     @property
     def median_px(self) -> float:
@@ -84,7 +85,8 @@ class Calibration:
 
     def errors_px(self, points_base_m: Float[np.ndarray, "M 3"], pixels: Float[np.ndarray, "M 2"]) -> NDArray[Any]:
         """Return how far other points are from where they were seen: the test of a calibration on held-out clicks."""
-        return np.linalg.norm(project(self.camera, points_base_m) - pixels, axis=-1)
+        error_px: NDArray[np.float64] = np.linalg.norm(project(self.camera, points_base_m) - pixels, axis=-1)
+        return error_px
 
     def summary(self) -> str:
         """Return the figures in one line, and the warnings below it."""

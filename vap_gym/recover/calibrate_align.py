@@ -161,6 +161,13 @@ def align_camera(
     return replace(made, warnings=tuple(_doubts(made, clips, robot, rough_m, rough_deg)))
 
 
+def drawn(robot: RobotCard, clip: Clip, camera: Camera, tool_shift_m: float) -> Float[np.ndarray, "T H W"]:
+    """Return how far the robot's surface is in each frame [m], infinite beside it, with its tool shifted."""
+    fit = _Fit(robot, camera, 1.0, 1.0, True)
+    depth_m = fit.render(clip, fit.camera_at(fit.start), np.array([0.0, 0.0, tool_shift_m]))[0]
+    return np.where(_solid(depth_m), depth_m, np.inf).astype(np.float64)
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Points:
     """N outline points of all frames: where they hang in the base, where they should appear, and how sure that is."""

@@ -142,7 +142,7 @@ def read_states(episodes: Path, name: str) -> States:
         known = sorted(p.parent.name for p in episodes.glob("*/log.npz"))
         raise unknown_name(f"episode in '{episodes}' (a folder with log.npz)", name, known)
     try:
-        with np.load(path) as log:
+        with path.open("rb") as file, np.load(file) as log:
             q, gripper = (np.asarray(log[key], np.float64) for key in ("joint_position", "gripper_position"))
             rows = log["frame_to_row"] if "frame_to_row" in log else np.arange(len(q))
             return States(joint_position=q[rows], gripper_position=gripper[rows])
@@ -162,7 +162,8 @@ def read_frames(episodes: Path, name: str, camera: str, frames: Sequence[int]) -
         clip = part.frames[camera]
     else:
         clip = read_video(episodes / name / f"{camera}.mp4", start=first, stop=last + 1)
-    return clip[np.array(frames) - first]
+    picked: UInt8[np.ndarray, "T H W 3"] = clip[np.array(frames) - first]
+    return picked
 
 
 def _number(episodes: EpisodeSet, name: str) -> int:

@@ -79,14 +79,15 @@ def border_places(evidence: Evidence, t: int, outline: Outline, *, reach_px: int
 def _background(frames: NDArray[np.uint8], masks: NDArray[np.bool_] | None) -> NDArray[np.float32]:
     """Return the still picture behind the robot, (H, W, 3); NaN where too few frames show it."""
     if masks is None:
-        return np.median(frames, axis=0).astype(np.float32)
+        everywhere: NDArray[np.float32] = np.median(frames, axis=0).astype(np.float32)
+        return everywhere
     cv2 = require("cv2", "[data]", "Aligning a camera")
     kernel = np.ones((HALO_PX, HALO_PX), np.uint8)
     near = np.stack([cv2.dilate(mask.astype(np.uint8), kernel) > 0 for mask in masks])
     seen = (~near).sum(axis=0)
     ordered = np.sort(np.where(near[..., None], np.uint8(255), frames), axis=0)  # the hidden ones go last
     middle = np.maximum(seen - 1, 0) // 2
-    picture = np.take_along_axis(ordered, middle[None, ..., None], axis=0)[0].astype(np.float32)
+    picture: NDArray[np.float32] = np.take_along_axis(ordered, middle[None, ..., None], axis=0)[0].astype(np.float32)
     picture[seen < min(LEAST_SEEN, len(frames))] = np.nan
     return picture
 

@@ -128,7 +128,8 @@ def refuse_little_turn(R_base_hand: Float[np.ndarray, "N 3 3"], name: str) -> No
     if turned_deg[1] < LITTLE_TURN_DEG:
         raise CalibrationError(
             f"Poses seen by camera '{name}' must turn the hand by {LITTLE_TURN_DEG:g} degrees or more about at "
-            f"least two axes, got {turned_deg[0]:.1f} and {turned_deg[1]:.1f} degrees. Add poses with the hand rolled and tilted."
+            f"least two axes, got {turned_deg[0]:.1f} and {turned_deg[1]:.1f} degrees. "
+            "Add poses with the hand rolled and tilted."
         )
 
 
@@ -139,4 +140,5 @@ def turns_deg(R_base_hand: Float[np.ndarray, "N 3 3"]) -> Float[np.ndarray, "3"]
     all_ = Rotation.from_matrix(R_base_hand)
     away = (all_ * all_.mean().inv()).as_rotvec()
     _, _, axes = np.linalg.svd(away, full_matrices=True)
-    return np.degrees(np.ptp(away @ axes.T, axis=0))
+    turned_deg: Float[np.ndarray, "3"] = np.degrees(np.ptp(away @ axes.T, axis=0))
+    return turned_deg

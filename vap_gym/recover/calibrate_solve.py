@@ -12,6 +12,7 @@ from typing import Literal
 
 import numpy as np
 from jaxtyping import Float
+from numpy.typing import NDArray
 
 Free = Literal["pose", "focal", "fx_fy", "intrinsics"]
 INTRINSICS: dict[str, tuple[str, ...]] = {
@@ -22,7 +23,8 @@ INTRINSICS: dict[str, tuple[str, ...]] = {
 }
 POSE = ("rx", "ry", "rz", "tx", "ty", "tz")
 ROTATIONS = 1024  # tried as starts: about 20 degrees from one to the next
-REFINED = 10  # of these, the best are refined
+REFINED = 12  # of these, the best are refined,
+AGREEING = 2  # until so many more in a row end where the best one did
 FOCAL_FACTORS = (0.5, 0.7, 1.0, 1.4, 2.0)  # of the given focal length, tried where it is free
 OFFSET_PRIOR_M = 1.0  # keeps the search for starts from offsets of kilometres; the fit itself has no prior
 NEAREST_M = 0.01  # no point is nearer to the camera
@@ -59,12 +61,12 @@ class Solution:
     cost: float
 
 
-def points_of(sight: Sight, offset_m: Float[np.ndarray, "3"]) -> Float[np.ndarray, "N 3"]:
+def points_of(sight: Sight, offset_m: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the points in the base frame."""
     return sight.anchor_m if sight.turn is None else sight.anchor_m + sight.turn @ offset_m
 
 
-def reprojected(sight: Sight, guess: Guess) -> tuple[Float[np.ndarray, "N 2"], Float[np.ndarray, "N"]]:
+def reprojected(sight: Sight, guess: Guess) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return where the points appear [px], and how far in front of the camera they are [m]."""
     q = points_of(sight, guess.offset_m) @ guess.R.T + guess.t_m
     depth = np.maximum(q[:, 2], NEAREST_M)
@@ -83,18 +85,18 @@ def solve(sights: Sequence[Sight], starts: Sequence[Guess], *, free: Free, loss:
     size = len(guesses) * _width(free) + 3 * (sights[0].turn is not None)
     zero = np.zeros(size)
 
-    def at(step: Float[np.ndarray, "p"]) -> list[Guess]:
+    def at(step: NDArray[np.float64]) -> list[Guess]:
         return [moved(guess, part, free) for guess, part in zip(guesses, _parts(step, len(guesses), free), strict=True)]
 
-    def residual(step: Float[np.ndarray, "p"]) -> Float[np.ndarray, "r"]:
+    def residual(step: NDArray[np.float64]) -> NDArray[np.float64]:
         pairs = zip(sights, at(step), strict=True)
         return np.concatenate([(reprojected(sight, guess)[0] - sight.pixels).ravel() for sight, guess in pairs])
 
-    def jacobian(step: Float[np.ndarray, "p"]) -> Float[np.ndarray, "r p"]:
+    def jacobian(step: NDArray[np.float64]) -> NDArray[np.float64]:
         return jacobian_of(sights, guesses, step, free)
 
     found = least_squares(
-        residual, zero, jac=jacobian, loss=loss, f_scale=scale_px, x_scale="jac", max_nfev=100, xtol=1e-10, ftol=1e-10
+        residual, zero, jac=jacobian, loss=loss, f_scale=scale_px, x_scale="jac", max_nfev=100, xtol=1e-9, ftol=1e-9
     )
     guesses = at(found.x)
     flat, J = residual(zero), jacobian(zero)
@@ -123,11 +125,16 @@ def searched(sight: Sight, *, free: Free, loss: str, scale_px: float) -> Solutio
         guesses += _linear(replace(sight, K=K), R, scale_px)
     guesses.sort(key=lambda pair: pair[0])
     best: Solution | None = None
+    agreeing = 0
     for _, guess in guesses[:REFINED]:
         found = solve([sight], [guess], free=free, loss=loss, scale_px=scale_px)
-        in_front = reprojected(sight, found.guesses[0])[1].min() > NEAREST_M
-        if in_front and (best is None or found.cost < best.cost):
+        if reprojected(sight, found.guesses[0])[1].min() <= NEAREST_M:
+            continue
+        agreeing = agreeing + 1 if best is not None and abs(found.cost - best.cost) < 1e-4 * best.cost else 0
+        if best is None or found.cost < best.cost:
             best = found
+        if agreeing >= AGREEING:
+            break
     return best
 
 
@@ -172,14 +179,14 @@ def _width(free: Free) -> int:
     return 6 + len(INTRINSICS[free])
 
 
-def _parts(step: Float[np.ndarray, "p"], cameras: int, free: Free) -> list[Float[np.ndarray, "_"]]:
+def _parts(step: NDArray[np.float64], cameras: int, free: Free) -> list[NDArray[np.float64]]:
     """Split a step into each camera's own part, the shared offset's at its end (zeros where there is none)."""
     width = _width(free)
     offset = step[cameras * width :] if len(step) > cameras * width else np.zeros(3)
     return [np.concatenate([step[c * width : (c + 1) * width], offset]) for c in range(cameras)]
 
 
-def moved(guess: Guess, step: Float[np.ndarray, "_"], free: Free) -> Guess:
+def moved(guess: Guess, step: NDArray[np.float64], free: Free) -> Guess:
     """Turn by exp(step[:3]), shift by step[3:6], scale focal lengths by exp(…), shift the principal point, …"""
     from scipy.spatial.transform import Rotation
 
@@ -199,8 +206,8 @@ def moved(guess: Guess, step: Float[np.ndarray, "_"], free: Free) -> Guess:
 
 
 def jacobian_of(
-    sights: Sequence[Sight], guesses: Sequence[Guess], step: Float[np.ndarray, "p"], free: Free
-) -> Float[np.ndarray, "r p"]:
+    sights: Sequence[Sight], guesses: Sequence[Guess], step: NDArray[np.float64], free: Free
+) -> NDArray[np.float64]:
     """Derivatives of all residuals by the step, at the step."""
     width, cameras = _width(free), len(guesses)
     blocks = []
@@ -232,13 +239,13 @@ def jacobian_of(
     return np.concatenate(blocks)
 
 
-def cross(v: Float[np.ndarray, "*batch 3"]) -> Float[np.ndarray, "*batch 3 3"]:
+def cross(v: NDArray[np.float64]) -> NDArray[np.float64]:
     x, y, z = np.moveaxis(v, -1, 0)
     o = np.zeros_like(x)
     return np.stack([np.stack([o, -z, y], -1), np.stack([z, o, -x], -1), np.stack([-y, x, o], -1)], -2)
 
 
-def _left_jacobian(w: Float[np.ndarray, "3"]) -> Float[np.ndarray, "3 3"]:
+def _left_jacobian(w: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return J with exp(w + d) ≈ exp(J d) exp(w)."""
     angle = float(np.linalg.norm(w))
     W = cross(w)
@@ -247,7 +254,7 @@ def _left_jacobian(w: Float[np.ndarray, "3"]) -> Float[np.ndarray, "3 3"]:
     return np.eye(3) + (1 - np.cos(angle)) / angle**2 * W + (angle - np.sin(angle)) / angle**3 * W @ W
 
 
-def _weights(ratio: Float[np.ndarray, "r"], loss: str) -> Float[np.ndarray, "r"]:
+def _weights(ratio: NDArray[np.float64], loss: str) -> NDArray[np.float64]:
     """Derivative of scipy's robust losses: how much a residual counts."""
     if loss == "cauchy":
         return 1 / (1 + ratio**2)
