@@ -1,5 +1,7 @@
 """Matching the rendered robot to frames: it must be found where it is, and a background alone must prove nothing."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -125,6 +127,12 @@ def test_base_is_no_evidence(render: RobotRenderer) -> None:
     base = rendered.mask & ~rendered.moving
     assert base[0].sum() > 100
     assert (base[0] == base[1]).mean() > 0.98
+
+
+def test_robot_without_a_surface_is_drawn_as_its_bones(render: RobotRenderer) -> None:
+    bones = RobotRenderer(replace(ROBOT, body=""))
+    drawn, solid = (r(swing(2), torch.zeros(2), CAMERA).mask for r in (bones, render))
+    assert (drawn & solid).sum() > 0.75 * drawn.sum()  # as wide as the robot, and without the line to the table
 
 
 def test_nothing_in_view_gives_no_outline_and_no_matches(render: RobotRenderer) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -59,12 +59,13 @@ class RobotRenderer:
     """Draws one robot from its card's surface points, or as wide bones where the card names no surface. No state."""
 
     def __init__(self, robot: RobotCard) -> None:
-        self._cv2 = require("cv2", "[data]", "Drawing silhouettes")
+        require("cv2", "[data]", "Drawing silhouettes")
         self.robot = robot
         self._body = Body(robot)
         body = self._body
         self._surfels = Surfels(body.points_m, body.normals, body.link, body.spacing_m) if body.links else None
-        self._skeleton = Skeleton(robot)
+        bare = replace(robot.skeleton, drop_from=())  # a drop line is no part of the robot
+        self._skeleton = Skeleton(replace(robot, skeleton=bare))
         self._moves = _moving_links(robot, body) if body.links else torch.zeros(0, dtype=torch.bool)
 
     def __call__(self, q: Float[Tensor, "T n"], gripper: Float[Tensor, " T"], camera: Camera) -> Rendered:
