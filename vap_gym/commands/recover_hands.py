@@ -16,7 +16,8 @@ from vap_gym.prompts.raster import overlay
 from vap_gym.recover.hands.captions import Captioner, QwenCaptioner
 from vap_gym.recover.hands.clips import ClipSettings
 from vap_gym.recover.hands.detections import read_detections
-from vap_gym.recover.hands.hands import DETECTED, INTERPOLATED
+from vap_gym.recover.hands.hands import DETECTED, INTERPOLATED, HandSettings
+from vap_gym.recover.hands.linking import TrackSettings
 from vap_gym.recover.hands.pipeline import PairSettings, RecoveredVideo, episodes_of, recover_video
 from vap_gym.recover.hands.skeleton21 import draw_hands
 
@@ -35,6 +36,11 @@ def main(
     max_frames: int = 150,
     size: tuple[int, int] | None = None,
     check_view: bool = True,
+    max_step: float = 0.04,
+    max_drift: float = 0.3,
+    min_motion: float = 0.1,
+    min_confidence: float = 0.3,
+    fill_gap: int = 20,
     task: str = "",
     lab: str = "",
     skill: str = "",
@@ -54,13 +60,27 @@ def main(
         max_frames: of a clip.
         size: width and height of the pictures to write: centre crop, then resize. Default: as they are.
         check_view: drop parts in which the camera moves too much, and cut where the scene does. Needs OpenCV.
+        max_step: how far the view may move from frame to frame, as a share of the picture's diagonal.
+        max_drift: how far it may move from a clip's first frame.
+        min_motion: how much hands must move against the background, on average, in hand sizes a second.
+        min_confidence: detections below are not believed.
+        fill_gap: missed frames in a row that are interpolated.
         task: the instruction of all clips, where there are no captions.
         lab: where the videos are from, for splits.
         skill: what is done in them, for splits.
         caption_model: folder or hub name of a Qwen2.5-VL checkpoint to caption clips by. Default: no captions.
     """
     settings = PairSettings(
-        clips=ClipSettings(min_frames=min_frames, max_frames=max_frames), size_px=size, check_view=check_view
+        hands=HandSettings(tracks=TrackSettings(min_confidence=min_confidence), fill_gap=fill_gap),
+        clips=ClipSettings(
+            min_frames=min_frames,
+            max_frames=max_frames,
+            max_step=max_step,
+            max_drift=max_drift,
+            min_motion=min_motion,
+        ),
+        size_px=size,
+        check_view=check_view,
     )
     captioner = QwenCaptioner(caption_model) if caption_model else None
     pairs = list(_pairs(video, detections))

@@ -6,7 +6,14 @@ the model of its `load_wilor`. WiLoR-mini: `pip install wilor-mini`, then
 `from_wilor_mini([pipe.predict(frame) for frame in frames])`. SAM 2 (github.com/facebookresearch/sam2): it brings
 torchvision, so give it an environment of its own; then `Sam2Tracker(build_sam2_video_predictor(…))`.
 
-HaMeR's model has WiLoR's layout. What is converted: mirrored left hands, crop cameras, masks, channel order.
+HaMeR's model has WiLoR's layout. Run them once and keep what they saw, for `vap-gym recover hands`:
+
+```
+table = detect_hands(read_video("kitchen.mp4"), YoloDetector(yolo), WilorRecoverer(wilor))
+write_detections(Path("kitchen.npz"), table)
+```
+
+What is converted: mirrored left hands, crop cameras, masks, channel order.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import UInt8
 
-from vap_gym.errors import VapError
+from vap_gym.errors import MissingDependencyError, VapError
 from vap_gym.pictures import spread
 
 SCENE_QUESTION = (
@@ -58,8 +58,14 @@ class QwenCaptioner:
     ) -> None:
         if pictures < 1 or max_words < 1:
             raise VapError(f"pictures and max_words must be at least 1, got {pictures} and {max_words}. Try 8 and 96.")
-        from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
-        from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+        try:
+            from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
+            from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+        except ImportError as error:
+            raise MissingDependencyError(
+                f"Captions need the package 'transformers' of version 5 or later, got {error}. Run: "
+                "pip install 'transformers>=5'"
+            ) from error
 
         self.pictures, self.max_tokens, self.device = pictures, max_words, device
         try:

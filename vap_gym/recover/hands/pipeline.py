@@ -18,7 +18,7 @@ from vap_gym.data.remux import probe_video
 from vap_gym.recover.hands.captions import Captioner
 from vap_gym.recover.hands.clips import Clip, ClipSettings, select_clips
 from vap_gym.recover.hands.detections import Detections, usable
-from vap_gym.recover.hands.hands import Hands, HandSettings, recover
+from vap_gym.recover.hands.hands import Estimate, Hands, HandSettings, recover
 from vap_gym.recover.hands.skeleton21 import draw_hands
 from vap_gym.recover.hands.viewpoint import Viewpoint, measure_viewpoint
 
@@ -90,15 +90,27 @@ def measure_video(path: Path, boxes_px: Float[np.ndarray, "T 2 4"]) -> Viewpoint
     return Viewpoint(**{name: joined(name) for name in names}, frame_size_px=parts[0].frame_size_px)
 
 
-def recover_video(path: Path, table: Detections, *, rate_hz: float | None, settings: PairSettings) -> RecoveredVideo:
-    """Recover the hands of a video from its detections and select its clips. `rate_hz` None: the container's."""
+def recover_video(
+    path: Path,
+    table: Detections,
+    *,
+    rate_hz: float | None,
+    settings: PairSettings,
+    estimate: Estimate | None = None,
+    tracked_px: Float[np.ndarray, "T 2 4"] | None = None,
+) -> RecoveredVideo:
+    """Recover the hands of a video from its detections and select its clips. `rate_hz` None: the container's.
+
+    `estimate` (`models.estimate_in`) and `tracked_px` (`models.tracked_boxes`) fill missed frames better than
+    interpolation does, where there are models for it.
+    """
     facts = probe_video(path)
     rate = rate_hz if rate_hz is not None else facts.fps
     if rate is None or not 0 < rate < 1000:
         raise DataError(f"The frame rate of {path} must be above 0, got {rate}. Say it: --rate-hz 30")
     if table.frames != facts.frames:
         raise DataError(f"Detections of {table.frames} frames do not fit {path}, which has {facts.frames}.")
-    hands = recover(table, rate, settings.hands)
+    hands = recover(table, rate, settings.hands, estimate=estimate, tracked_px=tracked_px)
     viewpoint = measure_video(path, hands.box_px) if settings.check_view and hands.present.any() else None
     fitted = fit_intrinsics(table)
     return RecoveredVideo(
