@@ -3,7 +3,9 @@
 import io
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -16,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vap_gym.data import Episode, EpisodeSet, EpisodeWriter, finalise, write_video
+from vap_gym.data.importing.fieldmap import read_map
 from vap_gym.data.importing.kinds import open_source
 from vap_gym.data.importing.run import Doubts, import_source
 from vap_gym.data.importing.source import Options
@@ -157,7 +160,7 @@ def test_whole_recordings_are_imported(recordings: dict[str, Path], tmp_path: Pa
 
 
 QUICK = settings(
-    max_examples=14, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=10, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 
 
@@ -199,3 +202,63 @@ def test_damage_is_a_clear_reason_and_harms_no_other_episode(
     if file.name not in SHARED and "meta" not in file.parts and kind != "gone":
         assert sum(reason is not None for reason in failed.values()) <= 1
     assert all(reason is None or len(reason) > 20 for reason in failed.values())
+
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**65), 2**65) | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+def changed(value: Any, data: st.DataObject) -> Any:
+    """The value with something else at a random place."""
+    if isinstance(value, dict | list) and value and data.draw(st.booleans()):
+        key = data.draw(st.sampled_from(sorted(value) if isinstance(value, dict) else range(len(value))))
+        copy = dict(value) if isinstance(value, dict) else list(value)
+        copy[key] = changed(value[key], data)
+        return copy
+    return data.draw(anything)
+
+
+@pytest.mark.parametrize("name", ["droid", "droid_raw", "files", "version2", "oracle"])
+@QUICK
+@given(data=st.data())
+def test_descriptions_that_say_anything_are_read_or_refused(
+    recordings: dict[str, Path], tmp_path_factory: pytest.TempPathFactory, name: str, data: st.DataObject
+) -> None:
+    path, out = recordings[name], tmp_path_factory.mktemp("out") / "set"
+    files = sorted(p for p in path.rglob("*.json*") if p.name != "stats.json")
+    file = data.draw(st.sampled_from(files))
+    whole = file.read_text()
+    rows = [json.loads(line) for line in ([whole] if file.suffix == ".json" else whole.splitlines())]
+    rows[0] = changed(rows[0], data)
+    file.write_text("\n".join(map(json.dumps, rows)))
+    refused = False
+    try:
+        run_import(name, path, out)
+    except VapError:
+        refused = True
+    finally:
+        file.write_text(whole)
+    assert not left_behind(out)
+    assert not (refused and out.exists())
+
+
+@QUICK
+@given(data=st.data())
+def test_maps_that_say_anything_are_read_or_refused(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    path = tmp_path_factory.mktemp("map") / "map.json"
+    right = {
+        "robot": "r", "rate_hz": 15, "action_mode": "joint_position", "joints": {"field": "q", "unit": "deg"},
+        "gripper": {"field": "g", "means": "opening", "unit": "mm", "max_opening": 85},
+        "pose": {"position": "p", "orientation": "r", "kind": "quaternion", "quaternion_order": "xyzw"},
+        "action": {"fields": ["a"], "scale": [2.0]}, "other": {"o": "x"},
+        "views": {"v": {"file": "v.mp4", "size_px": [8, 8]}}, "episodes": {"log": "*.npz"},
+    }  # fmt: skip
+    path.write_text(json.dumps(changed(right, data)))
+    log = {key: np.ones((3, 4)) for key in "qgprax"}
+    with suppress(VapError):
+        read_map(path).columns(log, "log")

@@ -10,7 +10,7 @@ from typing import Any
 from vap_gym.data import layout, tables
 from vap_gym.data.episodes import EpisodeSet
 from vap_gym.data.importing.fieldmap import FieldMap, read_map
-from vap_gym.data.importing.readers import number, read_json, read_json_lines
+from vap_gym.data.importing.readers import BROKEN, number, read_json, read_json_lines
 from vap_gym.data.importing.source import Options, PictureBytes, RawEpisode, RawView, Source, VideoFile
 from vap_gym.data.layout import DataError, Features
 
@@ -53,9 +53,9 @@ def _open_set(path: Path) -> tuple[EpisodeSet, dict[str, int]]:
     try:
         episodes = EpisodeSet(path)
         return episodes, {f"{episodes.index(i):06d}": i for i in range(len(episodes))}
-    except (KeyError, TypeError, ValueError) as error:
-        if isinstance(error, DataError):
-            raise
+    except DataError:
+        raise
+    except BROKEN as error:
         raise DataError(
             f"'{path}' must describe its episodes and features, got {error!r}. Fetch meta again."
         ) from error
@@ -89,9 +89,9 @@ class Version3:
                 views[_short(view)] = VideoFile(path=path, start=first, stop=first + length)
             for view in self.episodes.features.stills:
                 views[_short(view)] = PictureBytes(files=self.episodes.pictures(i, view))
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
-            if isinstance(error, DataError):
-                raise
+        except DataError:
+            raise
+        except BROKEN as error:
             raise DataError(f"Episode {name} of '{self.root}' must be whole, got {error!r}. Fetch it again.") from error
         return RawEpisode(
             name=name,
@@ -125,17 +125,17 @@ class Version2:
         """Read the columns of an episode; its videos stay where they are."""
         row = self.rows[name]
         length = row["length"]
-        places = {"episode_index": int(name), "episode_chunk": int(name) // int(self.meta.get("chunks_size", 1000))}
         try:
+            places = {"episode_index": int(name), "episode_chunk": int(name) // int(self.meta.get("chunks_size", 1000))}
             data = self.root / str(self.meta["data_path"]).format(**places)
             videos = {
                 view: self.root / str(self.meta["video_path"]).format(video_key=self._key(view), **places)
                 for view in self.features.videos
             }
-        except (KeyError, ValueError, IndexError) as error:
+        except BROKEN as error:
             raise DataError(
-                f"data_path and video_path of {self.root / layout.INFO_PATH} must be templates of episode_chunk, "
-                f"episode_index and video_key, got {error!r}. Correct them."
+                f"data_path and video_path of {self.root / layout.INFO_PATH} must be templates of episode_chunk (of "
+                f"chunks_size), episode_index and video_key, got {error!r}. Correct them."
             ) from error
         with tables.opened(data) as file:
             rows = file.metadata.num_rows
@@ -146,9 +146,9 @@ class Version2:
         try:
             columns = tables.read_columns(data, 0, length, self.features.columns)
             stills = {v: tables.read_pictures(data, 0, length, self._key(v)) for v in self.features.stills}
-        except (KeyError, TypeError, ValueError) as error:
-            if isinstance(error, DataError):
-                raise
+        except DataError:
+            raise
+        except BROKEN as error:
             raise DataError(
                 f"{data} must hold the columns that {layout.INFO_PATH} describes, got {error!r}. Fetch it again."
             ) from error
@@ -186,14 +186,12 @@ def _version2(path: Path, meta: Mapping[str, Any], *, robot: str, rate_hz: float
                 "Fetch the file again."
             )
         rows[f"{index:06d}"] = row
-    try:
-        features = layout.features_of(meta)
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        raise DataError(
-            f"features of {path / layout.INFO_PATH} must have a dtype and a shape each, got {error!r}. "
-            "Fetch the file again."
-        ) from error
     return Version2(
-        root=path, robot=robot, rate_hz=rate_hz, meta=meta, features=features, rows=dict(sorted(rows.items())),
+        root=path,
+        robot=robot,
+        rate_hz=rate_hz,
+        meta=meta,
+        features=layout.features_of(meta),
+        rows=dict(sorted(rows.items())),
         fields=fields,
-    )  # fmt: skip
+    )
