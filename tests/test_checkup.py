@@ -302,6 +302,10 @@ def test_actions_of_no_stated_convention_are_guessed(kind: str, told: str, made:
     assert told in findings(unstated, "note")["action"]
 
 
+def test_a_gripper_that_opens_a_little_past_open_is_well(good: Sample) -> None:
+    assert "gripper" not in findings(changed(good, lambda c: {GRIPPER: 1.12 * c[GRIPPER] - 0.12}))
+
+
 def test_other_robot_is_told(made: Sample, made_set: Path) -> None:
     assert "No card is known" in findings(replace(made, robot="r2d2", card=None, arm=None), "note")["robot"]
     sample = take_sample(EpisodeSet(made_set), 1, "widowx")
