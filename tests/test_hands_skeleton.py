@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vap_gym import cli
@@ -119,6 +119,7 @@ def test_the_nearer_hand_lies_on_top(near: int) -> None:
     assert picture[0, v, u].tolist() == COLOURS[near, 2].tolist()
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**32 - 1))
 def test_wild_joints_never_break_the_drawing(seed: int) -> None:
     rng = np.random.default_rng(seed)

@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -42,6 +42,7 @@ def reference(x: list[float], rate: float, settings: OneEuro) -> list[float]:
     return out
 
 
+@settings(deadline=None)
 @given(SIGNALS, RATES, FILTERS)
 def test_every_channel_is_filtered_as_the_definition_says(x: np.ndarray, rate: float, settings: OneEuro) -> None:
     expected = np.stack([reference(channel.tolist(), rate, settings) for channel in x.T], -1)
@@ -49,18 +50,21 @@ def test_every_channel_is_filtered_as_the_definition_says(x: np.ndarray, rate: f
 
 
 @pytest.mark.parametrize("filtered", [one_euro, zero_lag])
+@settings(deadline=None)
 @given(st.floats(-1e3, 1e3), RATES, FILTERS)
 def test_a_constant_stays(filtered, value: float, rate: float, settings: OneEuro) -> None:
     assert np.allclose(filtered(np.full((20, 2), value), rate, settings), value)
 
 
 @pytest.mark.parametrize("filtered", [one_euro, zero_lag])
+@settings(deadline=None)
 @given(SIGNALS, RATES, FILTERS, st.floats(-100, 100))
 def test_moving_the_signal_moves_the_result(filtered, x, rate: float, settings: OneEuro, by: float) -> None:
     assert np.allclose(filtered(x + by, rate, settings), filtered(x, rate, settings) + by, atol=1e-6)
 
 
 @pytest.mark.parametrize("filtered", [one_euro, zero_lag])
+@settings(deadline=None)
 @given(SIGNALS, RATES, FILTERS, st.floats(0.01, 100))
 def test_scaling_signal_and_unit_scales_the_result(filtered, x, rate: float, settings: OneEuro, by: float) -> None:
     assert np.allclose(
@@ -68,6 +72,7 @@ def test_scaling_signal_and_unit_scales_the_result(filtered, x, rate: float, set
     )
 
 
+@settings(deadline=None)
 @given(RATES, FILTERS, st.floats(0.1, 100))
 def test_a_step_is_approached_steadily_and_never_passed(rate: float, settings: OneEuro, height: float) -> None:
     step = np.concatenate([np.zeros((5, 1)), np.full((60, 1), height)])
@@ -77,6 +82,7 @@ def test_a_step_is_approached_steadily_and_never_passed(rate: float, settings: O
     assert out.max() <= height + 1e-9
 
 
+@settings(deadline=None)
 @given(SIGNALS, RATES, FILTERS, st.integers(0, 29))
 def test_the_future_does_not_reach_the_causal_filter(x, rate: float, settings: OneEuro, at: int) -> None:
     changed = x.copy()
@@ -84,6 +90,7 @@ def test_the_future_does_not_reach_the_causal_filter(x, rate: float, settings: O
     assert np.array_equal(one_euro(x, rate, settings)[: at + 1], one_euro(changed, rate, settings)[: at + 1])
 
 
+@settings(deadline=None)
 @given(SIGNALS, RATES, FILTERS)
 def test_zero_lag_does_not_know_the_direction_of_time(x, rate: float, settings: OneEuro) -> None:
     assert np.allclose(zero_lag(x[::-1], rate, settings)[::-1], zero_lag(x, rate, settings), atol=1e-9)
@@ -114,6 +121,7 @@ def test_bad_signals_are_told() -> None:
     assert one_euro(np.zeros((0, 3)), 30.0, OneEuro()).shape == (0, 3)
 
 
+@settings(deadline=None)
 @given(arrays(np.bool_, st.integers(0, 40)))
 def test_runs_tile_what_is_true(present: np.ndarray) -> None:
     rebuilt = np.zeros_like(present)

@@ -266,6 +266,7 @@ def test_a_detection_that_jumps_away_and_back_is_not_believed() -> None:
     assert np.argwhere(kept.source == ABSENT).tolist() == [[17, 1]]
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5), st.integers(-9, 9)), max_size=24))
 def test_matching_is_one_to_one_and_as_greedy_as_said(pairs: list[tuple[int, int, int]]) -> None:
     i, j, score = (np.array([pair[k] for pair in pairs], float) for k in range(3))
@@ -279,7 +280,7 @@ def test_matching_is_one_to_one_and_as_greedy_as_said(pairs: list[tuple[int, int
     assert best_matching(i, j, score).tolist() == sorted(expected)
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(-40, 40), min_size=1, max_size=9), st.integers(1, 60))
 def test_two_state_path_is_the_best_of_all_paths(tenths: list[int], cost_tenths: int) -> None:
     evidence, cost = np.array(tenths) / 10, cost_tenths / 10

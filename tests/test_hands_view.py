@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vap_gym.data import read_video
 from vap_gym.errors import VapError
 from vap_gym.recover.hands.clips import ClipSettings, hand_motion, select_clips
 from vap_gym.recover.hands.hands import ABSENT, DETECTED, INTERPOLATED, Hands
@@ -85,6 +87,19 @@ def test_a_video_of_one_frame_does_not_move() -> None:
     view = measure_viewpoint(shown([(0.0, 0.0)]))
     assert view.step.tolist() == [0.0]
     assert view.drift(5).tolist() == [[0.0, np.inf, np.inf, np.inf, np.inf]]
+
+
+def test_real_cameras_are_told_apart(shared_data: Path) -> None:
+    """A camera on a stand, one on a wrist, and a film of two places (DROID, at 5 frames/s)."""
+    clips = {
+        (name, view): read_video(shared_data / "droid" / name / f"{view}.mp4", start=20, stop=32)
+        for name, view in (("subset_1", "cam0"), ("subset_1", "cam2"), ("subset_3", "cam0"))
+    }
+    stand, wrist = (measure_viewpoint(clips["subset_1", view]) for view in ("cam0", "cam2"))
+    assert np.median(stand.step) < 0.002
+    assert np.median(wrist.step) > 10 * np.median(stand.step)
+    both = measure_viewpoint(np.concatenate([clips["subset_1", "cam0"], clips["subset_3", "cam0"]]))
+    assert np.flatnonzero(both.cut).tolist() == [12]
 
 
 class TinyRaft(torch.nn.Module):
@@ -201,7 +216,7 @@ def test_short_absences_are_borne_if_asked() -> None:
     assert [(clip.start, clip.stop) for clip in borne] == [(0, 20), (24, 30)]
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(st.integers(1, 60), st.integers(0, 2**32 - 1), st.integers(0, 3))
 def test_clips_are_disjoint_in_order_and_of_allowed_length(frames: int, seed: int, absent: int) -> None:
     rng = np.random.default_rng(seed)

@@ -47,10 +47,11 @@ class PointTracks(Protocol):
 class ViewpointSettings:
     """What counts as a cut, and how well a homography must explain points to be believed."""
 
-    ransac_px: float = 2.0
+    ransac_px: float = 1.5
+    homography_gain: float = 0.1  # share of points by which a homography must beat a similarity
     least_points: int = 12
     least_inliers: float = 0.4  # share of points below which motion is read from the flow instead
-    cut_inliers: float = 0.3
+    cut_inliers: float = 0.2
     cut_residual: float = 14.0  # mean difference to the warped last frame, grey levels
     hand_margin: float = 0.25  # boxes of hands are left out with this share of their size around them
 
@@ -113,7 +114,7 @@ def lucas_kanade(frames: UInt8[np.ndarray, "T H W 3"], background: Bool[np.ndarr
     pairs: list[Pair] = []
     for t in range(len(frames) - 1):
         mask = np.ascontiguousarray(background[t].astype(np.uint8) * 255)
-        corners = cv2.goodFeaturesToTrack(grey[t], 200, 0.01, 8, mask=mask)
+        corners = cv2.goodFeaturesToTrack(grey[t], 200, 0.003, 8, mask=mask)
         if corners is None:
             pairs.append((np.zeros((0, 2)), np.zeros((0, 2))))
             continue
@@ -235,14 +236,27 @@ def measure_viewpoint(
 def _homography(
     a: NDArray[np.float64], b: NDArray[np.float64], settings: ViewpointSettings
 ) -> tuple[NDArray[np.float64], float]:
-    """The homography of most points (RANSAC) and the share of all points that it explains; the identity, 0 if none."""
+    """The homography of most points (RANSAC) and the share of all points that it explains; the identity, 0 if none.
+
+    A similarity has half of its freedoms and is not led astray by an arm that moves: it is taken unless a homography
+    explains clearly more.
+    """
     kept = np.isfinite(a).all(-1) & np.isfinite(b).all(-1)
     if kept.sum() < settings.least_points:
         return np.eye(3), 0.0
-    found, mask = _cv2().findHomography(a[kept], b[kept], _cv2().RANSAC, settings.ransac_px)
-    if found is None or not np.isfinite(found).all() or abs(np.linalg.det(found)) < 1e-6:
-        return np.eye(3), 0.0
-    return np.asarray(found, np.float64), float(mask.sum() / len(a))
+    cv2 = _cv2()
+    best, share = np.eye(3), 0.0
+    similar, mask = cv2.estimateAffinePartial2D(
+        a[kept], b[kept], method=cv2.RANSAC, ransacReprojThreshold=settings.ransac_px
+    )
+    if similar is not None and np.isfinite(similar).all():
+        best, share = np.concatenate([similar, [[0, 0, 1]]]), float(mask.sum() / len(a))
+    full, mask = cv2.findHomography(a[kept], b[kept], cv2.RANSAC, settings.ransac_px)
+    if full is not None and np.isfinite(full).all() and abs(np.linalg.det(full)) > 1e-6:
+        more = float(mask.sum() / len(a))
+        if more > share + settings.homography_gain:
+            best, share = np.asarray(full, np.float64), more
+    return best, share
 
 
 def _of_pixel_centres(homography: NDArray[np.float64]) -> NDArray[np.float64]:
