@@ -38,7 +38,8 @@ def by_clicks(droid: Path, name: str) -> None:
     print(
         f"| DROID {name}, {len(seen.pixels)} clicks | median {made.median_px:.2f}, mean {made.mean_px:.2f} px | "
         f"± {1e3 * made.position_std_m:.0f} mm {made.rotation_std_deg:.1f}° | "
-        f"{1e3 * apart_m:.1f} mm {apart_deg:.2f}° from cameras.json (its own median {np.median(shipped):.2f}) | {spent_ms:.0f} ms |"
+        f"{1e3 * apart_m:.1f} mm {apart_deg:.2f}° from cameras.json (its own median "
+        f"{np.median(shipped):.2f}) | {spent_ms:.0f} ms |"
     )
     for episode in seen.episodes if len(seen.episodes) > 1 else ():
         out = seen.of(episode)
@@ -59,8 +60,10 @@ def by_marker(folder: Path) -> None:
         apart_m, apart_deg = camera_apart(one.camera, replace(one.camera, T_world_camera=T))
         print(
             f"| eye-hand cam{c}, {len(one.pixels)} sightings | mean {one.mean_px:.2f} px | "
-            f"± {1e3 * one.position_std_m:.1f} mm {one.rotation_std_deg:.2f}° | {1e3 * apart_m:.1f} mm {apart_deg:.2f}° from "
-            f"solution.json; marker alone {1e3 * np.linalg.norm(alone - made.marker_hand_m):.1f} mm from the shared one | {spent_ms:.0f} ms, all |"
+            f"± {1e3 * one.position_std_m:.1f} mm {one.rotation_std_deg:.2f}° | {1e3 * apart_m:.1f} mm "
+            f"{apart_deg:.2f}° from "
+            f"solution.json; marker alone {1e3 * np.linalg.norm(alone - made.marker_hand_m):.1f} mm from "
+            f"the shared one | {spent_ms:.0f} ms, all |"
         )
 
 
@@ -93,7 +96,8 @@ def without_clicks(droid: Path, name: str, *, metres: float, degrees: float, tri
     say = [f"{m:.1f} [{a:.1f}, {b:.1f}]" for a, m, b in zip(low, middle, high, strict=True)]
     print(
         f"| DROID {name} off by {1e3 * metres:.0f} mm {degrees:g}°, {trials} starts | clicks before {say[0]}, "
-        f"after {say[1]} px (tool not fitted: {say[2]}) | tool {say[3]} mm longer | {say[4]} mm {say[5]}° from clicks with "
+        f"after {say[1]} px (tool not fitted: {say[2]}) | tool {say[3]} mm longer | {say[4]} mm {say[5]}° "
+        f"from clicks with "
         f"that tool; outlines {say[6]} px off | {spent_s:.1f} s |",
         flush=True,
     )

@@ -249,9 +249,11 @@ def _left_jacobian(w: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return J with exp(w + d) ≈ exp(J d) exp(w)."""
     angle = float(np.linalg.norm(w))
     W = cross(w)
-    if angle < 1e-6:
-        return np.eye(3) + W / 2
-    return np.eye(3) + (1 - np.cos(angle)) / angle**2 * W + (angle - np.sin(angle)) / angle**3 * W @ W
+    first, second = (
+        (0.5, 1 / 6) if angle < 1e-4 else ((1 - np.cos(angle)) / angle**2, (angle - np.sin(angle)) / angle**3)
+    )
+    made: NDArray[np.float64] = np.eye(3) + first * W + second * W @ W
+    return made
 
 
 def _weights(ratio: NDArray[np.float64], loss: str) -> NDArray[np.float64]:
