@@ -112,7 +112,7 @@ class Killed(BaseException):
     """What a signal would do, at a place of our choosing."""
 
 
-@pytest.mark.parametrize(("place", "call"), [("_entry", 1), ("_entry", 5), ("_write_manifest", 1), ("finalise", 1)])
+@pytest.mark.parametrize(("place", "call"), [("_entry", 1), ("_entry", 5), ("_write_manifest", 2), ("finalise", 1)])
 def test_import_killed_anywhere_goes_on_to_the_same_set(
     recording: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, call: int
 ) -> None:
@@ -121,6 +121,7 @@ def test_import_killed_anywhere_goes_on_to_the_same_set(
 
     def die(*arguments: Any) -> Any:
         if next(calls) == call:
+            assert read_manifest(tmp_path / "set")[0]["kind"] == "droid"  # on disk, though nothing was closed
             raise Killed
         return real(*arguments)
 

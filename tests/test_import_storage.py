@@ -202,6 +202,22 @@ def test_pictures_are_stored_as_lerobot_stores_images(tmp_path: Path) -> None:
     assert EpisodeSet(tmp_path).pictures(0, "front", start=2, stop=4) == given[2:4]
 
 
+def test_frames_hidden_by_an_edit_list_are_not_copied_unseen(tmp_path: Path) -> None:
+    """What cutting with stream copy leaves: packets before the first frame to show."""
+    source, cut = encode(tmp_path / "a.mp4", 12, bf="0"), tmp_path / "cut.mp4"
+    with av.open(str(source)) as container, av.open(str(cut), "w") as out:
+        stream = container.streams.video[0]
+        target = out.add_stream_from_template(stream, opaque=True)
+        for packet in container.demux(stream):
+            if packet.size:
+                shift = round(0.099 / stream.time_base)  # three frames
+                packet.pts, packet.dts, packet.stream = packet.pts - shift, packet.dts - shift, target
+                out.mux(packet)
+    assert len(read_video(cut)) == 9
+    with pytest.raises(DataError, match="must show all of its packets .*, got 3 that its edit list hides.*--recode"):
+        copy_video(VideoFile(path=cut), tmp_path / "b.mp4", 30)
+
+
 def test_what_does_not_fit_or_is_damaged_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
     root, sources = tmp_path / "set", tmp_path / "sources"
     sources.mkdir()

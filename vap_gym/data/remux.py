@@ -33,11 +33,12 @@ class VideoFacts:
     dts: NDArray[np.int64]
     pts: NDArray[np.int64]
     is_key: NDArray[np.bool_]
+    hidden: int = 0  # packets that an edit list of the file says not to show
 
     @property
     def frames(self) -> int:
-        """Number of frames in the file."""
-        return len(self.dts)
+        """Number of frames that the file shows."""
+        return len(self.dts) - self.hidden
 
 
 def probe_video(path: Path) -> VideoFacts:
@@ -52,10 +53,10 @@ def probe_video(path: Path) -> VideoFacts:
 @lru_cache(maxsize=64)  # long files hold many episodes, and are asked about for each
 def _probe(path: Path, modified_ns: int, size: int) -> VideoFacts:
     with opened(path) as (container, stream):
-        packets = [(p.pts, p.dts, bool(p.is_keyframe)) for p in container.demux(stream) if p.size]
-        if not packets or any(pts is None or dts is None for pts, dts, _ in packets):
+        packets = [(p.pts, p.dts, bool(p.is_keyframe), bool(p.is_discard)) for p in container.demux(stream) if p.size]
+        if not packets or any(pts is None or dts is None for pts, dts, _, _ in packets):
             raise DataError(f"{path} must hold frames with times, got {len(packets)} packets. Encode it as mp4 again.")
-        pts, dts, is_key = (np.array(values) for values in zip(*packets, strict=True))
+        pts, dts, is_key, hidden = (np.array(values) for values in zip(*packets, strict=True))
         shown_at = np.empty(len(pts), np.int64)
         shown_at[np.argsort(pts, kind="stable")] = np.arange(len(pts))
         context = stream.codec_context
@@ -71,6 +72,7 @@ def _probe(path: Path, modified_ns: int, size: int) -> VideoFacts:
             dts=dts.astype(np.int64),
             pts=pts.astype(np.int64),
             is_key=is_key.astype(np.bool_),
+            hidden=int(hidden.sum()),
         )
 
 
@@ -105,7 +107,13 @@ def cut_video(video: VideoFile) -> _Cut:
             f"{video.path} must hold frames {video.start} to {stop}, got {facts.frames} frames. "
             "It was cut short, or its log belongs to another video."
         )
-    first = int(np.flatnonzero(facts.shown_at == video.start)[0])
+    if facts.hidden:
+        raise DataError(
+            f"{video.path} must show all of its packets to be copied untouched, got {facts.hidden} that its edit list "
+            "hides. Encode it again: --recode"
+        )
+    whole = stop - video.start == facts.frames
+    first = 0 if whole else int(np.flatnonzero(facts.shown_at == video.start)[0])
     cut = _Cut(path=video.path, facts=facts, first=first, count=stop - video.start)
     shown = facts.shown_at[first : first + cut.count]
     if not facts.is_key[first] or len(shown) != cut.count or shown.min() != video.start or shown.max() != stop - 1:

@@ -108,10 +108,9 @@ def import_source(
     )
     outcomes: dict[str, Outcome] = {}
     try:
-        manifest.parent.mkdir(parents=True, exist_ok=True)
+        if not read_manifest(out):
+            _write_manifest(manifest, header, [])  # before any episode, or a killed run could not be told to be ours
         with manifest.open("a", encoding="utf-8") as log:
-            if not manifest.stat().st_size:
-                log.write(_line(header))
             for name in names:
                 outcomes[name] = done.get(name) or job.write(name)
                 if name not in done:
