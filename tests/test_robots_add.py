@@ -19,6 +19,7 @@ from vap_gym.drafting.geometry import find_mesh
 from vap_gym.drafting.parts import choose_parts
 from vap_gym.drafting.picture import overview, poses_to_check
 from vap_gym.drafting.tree import read_tree, trimmed
+from vap_gym.env import VapEnv
 from vap_gym.errors import UrdfError, VapError
 from vap_gym.kinematics import Controller, load_chain, read_urdf
 from vap_gym.prompts.mesh import Mesh, draw_mesh
@@ -136,6 +137,22 @@ def test_a_drafted_robot_can_be_driven(toy: Draft, mode: str) -> None:
     after, _ = controller.step(state, action)
     assert float((after.q - state.q).abs().max()) > 0.01
     assert float(after.gripper) > 0
+
+
+def test_a_drafted_robot_is_imagined_from_a_picture(toy: Draft) -> None:
+    env = VapEnv("VAP-DROID-v0", robot=str(toy.card.folder), judge=None)
+    points = Skeleton(toy.card).at_joints(torch.tensor([toy.card.home_q_rad]), torch.zeros(1))
+    camera = overview(points)
+    picture = np.full((camera.frame_size_px[1], camera.frame_size_px[0], 3), 200, np.uint8)
+    state = {"joint_position": toy.card.home_q_rad, "gripper_position": 0.0}
+    _, info = env.reset(options={"image": picture, "state": state, "camera": camera})
+    first = info["prompt"]
+    for _ in range(2):
+        frame, *_, info = env.step(np.array([0, 0, 1, 0, 0, 0, 1], np.float32))
+    assert frame.shape == (96, 144, 3)
+    assert first.any()
+    assert (info["prompt"] != first).any()
+    env.close()
 
 
 def test_the_picture_and_the_comments_say_what_was_guessed(toy: Draft) -> None:

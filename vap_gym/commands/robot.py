@@ -43,4 +43,5 @@ def main(
     print(f"{target}: {len(card.arm_joints)} arm joints ({', '.join(card.arm_joints)}); gripper joints: {fingers}")
     for note in draft.notes:
         print(f"  note  {note}")
-    print(f'Look at {draft.picture}, correct robot.toml, then: gym.make("VAP-DROID-v0", robot="{target}")')
+    print(f"Look at {draft.picture} and correct robot.toml. Then start an env from a picture of the robot:")
+    print(f'  gym.make("VAP-DROID-v0", robot="{target}").reset(options={{"image": …, "state": …, "camera": …}})')

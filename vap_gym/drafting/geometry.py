@@ -121,8 +121,8 @@ def surfaces(robot: Element, folder: Path, source: Path) -> dict[str, Surface]:
                     parts.append(part)
             except ValueError as error:
                 raise UrdfError(
-                    f"{source}: link '{link.get('name')}': a shape's size, scale and origin must be numbers, as many as a "
-                    f"URDF has there, but: {error}. Correct that <{element.tag}>."
+                    f"{source}: link '{link.get('name')}': a shape's size, scale and origin must be numbers, as many "
+                    f"as a URDF has there, but: {error}. Correct that <{element.tag}>."
                 ) from error
         if parts:
             solid: Any = trimesh.util.concatenate(parts)
