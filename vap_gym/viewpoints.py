@@ -18,7 +18,7 @@ from torch import Tensor
 from vap_gym.cards import EnvCard, ViewCard, load_robot
 from vap_gym.errors import VapError, unknown_name
 from vap_gym.geometry import Camera
-from vap_gym.imagine import Imagination, Motion
+from vap_gym.imagine import Imagination, Motion, mapped
 from vap_gym.observations import FRONT
 from vap_gym.photo import fit_picture, read_camera
 from vap_gym.starts import Seen, Start
@@ -168,10 +168,10 @@ def _size(image: np.ndarray) -> tuple[int, int]:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ViewFrames:
-    """What a further view shows after one step: imagined frames and exact prompts."""
+    """What a further view shows after one step, (B, …), or after K steps, (B, K, …): imagined frames, exact prompts."""
 
-    frames: UInt8[Tensor, "B H W 3"]
-    prompts: UInt8[Tensor, "B H W 3"]
+    frames: UInt8[Tensor, "*batch H W 3"]
+    prompts: UInt8[Tensor, "*batch H W 3"]
 
 
 class ExtraViews:
@@ -213,7 +213,7 @@ class ExtraViews:
         """Move the views of `state` on by one step (K = 1) of the robot; all of them in one call of the world model."""
         if not self.names:
             return {}
-        B, robot = len(state), motion.robot.index((slice(None), 0))
+        B, robot = len(state), mapped(motion.robot, lambda x: x[:, 0])
         own = [self.of(state, name) for name in self.names]
         looks = [
             self.imagination.rig.look(robot, self.imagination.mount(view), step=state["step"]) for view in own

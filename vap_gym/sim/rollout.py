@@ -92,7 +92,7 @@ def record(
     (achieved xyz + Euler + closedness), `observation.joint_position`, `nominal.cartesian_position`,
     `nominal.joint_position`, `nominal.gripper_position`, `objects_m` (K, 3), `objects_xyzw` (K, 4),
     `touching` (K), `tool_m` (3, nominal),
-    `camera.K`, `camera.T_world_camera`, `next.progress`, `next.success`; in the kitchen `drawer_open_m`, NaN without one.
+    `camera.K`, `camera.T_world_camera`, `next.progress`, `next.success`; in the kitchen `drawer_open_m` (NaN: none).
 
     Args:
         frames: T ≥ 2.
