@@ -47,7 +47,7 @@ class LoftrMatcher:
                 f"size_px must be at least {STRIDE_PX} px each way and least_confidence in [0, 1], "
                 f"got {size_px} and {least_confidence}. Try (640, 480) and 0.2."
             )
-        self._cv2 = require("cv2", "[data]", "Matching pictures")
+        require("cv2", "[data]", "Matching pictures")
         self.size_px = tuple(-(-side // STRIDE_PX) * STRIDE_PX for side in size_px)
         self.least_confidence, self.device = least_confidence, torch.device(device)
         self._model = _load(Path(folder)).to(self.device).eval()
@@ -80,9 +80,11 @@ class LoftrMatcher:
 
     def _prepared(self, picture: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Grey in [0, 1], at the size at which pictures are matched."""
-        grey = self._cv2.cvtColor(picture, self._cv2.COLOR_RGB2GRAY)
-        resized: NDArray[np.uint8] = self._cv2.resize(grey, self.size_px, interpolation=self._cv2.INTER_LINEAR)
-        return resized.astype(np.float32) / 255
+        cv2: Any = require("cv2", "[data]", "Matching pictures")
+        grey = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
+        resized = cv2.resize(grey, self.size_px, interpolation=cv2.INTER_LINEAR)
+        prepared: NDArray[np.float32] = resized.astype(np.float32) / np.float32(255)
+        return prepared
 
 
 def _load(folder: Path) -> Any:

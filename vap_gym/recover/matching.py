@@ -7,7 +7,7 @@ A matcher is anything that finds, for points of the rendered robot, where they a
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
@@ -117,7 +117,7 @@ class SilhouetteMatcher:
                 "SilhouetteMatcher needs reach_px >= step_px >= 1, nearness >= 0 and together_frames > 0, "
                 f"got {reach_px}, {step_px}, {nearness}, {together_frames}. Try 24, 2, 3.0, 6.0."
             )
-        self._cv2 = require("cv2", "[data]", "Matching silhouettes")
+        require("cv2", "[data]", "Matching silhouettes")
         self.nearness, self.together_frames = nearness, together_frames
         self.shifts_px = np.arange(-(reach_px // step_px), reach_px // step_px + 1) * step_px
 
@@ -131,7 +131,7 @@ class SilhouetteMatcher:
         known = np.array([len(outline) >= LEAST_POINTS for outline in outlines])
         size = len(self.shifts_px)
         fits = np.zeros((len(frames), size, size))
-        for t in np.flatnonzero(known):
+        for t in np.flatnonzero(known).tolist():
             fits[t] = standing_out(self._along_edges(outlines[t], self._edges(frames[t])))
         fits = _together(fits, known, self.together_frames)
         across, down = np.meshgrid(self.shifts_px, self.shifts_px)
@@ -150,7 +150,7 @@ class SilhouetteMatcher:
 
     def _edges(self, frame: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Direction of the edge at each pixel, (2, H, W), with a length in [0, 1): strong edges count alike."""
-        cv2 = self._cv2
+        cv2: Any = require("cv2", "[data]", "Matching silhouettes")
         soft = cv2.GaussianBlur(frame, (0, 0), EDGE_BLUR_PX).astype(np.float32)
         slope = np.stack(
             [cv2.Sobel(soft, cv2.CV_32F, 1, 0, scale=1 / 8), cv2.Sobel(soft, cv2.CV_32F, 0, 1, scale=1 / 8)]
@@ -199,4 +199,5 @@ def _together(fits: NDArray[np.float64], known: NDArray[np.bool_], frames: float
     every = np.arange(len(fits))
     weight = np.exp(-0.5 * ((every[:, None] - every) / frames) ** 2) * known
     weight /= np.maximum(weight.sum(1, keepdims=True), 1e-12)
-    return np.einsum("ts,sdr->tdr", weight, fits)
+    mean: NDArray[np.float64] = np.einsum("ts,sdr->tdr", weight, fits)
+    return mean

@@ -114,8 +114,8 @@ class RobotPipeline:
             else:
                 offset = np.eye(3)
         size = camera.frame_size_px
-        prompts = Prompter(self.robot, self.prompt, frame_size_px=size).draw(q, gripper, placed.to(torch.float32))
-        prompts = prompts.numpy()
+        prompter = Prompter(self.robot, self.prompt, frame_size_px=size)
+        prompts = prompter.draw(q, gripper, placed.to(torch.float32)).numpy()
         prompts[~has_state] = 0
         return RecoveredEpisode(
             prompts=prompts,

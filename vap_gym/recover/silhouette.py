@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -103,10 +104,11 @@ class RobotRenderer:
         focal = float(camera.K[..., 0, 0].max())
         nearest = np.where(grey > 0, seen.depth_m[:, 0].numpy(), np.inf).min(axis=(1, 2))
         gap = float(self._surfels.spacing_m.max()) * focal / np.maximum(nearest, NEAREST_M)
+        cv2: Any = require("cv2", "[data]", "Drawing silhouettes")
         for i in np.flatnonzero(np.isfinite(nearest)):
             size = int(np.clip(2 * np.ceil(gap[i] / 2) + 1, 3, WIDEST_HOLE_PX))
             for layer in (grey, moving):
-                layer[i] = self._cv2.morphologyEx(layer[i], self._cv2.MORPH_CLOSE, np.ones((size, size), np.uint8))
+                layer[i] = cv2.morphologyEx(layer[i], cv2.MORPH_CLOSE, np.ones((size, size), np.uint8))
         return np.repeat(grey[..., None], 3, axis=-1), grey > 0, moving > 0
 
 
