@@ -203,7 +203,8 @@ def limb_around(
             middles.append((abs(low + 0.5 / SLICES - 0.5), middle))
     if not widths:
         return Limb(radius_m=round(float(np.clip(plain_m, LEAST_RADIUS_M, MOST_RADIUS_M)), 3), bend=None)
-    radius = float(np.clip(np.median(widths), LEAST_RADIUS_M, MOST_RADIUS_M))
+    most = min(MOST_RADIUS_M, max(LEAST_RADIUS_M, 0.8 * float(np.linalg.norm(along))))  # a foot's plate is no bone
+    radius = float(np.clip(np.median(widths), LEAST_RADIUS_M, most))
     central = min(middles, key=lambda each: each[0])[1]
     off = central - start - ((central - start) @ along) * along / float(along @ along)
     is_bent = float(np.linalg.norm(off)) > max(0.6 * radius, 0.01) and float(np.linalg.norm(along)) > 3 * radius
