@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -10,6 +11,7 @@ from vap_gym.cards import load_robot
 from vap_gym.data import EpisodeSet
 from vap_gym.data.layout import DataError
 from vap_gym.errors import unknown_name
+from vap_gym.jobs import Executor
 from vap_gym.recover.adapters_matching import LoftrMatcher
 from vap_gym.recover.robot import RobotPipeline
 from vap_gym.recover.robot_set import REPORT, SHEET, recover_set
@@ -28,6 +30,8 @@ def main(
     most_px: float | None = None,
     least_score: float | None = None,
     least_motion: float | None = None,
+    executor: Executor = "serial",
+    workers: int = 0,
 ) -> None:
     """Draw prompts from logged joints, match the rendered robot to the frames, discard what does not fit, rectify.
 
@@ -42,6 +46,9 @@ def main(
         most_px: keep episodes whose matches are off by no more, in the median.
         least_score: keep episodes in which the robot is found with at least this score, in [0, 1].
         least_motion: keep episodes in which the robot explains at least this share of the explicable motion.
+        executor: where episodes are worked on: here one by one, in processes, or on Ray (the extra [cluster]). The
+            files come out the same.
+        workers: episodes at once, with processes and ray; 0 for one per core.
     """
     episodes = EpisodeSet(source)
     if not len(episodes):
@@ -59,6 +66,10 @@ def main(
     if align == "auto":
         align = "motion" if matcher is None else "matches"
     pipeline = RobotPipeline(load_robot(name), matcher=matcher, rule=rule, prompt=prompt, align=align)
-    report = recover_set(episodes, out, view, pipeline, tell=lambda line: print(line, flush=True))
+    from tqdm import tqdm
+
+    report = recover_set(
+        episodes, out, view, pipeline, executor=executor, workers=workers or os.cpu_count() or 1, tell=tqdm.write
+    )
     counts = ", ".join(f"{len(report[kind])} {kind}" for kind in ("kept", "discarded", "failed"))
     print(f"{out}: {counts}. Why: {out / REPORT}; look at {out / SHEET}")

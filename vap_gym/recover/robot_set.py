@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-import json
 import math
+import shutil
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from vap_gym.data import Episode, EpisodeSet, EpisodeWriter, finalise
+from vap_gym.data.adopt import adopt
 from vap_gym.data.conventions import columns_of_camera
-from vap_gym.data.layout import INFO_PATH, DataError, write_json
-from vap_gym.errors import VapError
+from vap_gym.data.layout import INFO_PATH, write_json
+from vap_gym.jobs import Outcome, run_jobs
 from vap_gym.pictures import sheet, spread, write_png
 from vap_gym.prompts.raster import overlay
 from vap_gym.recover.robot import RecoveredEpisode, RobotPipeline
 
 REPORT, SHEET = "report.json", "examples.png"
-VIDEO, PROMPT = "video", "prompt"
+MANIFEST, STAGED, STRIPS = "meta/recover.jsonl", ".staged", "strips"
+VIDEO, PROMPT, NUMBER = "video", "prompt", "source_number"
 HOMOGRAPHY, MATCH_SCORE = "homography", "match_score"
 EXAMPLES, CELLS = 4, 5  # of kept and of discarded episodes on the sheet, and frames of each
 CELL_WIDTH_PX = 256
@@ -56,20 +59,51 @@ def figures(found: RecoveredEpisode) -> dict[str, Any]:
     return {**rounded, "frames_without_state": np.flatnonzero(~found.has_state).tolist()}
 
 
+@dataclass(frozen=True, kw_only=True)
+class RecoverTask:
+    """The job of one episode, by its position in `source`: its verdict, and if it is kept its pair in `staged`.
+
+    The pair is written under the number that the episode has in `source`, and a strip of examples beside it.
+    """
+
+    source: EpisodeSet
+    staged: Path
+    view: str
+    pipeline: RobotPipeline
+
+    def __call__(self, i: int) -> dict[str, Any]:
+        """Recover an episode; one that is written already is left as it is."""
+        number = self.source.index(i)
+        episode = self.source.read(i, views=[self.view])
+        found = self.pipeline(episode, self.view)
+        name = self.pipeline.robot.name
+        writer = EpisodeWriter(self.staged, fps=self.source.fps, robot_type=name)
+        if found.verdict.keep and number not in writer.written():
+            made = pair(episode, self.view, found, robot=name, prompt=self.pipeline.prompt)
+            writer.write(number, replace(made, info={**made.info, NUMBER: number}))
+        kind = "kept" if found.verdict.keep else "discarded"
+        strip = np.concatenate(_cells(episode.frames[self.view], found.prompts), axis=1)
+        write_png(self.staged / STRIPS / f"{number}.png", strip)
+        return {"kind": kind, "episode": number, **figures(found), "reasons": list(found.verdict.reasons)}
+
+
 def recover_set(
     source: EpisodeSet,
     out: str | Path,
     view: str,
     pipeline: RobotPipeline,
     *,
+    executor: str = "serial",
+    workers: int = 1,
     tell: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
     """Recover every episode of `source`, write what is kept into `out`, and return the report.
 
-    An episode keeps its number. `report.json` lists kept, discarded and failed ones and is brought up to date after
-    each, so that a stopped run goes on where it was; one bad episode stops nothing.
+    What is kept is numbered anew, without gaps, in the order of `source`; `info["source_number"]` is its number there.
+    A stopped run goes on where it was, and failed episodes are tried again; one bad episode stops nothing. The files
+    do not depend on executor and workers (see `vap_gym.jobs`). `report.json` lists kept, discarded and failed ones.
 
-    Raises DataError where `out` holds a report of other settings.
+    Raises DataError where `out` holds a run with other settings; see `run_jobs` for executors.
     """
     out = Path(out)
     settings = {
@@ -81,54 +115,90 @@ def recover_set(
         "matcher": type(pipeline.matcher).__name__,
         "rule": asdict(pipeline.rule),
     }
-    report = _begun(out, settings)
-    done = {entry["episode"] for kind in ("kept", "discarded", "failed") for entry in report[kind]}
-    writer = EpisodeWriter(out, fps=source.fps, robot_type=pipeline.robot.name)
-    rows: dict[str, list[tuple[str, list[NDArray[np.uint8]]]]] = {"kept": [], "discarded": []}
-    for i in range(len(source)):
-        number = source.index(i)
-        if number in done:
+    numbers = {str(source.index(i)): i for i in range(len(source))}
+    kept = _Kept(out=out, staged=out / STAGED, numbers=tuple(numbers))
+
+    def take(outcome: Outcome) -> None:
+        kept.take(outcome)
+        tell(_line(outcome))
+
+    outcomes = run_jobs(
+        RecoverTask(source=source, staged=out / STAGED, view=view, pipeline=pipeline),
+        numbers,
+        manifest=out / MANIFEST,
+        settings=settings,
+        executor=executor,
+        workers=workers,
+        tell=take,
+    )
+    for outcome in outcomes:
+        kept.take(outcome)
+    report: dict[str, Any] = {"settings": settings, "kept": [], "discarded": [], "failed": []}
+    for outcome in outcomes:
+        if outcome.result is None:
+            report["failed"].append({"episode": int(outcome.key), "error": outcome.error})
             continue
-        try:
-            episode = source.read(i, views=[view])
-            found = pipeline(episode, view)
-            kind = "kept" if found.verdict.keep else "discarded"
-            if found.verdict.keep and number not in writer.written():
-                writer.write(number, pair(episode, view, found, robot=pipeline.robot.name, prompt=pipeline.prompt))
-        except VapError as error:
-            report["failed"].append({"episode": number, "error": str(error)})
-            tell(f"episode {number}: failed. {error}")
-        else:
-            entry = {"episode": number, **figures(found)}
-            report[kind].append(entry if kind == "kept" else {**entry, "reasons": list(found.verdict.reasons)})
-            tell(f"episode {number}: {kind}. {_told(entry)}" + "".join(f"; {r}" for r in found.verdict.reasons))
-            if len(rows[kind]) < EXAMPLES:
-                rows[kind].append((f"{number} {kind}\n{_label(entry)}", _cells(episode.frames[view], found.prompts)))
-        write_json(out / REPORT, report)
+        told = {name: value for name, value in outcome.result.items() if name not in ("kind", "reasons")}
+        more = {"index": kept.index[outcome.key]} if outcome.key in kept.index else {}
+        more |= {"reasons": outcome.result["reasons"]} if outcome.result["reasons"] else {}
+        report[outcome.result["kind"]].append({**told, **more})
+    write_json(out / REPORT, report)
     if (out / INFO_PATH).exists():
         finalise(out)
-    examples = [*rows["kept"], *rows["discarded"]]
-    if examples:
-        write_png(out / SHEET, _sheet(examples))
+    _write_sheet(out, outcomes, width_px=source.features.views[view][1])
+    shutil.rmtree(out / STAGED, ignore_errors=True)
     return report
 
 
-def _begun(out: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """The report of a run that was stopped, or an empty one."""
-    path = out / REPORT
-    if not path.is_file():
-        return {"settings": settings, "kept": [], "discarded": [], "failed": []}
-    try:
-        report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        same = report["settings"] == settings and all(kind in report for kind in ("kept", "discarded", "failed"))
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path} must be a report of this command, got {error!r}. Write into a new folder.") from error
-    if not same:
-        raise DataError(
-            f"{path} is of a run with other settings, {report['settings']}, got {settings}. "
-            "Give the same settings to go on, or write into a new folder."
-        )
-    return report
+class _Kept:
+    """Gives kept episodes their final places as soon as all before them are done, so that order is the source's."""
+
+    def __init__(self, *, out: Path, staged: Path, numbers: tuple[str, ...]) -> None:
+        self.out, self.staged, self.numbers = out, staged, numbers
+        self.outcomes: dict[str, Outcome] = {}
+        self.index: dict[str, int] = {}  # of episodes that are in the set, by their numbers in the source
+        self._next = 0
+        self._shown = {"kept": 0, "discarded": 0}
+        if (out / INFO_PATH).exists():
+            there = EpisodeSet(out)
+            self.index = {str(there.info(i)[NUMBER]): there.index(i) for i in range(len(there))}
+
+    def take(self, outcome: Outcome) -> None:
+        """Note what became of an episode, and move those whose turn it is."""
+        self.outcomes[outcome.key] = outcome
+        while self._next < len(self.numbers) and self.numbers[self._next] in self.outcomes:
+            key = self.numbers[self._next]
+            result = self.outcomes[key].result
+            if result is not None and result["kind"] == "kept" and key not in self.index:
+                index = max(self.index.values(), default=-1) + 1
+                adopt(self.staged, int(key), self.out, index)
+                self.index[key] = index
+            if result is not None:
+                self._shown[result["kind"]] += 1
+                if self._shown[result["kind"]] > EXAMPLES:
+                    (self.staged / STRIPS / f"{key}.png").unlink(missing_ok=True)
+            self._next += 1
+
+
+def _line(outcome: Outcome) -> str:
+    """What is told of an episode when it is done."""
+    if outcome.result is None:
+        return f"episode {outcome.key}: failed. {outcome.error}"
+    told = outcome.result
+    return f"episode {outcome.key}: {told['kind']}. {_told(told)}" + "".join(f"; {r}" for r in told["reasons"])
+
+
+def _write_sheet(out: Path, outcomes: list[Outcome], *, width_px: int) -> None:
+    """The first kept and discarded episodes; left as it was, where a strip of theirs is gone since an older run."""
+    rows = []
+    for kind in ("kept", "discarded"):
+        chosen = [o for o in outcomes if o.result is not None and o.result["kind"] == kind][:EXAMPLES]
+        rows += [(f"{o.key} {kind}", out / STAGED / STRIPS / f"{o.key}.png") for o in chosen]
+    if not rows or not all(path.is_file() for _, path in rows):
+        return
+    strips = [(label, np.asarray(Image.open(path))) for label, path in rows]
+    starts = [(label, strip, range(0, strip.shape[1], width_px)) for label, strip in strips]
+    write_png(out / SHEET, _sheet([(label, [strip[:, x : x + width_px] for x in xs]) for label, strip, xs in starts]))
 
 
 def _told(entry: dict[str, Any]) -> str:
