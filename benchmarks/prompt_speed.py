@@ -104,7 +104,7 @@ def main(
     frames = episodes * CLIP
     fk, drawing = (frames / min(run[i] for run in runs) for i in (0, 1))
     both = frames / min(sum(run) for run in runs)
-    parallel = max(together(robot, log, size, 2 * episodes, processes) for _ in range(max(1, repeats // 2)))
+    parallel = max(together(robot, log, size, 6 * episodes, processes) for _ in range(max(1, repeats // 2)))
     print(f"{robot}, {size[0]}x{size[1]}, best of {repeats} runs, frames/s")
     print(f"| forward kinematics | drawing | both, one process | both, {processes} processes |\n|---|---|---|---|")
     print(f"| {fk:,.0f} | {drawing:,.0f} | {both:,.0f} | {parallel:,.0f} |")

@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from vap_gym.cards import load_robot
 from vap_gym.cli import main as cli
@@ -159,6 +161,31 @@ def test_blank_short_and_moving_ones_do_not_crash(pipeline: RobotPipeline) -> No
     moving = pipeline(Episode(frames=episode.frames, columns=columns, task=""), "cam")
     assert moving.drift_px == 0
     assert np.isnan(moving.verdict.motion)
+
+
+@given(st.integers(0, 2**32 - 1))
+@settings(max_examples=40, deadline=None)
+def test_noise_of_any_size_is_judged_or_refused_and_never_crashes(pipeline: RobotPipeline, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    count, (height, width) = int(rng.integers(1, 6)), rng.choice([1, 2, 7, 33, 96], 2)
+    q, gripper = rng.normal(0, rng.choice([0.5, 1e6]), (count, 7)), rng.normal(0, 1, count)
+    q[rng.random(count) < 0.3] = rng.choice([np.nan, np.inf])
+    K = np.tile(np.diag([10 ** rng.uniform(-1, 4), 10 ** rng.uniform(-1, 4), 1.0]), (count, 1, 1))
+    T_world_camera = np.tile(looking().T_world_camera.numpy(), (count, 1, 1))
+    T_world_camera[:, :3, 3] += rng.normal(0, rng.choice([0.0, 1.0, 50.0]), (rng.choice([1, count]), 3))
+    episode = Episode(
+        frames={"v": rng.integers(0, 256, (count, height, width, 3), dtype=np.uint8)},
+        columns={JOINTS: q, GRIPPER: gripper, "camera.v.K": K, "camera.v.T_world_camera": T_world_camera},
+        task="",
+    )
+    try:
+        found = pipeline(episode, "v")
+    except DataError as error:
+        assert not np.isfinite(q).all(-1).any(), error
+    else:
+        assert found.prompts.shape == episode.frames["v"].shape
+        assert np.isfinite(found.homography).all()
+        assert np.array_equal(found.has_state, np.isfinite(q).all(-1))
 
 
 def test_what_is_missing_is_told(pipeline: RobotPipeline) -> None:
