@@ -18,6 +18,7 @@ from vap_gym.registry import oracle_id
 
 ID = "VAP-DROID-v0"
 ORACLE = oracle_id(ID)
+OTHERS = [env_id for env_id in vap_gym.known_envs() if env_id != ID]
 BOTH = pytest.mark.parametrize("env_id", [ID, ORACLE])
 
 
@@ -35,6 +36,15 @@ def test_gymnasium_checker_finds_nothing(env_id: str, obs_type: str, monkeypatch
     monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")  # the checker makes an env of every render mode
     env = gym.make(env_id, obs_type=obs_type, disable_env_checker=True).unwrapped
     check_env(env)
+    env.close()
+
+
+@pytest.mark.parametrize("env_id", [name for env_id in OTHERS for name in (env_id, oracle_id(env_id))])
+@pytest.mark.filterwarnings("error", "ignore:.*symmetric and normalized")  # RT-1's and Bridge's own units
+def test_gymnasium_checker_finds_nothing_in_other_robots_envs(env_id: str) -> None:
+    kwargs = {} if "Oracle" in env_id else {"judge": None}
+    env = gym.make(env_id, disable_env_checker=True, **kwargs).unwrapped
+    check_env(env, skip_render_check=True)
     env.close()
 
 

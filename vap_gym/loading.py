@@ -189,7 +189,14 @@ class StartSource:
                 start = file[int(wanted)]
             else:
                 raise VapError(f"start must be a number or a Start, got {type(wanted).__name__}.")
-        if len(start.q_rad) != len(self._rig.robot.arm_joints):
+        given = self._rig.robot.arm_joints
+        if wanted is None and self._path is None and given != load_robot(self._card.robot).arm_joints:
+            raise VapError(
+                f"The starts of {self._card.id} show its own robot '{self._card.robot}', got '{self._rig.robot.name}', "
+                "which has other joints. Give starts of that robot (starts=…), or begin from a picture of it: "
+                "reset(options={'image': …, 'state': …, 'camera': …})."
+            )
+        if len(start.q_rad) != len(given):
             raise VapError(
                 f"The start has {len(start.q_rad)} joints, the robot '{self._rig.robot.name}' "
                 f"{len(self._rig.robot.arm_joints)}. "

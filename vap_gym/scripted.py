@@ -145,6 +145,7 @@ def resting_truth(scene: SceneSpec, tip: Float[np.ndarray, "4 4"], tool_m: Float
     return Truth(
         joints_rad=np.zeros(7), closedness=scene.start_closedness, tip=tip, tool_m=tool_m, objects_m=objects_m,
         objects_xyzw=np.full((len(COLOURS), 4), np.nan), objects_yaw_rad=yaw_rad, touching=np.zeros(len(COLOURS), bool),
+        handle_m=np.full(3, np.nan),
     )  # fmt: skip
 
 

@@ -331,8 +331,11 @@ def _object_by_scene(scene: SceneSpec | None) -> tuple[float, float, float]:
     """Where the task's object stands before the first step, if there is one; NaN otherwise."""
     if scene is None:
         return (float("nan"),) * 3
+    if scene.drawer is not None:
+        x, y, z = scene.drawer.handle_m
+        return (x - scene.drawer.opening_m, y, z)
     item = scene.target_object
-    return (*item.xy_m, item.half_extents_m[2])
+    return (*item.xy_m, scene.table_z_m + item.half_extents_m[0 if item.lying else 2])
 
 
 def fitting_snapshot(snapshot: TensorDict | str | Path, stage: Stage, *, slots: int) -> TensorDict:

@@ -282,7 +282,8 @@ class Scene:
         if self.spec.drawer is None:
             return np.full(3, np.nan)
         opening = self._bullet.getJointState(self._cabinet, 0, physicsClientId=self._client)[0]
-        return np.asarray(self.spec.drawer.handle_m) - [opening, 0.0, 0.0]
+        handle: Float[np.ndarray, " 3"] = np.asarray(self.spec.drawer.handle_m) - [opening, 0.0, 0.0]
+        return handle
 
     def _closedness(self) -> float:
         values = [
@@ -343,11 +344,15 @@ def _opengl_matrices(camera: Camera, near_m: float = 0.05, far_m: float = 6.0) -
 
 
 def _resolved_urdf(robot: RobotCard, folder: Path) -> Path:
-    """A copy of the card's URDF in which package://pybullet_data stands for the installed folder."""
+    """A copy of the card's URDF whose meshes have whole paths: package://pybullet_data is the installed folder."""
     data = require("pybullet_data", "pybullet", "The oracle")
-    text = robot.urdf_path.read_text().replace("package://pybullet_data", data.getDataPath())
+    tree = ElementTree.parse(robot.urdf_path)
+    for mesh in tree.getroot().iter("mesh"):
+        name = str(mesh.get("filename")).replace("package://pybullet_data", data.getDataPath())
+        beside = robot.urdf_path.parent / name
+        mesh.set("filename", str(beside) if beside.is_file() else name)
     target = folder / "robot.urdf"
-    target.write_text(text)
+    tree.write(target, encoding="unicode")
     return target
 
 

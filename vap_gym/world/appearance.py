@@ -64,7 +64,7 @@ class RobotAppearance(ModelMixin, ConfigMixin):
     @staticmethod
     def of_surface(surfels: Surfels, colour: Float[Tensor, "P 3"], links: int) -> RobotAppearance:
         """Return the appearance of a robot that was never learned: in the colours of its URDF, in [0, 1]."""
-        made = RobotAppearance(points=len(colour), links=links, looks=False)
+        made: RobotAppearance = RobotAppearance(points=len(colour), links=links, looks=False)
         for name, value in (*surfels._asdict().items(), ("colour", colour)):
             getattr(made, name).copy_(value)
         return made
