@@ -69,17 +69,20 @@ if __name__ == "__main__":
 
 def run_script(folder: Path, executor: str, killed: Path) -> dict[str, str]:
     """Run the script in a fresh interpreter and return the hashes of all files of its set."""
-    script = folder / "write_episodes.py"
-    script.write_text(SCRIPT)
     root = folder / executor
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
-    done = subprocess.run(
-        [sys.executable, str(script), str(root), executor, str(killed)],
-        capture_output=True, text=True, timeout=600, check=False, env=environment,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip().splitlines()[-1] == str([f"episode {i}" for i in range(7)]), done.stdout
+    done = run_python(folder / "write_episodes.py", SCRIPT, str(root), executor, str(killed))
+    assert done == str([f"episode {i}" for i in range(7)])
     return hashes(root)
+
+
+def run_python(script: Path, code: str, *arguments: str) -> str:
+    """Run a script in a fresh interpreter, as a user does, and return the last line that it prints."""
+    script.write_text(code)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
+    command = [sys.executable, "-W", "error:::vap_gym", str(script), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip().splitlines()[-1]
 
 
 def hashes(root: Path) -> dict[str, str]:
@@ -106,6 +109,35 @@ def test_two_workers_that_are_killed_give_the_bytes_of_one_process(
     assert {path.name for path in killed.iterdir()} == {"before", "after"}
     assert len(serial) > 8
     assert found == serial
+
+
+DEADLY = """
+import os, signal, sys
+from pathlib import Path
+
+
+def die(i):
+    if i == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return {"i": i}
+
+
+if __name__ == "__main__":
+    from vap_gym.jobs import run_jobs
+
+    found = run_jobs(die, {str(i): i for i in range(3)}, manifest=Path(sys.argv[1]), executor=sys.argv[2], workers=2)
+    print([outcome.error or outcome.result for outcome in found])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("executor", ["processes", "ray"])
+def test_an_item_that_kills_every_worker_fails_and_the_others_do_not(executor: str, tmp_path: Path) -> None:
+    if executor == "ray" and find_spec("ray") is None:
+        pytest.skip("ray is not installed")
+    output = run_python(tmp_path / "deadly.py", DEADLY, str(tmp_path / "run.jsonl"), executor)
+    assert output.startswith("[{'i': 0}, 'The worker process died 3 times at this item.")
+    assert output.endswith("{'i': 2}]")
 
 
 def write_one(root: Path) -> Any:

@@ -6,6 +6,7 @@ import logging
 import multiprocessing
 import os
 import pickle
+import warnings
 from collections.abc import Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -140,9 +141,11 @@ def _on_ray(task: Task, items: Mapping[str, Any], workers: int) -> Iterator[tupl
         def one(row: dict[str, Any]) -> dict[str, Any]:
             return {"key": row["key"], "attempt": pickle.dumps(attempt(task, pickle.loads(row["item"])))}
 
-        rows = ray_data.from_items(sent, override_num_blocks=len(sent)).map(
-            one, num_cpus=1, concurrency=workers, max_retries=TRIES - 1
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Ray's default is to try for ever; its newer way to say so is yet to come
+            rows = ray_data.from_items(sent, override_num_blocks=len(sent)).map(
+                one, num_cpus=1, concurrency=workers, max_retries=TRIES - 1
+            )
         left = dict(items)
         try:
             for row in rows.iter_rows():
