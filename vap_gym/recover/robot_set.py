@@ -192,8 +192,8 @@ def _write_sheet(out: Path, outcomes: list[Outcome], *, width_px: int) -> None:
     """The first kept and discarded episodes; left as it was, where a strip of theirs is gone since an older run."""
     rows = []
     for kind in ("kept", "discarded"):
-        chosen = [o for o in outcomes if o.result is not None and o.result["kind"] == kind][:EXAMPLES]
-        rows += [(f"{o.key} {kind}", out / STAGED / STRIPS / f"{o.key}.png") for o in chosen]
+        chosen = [(o.key, o.result) for o in outcomes if o.result is not None and o.result["kind"] == kind][:EXAMPLES]
+        rows += [(f"{k} {kind}\n{_label(told)}", out / STAGED / STRIPS / f"{k}.png") for k, told in chosen]
     if not rows or not all(path.is_file() for _, path in rows):
         return
     strips = [(label, np.asarray(Image.open(path))) for label, path in rows]
@@ -212,7 +212,8 @@ def _told(entry: dict[str, Any]) -> str:
 
 
 def _label(entry: dict[str, Any]) -> str:
-    return ", ".join("?" if entry[n] is None else f"{entry[n]:.2g}" for n in ("discrepancy_px", "score"))
+    off, score = (("?" if entry[n] is None else f"{entry[n]:.2g}") for n in ("discrepancy_px", "score"))
+    return f"{off} px, {score}"
 
 
 def _cells(frames: NDArray[np.uint8], prompts: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
