@@ -1,0 +1,144 @@
+"""What the showings of real recordings share: a folder that appears when it is whole, prompts over frames, sheets."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from vap_gym.cards import RobotCard
+from vap_gym.data.episodes import EpisodeSet
+from vap_gym.data.importing.kinds import open_source
+from vap_gym.data.importing.run import Doubts, import_source
+from vap_gym.data.importing.source import Options
+from vap_gym.data.layout import DataError
+from vap_gym.geometry import Camera
+from vap_gym.kinematics import IkResult, load_chain, solve_ik
+from vap_gym.prompts.kinds import Prompter
+from vap_gym.prompts.raster import overlay
+
+FOUR = ("frame", "skeleton", "mesh", "overlay")
+LAID = 0.8  # how much of the frame a skeleton hides where it lies over it
+TABLE = "table.md"
+_STARTS = 24  # guesses of an arm's posture, the card's home first
+
+
+@dataclass(frozen=True, kw_only=True)
+class Laid:
+    """T frames, the prompts of two kinds, and the skeleton over the frames; all of one size."""
+
+    frame: UInt8[np.ndarray, "T H W 3"]
+    skeleton: UInt8[np.ndarray, "T H W 3"]
+    mesh: UInt8[np.ndarray, "T H W 3"]
+    overlay: UInt8[np.ndarray, "T H W 3"]
+
+    def row(self, t: int) -> list[UInt8[np.ndarray, "H W 3"]]:
+        """The four pictures of a frame, as in `FOUR`."""
+        return [self.frame[t], self.skeleton[t], self.mesh[t], self.overlay[t]]
+
+    @property
+    def film(self) -> UInt8[np.ndarray, "T H _ 3"]:
+        """The four side by side."""
+        return np.concatenate([self.frame, self.skeleton, self.mesh, self.overlay], axis=2)
+
+
+class Layer:
+    """Draws a robot over frames that were enlarged by a whole number: prompts are drawn at the larger size."""
+
+    def __init__(self, robot: RobotCard, frame_size_px: tuple[int, int], *, scale: int = 1) -> None:
+        self.scale = scale
+        self.size = (frame_size_px[0] * scale, frame_size_px[1] * scale)
+        self.skeleton, self.mesh = (Prompter(robot, kind, frame_size_px=self.size) for kind in ("skeleton", "mesh"))
+
+    def __call__(
+        self,
+        frames: UInt8[np.ndarray, "T H W 3"],
+        q: Float[Tensor, "T n"],
+        gripper: Float[Tensor, " T"],
+        camera: Camera,
+    ) -> Laid:
+        """Return frames and prompts at arm joints [rad] and closedness; one camera for all, or T."""
+        large = enlarged(frames, self.scale)
+        q, gripper, camera = q.float(), gripper.float(), camera.to(torch.float32)
+        lines, faces = (prompter.draw(q, gripper, camera).numpy() for prompter in (self.skeleton, self.mesh))
+        return Laid(frame=large, skeleton=lines, mesh=faces, overlay=overlay(large, lines, alpha=LAID))
+
+
+def enlarged(frames: UInt8[np.ndarray, "T H W 3"], scale: int) -> UInt8[np.ndarray, "T h w 3"]:
+    """Return frames a whole number of times larger, smooth."""
+    from PIL import Image
+
+    if scale == 1:
+        return frames
+    size = (frames.shape[2] * scale, frames.shape[1] * scale)
+    return np.stack([np.array(Image.fromarray(frame).resize(size, Image.Resampling.BICUBIC)) for frame in frames])
+
+
+@contextmanager
+def fresh_folder(out: Path) -> Iterator[Path]:
+    """Give a new folder beside `out` that takes its place once the work in it is done; nothing is left on errors.
+
+    Raises DataError where `out` holds something that was not made so.
+    """
+    if out.exists() and not (out / TABLE).is_file():
+        raise DataError(f"'{out}' must be free, or hold a {TABLE} from an earlier run. Name another --out.")
+    made = out.with_name(f".{out.name}.part")
+    shutil.rmtree(made, ignore_errors=True)
+    made.mkdir(parents=True)
+    try:
+        yield made
+        shutil.rmtree(out, ignore_errors=True)
+        made.rename(out)
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+
+
+def imported(
+    kind: str, source: Path, out: Path, *, only: str = "*", limit: int | None = None, map_path: Path | None = None
+) -> EpisodeSet:
+    """Import a recording as `vap-gym data import` does, and return the set. Raises DataError if an episode failed."""
+    opened = open_source(kind, source, Options(map_path=map_path))
+    report = import_source(opened, source, out, doubts=Doubts(), only=only, limit=limit)
+    if report.failed:
+        told = "; ".join(f"{outcome.name}: {outcome.failed}" for outcome in report.failed)
+        raise DataError(f"Every episode of {source} must be readable, got {told} Fetch the files again.")
+    return EpisodeSet(out)
+
+
+def joints_for(robot: RobotCard, T_base_tip: Float[Tensor, "N 4 4"]) -> IkResult:
+    """Return arm joints that bring the tip to each pose, of several postures the one that is found first from home.
+
+    Where an arm has more joints than a pose has freedoms, its elbow may be elsewhere than the real one.
+    """
+    arm = load_chain(robot).subchain([robot.tip_link]).to(torch.float64)
+    home = torch.tensor(robot.home_q_rad, dtype=torch.float64)
+    spread = torch.rand(_STARTS - 1, len(home), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    guesses = torch.cat([home[None], arm.lower + spread * (arm.upper - arm.lower)])
+    T_target = T_base_tip.double()[:, None].expand(-1, _STARTS, 4, 4)
+    found = solve_ik(arm, robot.tip_link, T_target, guesses.expand(len(T_base_tip), *guesses.shape), iterations=120)
+    cost = found.position_error_m + 0.1 * found.rotation_error_rad
+    best = torch.where(found.converged[:, 0], 0, cost.argmin(1))
+    every = torch.arange(len(T_base_tip))
+    return IkResult(
+        q=found.q[every, best],
+        position_error_m=found.position_error_m[every, best],
+        rotation_error_rad=found.rotation_error_rad[every, best],
+        converged=found.converged[every, best],
+    )
+
+
+def short(name: str) -> str:
+    """Return the last part of an episode's name: `episodes.tfrecord:00003` → `00003`."""
+    return name.rsplit(":", 1)[-1].rsplit("/", 1)[-1]
+
+
+def figure(value: float | None, form: str) -> str:
+    """Return a number in a format, "-" where there is none."""
+    return "-" if value is None or not np.isfinite(value) else format(value, form)
