@@ -119,15 +119,17 @@ def test_frames_actions_and_rate_are_those_of_the_stride(robots: EpisodeSet) -> 
     assert strides == {1, 2, 3}
 
 
-def test_camera_prompt_and_weights_follow_the_crop(robots: EpisodeSet) -> None:
-    one = sampler(ClipSource(episodes=robots), frame_size_px=(72, 48))
-    figure, prompter = Skeleton(ROBOT), Prompter(ROBOT, "skeleton", frame_size_px=(72, 48))
+@pytest.mark.parametrize("size", [(72, 48), (288, 192)])
+def test_camera_prompt_and_weights_follow_the_crop(size: tuple[int, int], robots: EpisodeSet) -> None:
+    one = sampler(ClipSource(episodes=robots), frame_size_px=size)
+    figure, prompter = Skeleton(ROBOT), Prompter(ROBOT, "skeleton", frame_size_px=size)
     ends = [figure.keypoint_names.index(name) for name in ("left_end", "right_end")]
     inside = 0
-    for i in range(8):
+    for i in range(6):
         clip = one[i]
+        assert clip.weights.shape == (9, size[1], size[0])
         assert clip.camera is not None
-        assert clip.camera.frame_size_px == (72, 48)
+        assert clip.camera.frame_size_px == size
         stop = clip.place.start + 8 * clip.place.stride + 1
         columns = robots.read(clip.place.episode, start=clip.place.start, stop=stop).columns
         q, g = (torch.from_numpy(columns[n][:: clip.place.stride]).float() for n in (JOINTS, GRIPPER))
@@ -137,7 +139,7 @@ def test_camera_prompt_and_weights_follow_the_crop(robots: EpisodeSet) -> None:
         np.testing.assert_allclose(clip.crop.pixels(recorded.numpy()), moved.numpy(), atol=1e-6)
         assert np.array_equal(prompter.draw(q, g, clip.camera.to(torch.float32)).numpy(), clip.prompts)
         for at, (u, v) in [(at, uv) for at, both in enumerate(moved.tolist()) for uv in both]:
-            if 0 <= u < 72 and 0 <= v < 48:
+            if 0 <= u < size[0] and 0 <= v < size[1]:
                 inside += 1
                 assert clip.weights[at, int(v), int(u)] == 3
         assert clip.weights.min() == 1
