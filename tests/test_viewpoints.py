@@ -174,6 +174,11 @@ def test_envs_of_other_robots_imagine_beside_their_oracle(env_id: str) -> None:
     np.testing.assert_allclose(
         step.imagined_info["prompt"].astype(int), step.oracle_info["prompt"], atol=40 if env_id == "VAP-Hand-v0" else 0
     )
+    assert step.divergence.gripper_px is None  # the judge never saw such a gripper, and does not pretend
+    assert "adherence_px" not in step.imagined_info["trust"]
+    errors = [apart for apart in step.divergence.objects_m.values() if np.isfinite(apart)]
+    assert errors, "it sees the things, though"
+    assert np.median(errors) < 0.04
     reached = step.oracle_info["proprioception"]["joint_position"]
     assert np.abs(reached - step.imagined_info["proprioception"]["joint_position"]).max() < 0.12
     twin.close()

@@ -47,9 +47,10 @@ def build_stage(
         prompt=prompt or env_card.prompt,
         frame_size_px=world.frame_size_px,
     )
+    world_of_robot = fitted(world, rig)
     return Stage(
         card=env_card,
-        imagination=Imagination(rig=rig, world=fitted(world, rig), device=device),
+        imagination=Imagination(rig=rig, world=world_of_robot, device=device),
         judge=load_judge(str(judge), str(device)) if isinstance(judge, str | Path) else judge,
         reads_latents=isinstance(judge, str | Path) and str(judge) == str(named),
         reward=reward,
@@ -57,6 +58,7 @@ def build_stage(
         trust_samples=trust_samples,
         max_adherence_px=max_adherence_px,
         viewpoints=read_viewpoints(views, env_card, world.frame_size_px),
+        knows_gripper=not isinstance(judge, str | Path) or world_of_robot is world,
     )
 
 

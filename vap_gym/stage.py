@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,12 +61,23 @@ class Outcome:
     progress: Float[np.ndarray, "B K"]
     success: Bool[np.ndarray, "B K"]
     motion: Motion
-    adherence_px: Float[np.ndarray, "B K"] | None  # None without a judge
+    adherence_px: Float[np.ndarray, "B K"] | None  # None without a judge that knows the gripper
     gripper_confidence: Float[np.ndarray, "B K"] | None
     spread_grey: Float[np.ndarray, "B K"] | None  # None unless trust_samples are asked for
     views: Mapping[str, ViewFrames]  # frames and prompts (B, K, H, W, 3) of further views
     untrusted: Bool[np.ndarray, "B K"]  # the gripper is seen further from where it should be than is allowed
     timings: Timings
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Raised:
+    """A reading in the robot's base frame (`interfaces.Reading`)."""
+
+    gripper_px: Float[Tensor, "B 2"]
+    gripper_confidence: Float[Tensor, " B"]
+    objects_px: Float[Tensor, "B N 2"]
+    objects_world_m: Float[Tensor, "B N 3"]
+    objects_confidence: Float[Tensor, "B N"]
 
 
 class Stage:
@@ -83,6 +94,8 @@ class Stage:
         max_adherence_px: truncate an episode where the judge sees the gripper further than this from where it was
             commanded to be (and it was to be in the picture); None: never.
         viewpoints: further cameras whose pictures are imagined, too.
+        knows_gripper: the judge was trained on this robot's gripper. False: it is asked for objects only, and there is
+            no adherence.
     """
 
     def __init__(
@@ -97,11 +110,13 @@ class Stage:
         trust_samples: int = 0,
         max_adherence_px: float | None = None,
         viewpoints: Sequence[Viewpoint] = (),
+        knows_gripper: bool = True,
     ) -> None:
         if reward not in REWARDS:
             raise unknown_name("reward", reward, REWARDS)
-        if max_adherence_px is not None and (judge is None or not max_adherence_px > 0):
+        if max_adherence_px is not None and (judge is None or not knows_gripper or not max_adherence_px > 0):
             got = "no judge" if judge is None else f"max_adherence_px={max_adherence_px}"
+            got = got if knows_gripper else f"one that never saw a '{imagination.rig.robot.name}'"
             raise VapError(f"max_adherence_px must be above 0 and needs a judge to see the gripper, got {got}. Try 10.")
         self.card = card
         self.imagination = imagination
@@ -112,6 +127,7 @@ class Stage:
         self.obs_type = obs_type
         self.spread = SampleSpread(imagination.world, trust_samples) if trust_samples else None
         self.max_adherence_px = max_adherence_px
+        self.knows_gripper = knows_gripper
         self.extra = ExtraViews(imagination, viewpoints)
         self.observation_space = observation_space(self.rig, obs_type, self.extra.names)
         self.action_space = action_space(self.rig)
@@ -199,12 +215,28 @@ class Stage:
         return spread
 
     def read(self, state: TensorDict, tool_m: Float[Tensor, "B 3"]) -> Reading:
-        """Return what the judge sees in the newest frames; `tool_m` is where kinematics says the tool centre is."""
+        """Return what the judge sees in the newest frames; `tool_m` is where kinematics says the tool centre is.
+
+        Judges take the table for the plane z = 0, so they are told of a world whose floor is the card's table.
+        """
         assert self.judge is not None
-        camera = self.imagination.camera(state).to(device=self.imagination.device)
+        up_m = torch.tensor([0.0, 0.0, self.rig.robot.skeleton.drop_to_z_m])
+        camera = self.imagination.camera(state)
+        lowered = camera.T_world_camera.clone()
+        lowered[..., :3, 3] -= up_m
+        camera = replace(camera, T_world_camera=lowered).to(device=self.imagination.device)
         if self.reads_latents:
-            return self.judge.read_latents(state["world_latent"], camera, tool_m=tool_m)
-        return self.judge.read_frames(state["frame"].to(self.imagination.device), camera, tool_m=tool_m)
+            reading = self.judge.read_latents(state["world_latent"], camera, tool_m=tool_m - up_m)
+        else:
+            frames = state["frame"].to(self.imagination.device)
+            reading = self.judge.read_frames(frames, camera, tool_m=tool_m - up_m)
+        return _Raised(
+            gripper_px=reading.gripper_px,
+            gripper_confidence=reading.gripper_confidence,
+            objects_px=reading.objects_px,
+            objects_world_m=reading.objects_world_m + up_m.to(reading.objects_world_m),
+            objects_confidence=reading.objects_confidence,
+        )
 
     def _score(self, state: TensorDict, motion: Motion) -> dict[str, Any]:
         """Read the newest frames, write what was seen and the progress into `state`, return a row of the outcome."""
@@ -222,6 +254,9 @@ class Stage:
         value = self._progress(state, tool_m)
         row["progress"], row["success"] = value, value >= 1.0
         row["reward"] = np.float64(value >= 1.0) if self.reward == "success" else value - state["progress"].numpy()
+        state["progress"] = torch.from_numpy(value)
+        if not self.knows_gripper:
+            return row
         row["adherence_px"] = (reading.gripper_px.cpu().float() - motion.tool_px[:, 0]).norm(dim=-1).double().numpy()
         if self.max_adherence_px is not None:
             width, height = self.rig.frame_size_px
@@ -229,7 +264,6 @@ class Stage:
             inside = ((at >= 0) & (at < (width, height))).all(-1)
             row["untrusted"] = inside & (row["adherence_px"] > self.max_adherence_px)
         row["gripper_confidence"] = reading.gripper_confidence.cpu().double().numpy()
-        state["progress"] = torch.from_numpy(value)
         return row
 
     def _last_seen(self, state: TensorDict, reading: Reading) -> Float[Tensor, "B 3"]:

@@ -25,7 +25,7 @@ class Divergence:
 
     psnr_db: float  # capped at 40
     mae: float  # mean absolute difference, grey levels
-    gripper_px: float | None  # from where the judge sees the imagined gripper to where the true one is
+    gripper_px: float | None  # from where the judge sees the imagined gripper to the true one; None: it does not know it
     objects_m: dict[str, float]  # the same per object, by colour; NaN where the judge sees none in the imagined frame
 
 
@@ -144,7 +144,8 @@ class Twin:
             truth, camera = self.oracle.truth, stage.imagination.camera(state)
             reading = stage.read(state, stage.imagination.look(state).tool_m[:, 0])
             tool_px, _ = camera.project(torch.from_numpy(truth.tool_m).float()[None, None])
-            gripper_px = float((reading.gripper_px[0].cpu() - tool_px[0, 0]).norm())
+            if stage.knows_gripper:
+                gripper_px = float((reading.gripper_px[0].cpu() - tool_px[0, 0]).norm())
             seen_m, sure = reading.objects_world_m[0].cpu().double().numpy(), reading.objects_confidence[0]
             for colour, true_m in present_objects(truth.objects_m).items():
                 i = COLOURS.index(colour)
