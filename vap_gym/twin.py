@@ -25,7 +25,7 @@ class Divergence:
 
     psnr_db: float  # capped at 40
     mae: float  # mean absolute difference, grey levels
-    gripper_px: float | None  # from the gripper that the judge sees to the true one; None: it does not know such a gripper
+    gripper_px: float | None  # from the gripper that the judge sees to the true one; None: no such is known
     objects_m: dict[str, float]  # the same per object, by colour; NaN where the judge sees none in the imagined frame
 
 
