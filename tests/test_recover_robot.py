@@ -272,6 +272,19 @@ def test_stopped_run_goes_on_and_other_settings_are_refused(
         recover_set(EpisodeSet(raw_set), tmp_path, "cam", RobotPipeline(ROBOT, align="none"))
 
 
+def test_kept_episodes_are_numbered_without_gaps(raw_set: Path, tmp_path: Path, pipeline: RobotPipeline) -> None:
+    raw = EpisodeSet(raw_set)
+    for number, i in enumerate((1, 0, 2, 0)):  # discarded, kept, failed, kept
+        EpisodeWriter(tmp_path / "raw", fps=raw.fps).write(number, raw[i])
+    report = recover_set(EpisodeSet(tmp_path / "raw"), tmp_path / "out", "cam", pipeline)
+    assert [(entry["episode"], entry["index"]) for entry in report["kept"]] == [(1, 0), (3, 1)]
+    pairs = EpisodeSet(tmp_path / "out")
+    assert [pairs.info(i)["source_number"] for i in range(len(pairs))] == [1, 3]
+    assert pairs.meta["total_episodes"] == 2
+    assert not (tmp_path / "out" / ".staged").exists()
+    assert recover_set(EpisodeSet(tmp_path / "raw"), tmp_path / "out", "cam", pipeline) == report
+
+
 def test_real_cameras_right_and_moved_are_told_apart(shared_data: Path, pipeline: RobotPipeline) -> None:
     from vap_gym.data.video import read_video
     from vap_gym.geometry import inverse
