@@ -79,9 +79,8 @@ def main(
             seconds = time.perf_counter() - began
             page = f"## {name}\n\n{text}\n\n{report.stamp()} Took {seconds:.0f} s."
             report.write(folder / TABLE, page)
-        print(
-            f"{page}\n\nlook at {out / name}: {', '.join(path.name for path in sorted((out / name).rglob('*.png')))}\n"
-        )
+        pictures = [path.relative_to(out / name).as_posix() for path in sorted((out / name).rglob("*.png"))]
+        print(f"{page}\n\nlook at {out / name}: {', '.join(pictures)}\n")
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from vap_gym.prompts.raster import overlay
 FOUR = ("frame", "skeleton", "mesh", "overlay")
 LAID = 0.8  # how much of the frame a skeleton hides where it lies over it
 TABLE = "table.md"
-_STARTS = 24  # guesses of an arm's posture, the card's home first
+_OTHERS, _ITERATIONS = 15, 120  # postures that are tried besides home, and steps from each
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,25 +113,32 @@ def imported(
 
 
 def joints_for(robot: RobotCard, T_base_tip: Float[Tensor, "N 4 4"]) -> IkResult:
-    """Return arm joints that bring the tip to each pose, of several postures the one that is found first from home.
+    """Return arm joints that bring the tip to each pose: those nearest to home, or if none is found there, to others.
 
     Where an arm has more joints than a pose has freedoms, its elbow may be elsewhere than the real one.
     """
     arm = load_chain(robot).subchain([robot.tip_link]).to(torch.float64)
     home = torch.tensor(robot.home_q_rad, dtype=torch.float64)
-    spread = torch.rand(_STARTS - 1, len(home), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    guesses = torch.cat([home[None], arm.lower + spread * (arm.upper - arm.lower)])
-    T_target = T_base_tip.double()[:, None].expand(-1, _STARTS, 4, 4)
-    found = solve_ik(arm, robot.tip_link, T_target, guesses.expand(len(T_base_tip), *guesses.shape), iterations=120)
-    cost = found.position_error_m + 0.1 * found.rotation_error_rad
-    best = torch.where(found.converged[:, 0], 0, cost.argmin(1))
-    every = torch.arange(len(T_base_tip))
-    return IkResult(
-        q=found.q[every, best],
-        position_error_m=found.position_error_m[every, best],
-        rotation_error_rad=found.rotation_error_rad[every, best],
-        converged=found.converged[every, best],
-    )
+    spread = torch.rand(_OTHERS, len(home), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    T_target = T_base_tip.double()
+    best = solve_ik(arm, robot.tip_link, T_target, home.expand(len(T_target), -1), iterations=_ITERATIONS)
+    for guess in arm.lower + spread * (arm.upper - arm.lower):
+        if bool(best.converged.all()):
+            break
+        other = solve_ik(arm, robot.tip_link, T_target, guess.expand(len(T_target), -1), iterations=_ITERATIONS)
+        is_nearer = ~best.converged & (_off(other) < _off(best))
+        best = IkResult(
+            q=torch.where(is_nearer[:, None], other.q, best.q),
+            position_error_m=torch.where(is_nearer, other.position_error_m, best.position_error_m),
+            rotation_error_rad=torch.where(is_nearer, other.rotation_error_rad, best.rotation_error_rad),
+            converged=torch.where(is_nearer, other.converged, best.converged),
+        )
+    return best
+
+
+def _off(found: IkResult) -> Float[Tensor, " N"]:
+    """One figure of how far a pose is from its target: a radian counts as a tenth of a metre."""
+    return found.position_error_m + 0.1 * found.rotation_error_rad
 
 
 def short(name: str) -> str:
