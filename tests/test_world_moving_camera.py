@@ -110,6 +110,40 @@ def test_a_world_model_is_fitted_to_other_robots_and_left_alone_for_its_own() ->
         assert fitted.appearance.knows(torch.zeros(1, len(body.links), 3, 4))
 
 
+@pytest.mark.parametrize("name", ["widowx", "google_robot", "hand_21"])
+def test_the_known_gripper_stands_in_where_the_tool_centre_is_and_as_wide_open(name: str) -> None:
+    card, known = load_robot(name), load_robot("panda_robotiq")
+    plain, body = Body(card), Body(card, stand_in=known)
+    assert body.links[: len(plain.links)] == plain.links
+    assert body.stand_in_links == len(body.links) - len(plain.links) == 9
+    seen_by, q = camera((0.9, 0.5, 0.5), (0.2, 0.0, 0.15)), torch.tensor([card.home_q_rad])
+    E = seen_by.K @ inverse(seen_by.T_world_camera)[:3]
+    views = {g: body.views(q, torch.tensor([g]), seen_by)[0] for g in (0.0, 1.0)}
+    torch.testing.assert_close(views[0.0][: len(plain.links)], plain.views(q, torch.zeros(1), seen_by)[0])
+    tips = [body.links.index(f"stand-in {side}_tip") for side in ("left", "right")]
+    gaps = []
+    for view in views.values():
+        left, right = (torch.linalg.solve(E[:, :3], view[i][:, 3] - E[:, 3]) for i in tips)
+        gaps.append(float((left - right).norm()))
+    assert gaps[0] > gaps[1] + 0.5 * min(0.085, card.gripper.max_opening_m)
+
+
+def test_the_motion_of_things_finds_the_grippers_links_among_other_ones() -> None:
+    card, known = load_robot("panda_robotiq"), Body(load_robot("panda_robotiq"))
+    own = WorldModel.from_pretrained("tiny").motion
+    links = len(known.links) + 3
+    other = own.for_links(tuple(int(i) + 3 for i in own.config["gripper"]), links)
+    assert own.knows(torch.zeros(1, len(known.links), 3, 4))  # the copy has a number of links of its own
+    assert not other.knows(torch.zeros(1, len(known.links), 3, 4))
+    assert not own.for_links((), 5).knows(torch.zeros(1, 5, 3, 4))
+    q = torch.tensor([card.home_q_rad])
+    views = known.views(q, torch.ones(1), camera((0.9, 0.5, 0.5)))
+    shifted = torch.cat([views[:, :1], views[:, :3], views[:, 1:]], 1)  # other links before the gripper's
+    torch.testing.assert_close(other.grip(shifted), own.grip(views))
+    with pytest.raises(ValueError, match="gripper must be 9 links, got 2"):
+        own.for_links((1, 2), 5)
+
+
 def test_the_first_link_is_the_base_at_the_tables_height() -> None:
     for name in ("google_robot", "widowx", "hand_21", "panda_robotiq"):
         card = load_robot(name)

@@ -53,13 +53,19 @@ class Rig:
     """A robot under a controller, seen by cameras: settings only."""
 
     def __init__(
-        self, robot: RobotCard, *, action_mode: str, prompt: str = "skeleton", frame_size_px: tuple[int, int]
+        self,
+        robot: RobotCard,
+        *,
+        action_mode: str,
+        prompt: str = "skeleton",
+        frame_size_px: tuple[int, int],
+        stand_in: RobotCard | None = None,
     ) -> None:
         self._prompter = Prompter(robot, prompt, frame_size_px=frame_size_px)
         self.robot = robot
         self.controller = Controller(robot, action_mode)
         self.skeleton = self._prompter.skeleton
-        self.body = Body(robot)
+        self.body = Body(robot, stand_in=stand_in)
         self.prompt = prompt
         self.frame_size_px = frame_size_px
         self._links = self.controller.chain.subchain([robot.tip_link, robot.gripper.tool_link])
@@ -85,9 +91,7 @@ class Rig:
         for k in range(actions.shape[1]):
             state, clipped = self.controller.step(state, actions[:, k])
             now = k + 1 if step is None else step + k + 1
-            steps.append(
-                self.look(state, camera, clipped, step=now)
-            )  # at the batch size of single steps: the same bits
+            steps.append(self.look(state, camera, clipped, step=now))  # one by one, as single steps are: the same bits
         return joined(steps)
 
     def look(

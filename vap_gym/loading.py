@@ -20,6 +20,8 @@ from vap_gym.stage import Stage
 from vap_gym.starts import Seen, Start, StartSet, starts_path
 from vap_gym.viewpoints import Viewpoint, completed, photographed, read_viewpoints
 
+TRAINED_ON, TRAINED_HZ = "panda_robotiq", 15.0  # the robot and the rate that world models of ours were trained on
+
 
 def build_stage(
     card: str,
@@ -41,13 +43,17 @@ def build_stage(
     env_card = load_env(card)
     named = env_card.world_model if world_model is None else world_model
     world = load_world(str(named), str(device), checked_dtype(dtype)) if isinstance(named, str | Path) else named
-    rig = Rig(
-        load_robot(env_card.robot if robot is None else robot),
-        action_mode=action_mode or env_card.action_mode,
-        prompt=prompt or env_card.prompt,
-        frame_size_px=world.frame_size_px,
-    )
+    card_of_robot = load_robot(env_card.robot if robot is None else robot)
+    settings: dict[str, Any] = {
+        "action_mode": action_mode or env_card.action_mode,
+        "prompt": prompt or env_card.prompt,
+        "frame_size_px": world.frame_size_px,
+    }
+    rig = Rig(card_of_robot, **settings)
     world_of_robot = fitted(world, rig)
+    if world_of_robot is not world:  # things were learned to move with another gripper: it stands in for this one
+        rig = Rig(card_of_robot, **settings, stand_in=load_robot(TRAINED_ON))
+        world_of_robot = fitted(world, rig)
     return Stage(
         card=env_card,
         imagination=Imagination(rig=rig, world=world_of_robot, device=device),
@@ -71,7 +77,14 @@ def fitted(world: World, rig: Rig) -> World:
         return world
     body = rig.body
     surfels = Surfels(points_m=body.points_m, normals=body.normals, link=body.link, spacing_m=body.spacing_m)
-    return world.for_robot(surfels, body.colour, len(body.links))
+    L, G = len(body.links), body.stand_in_links
+    return world.for_robot(
+        surfels,
+        body.colour,
+        L,
+        gripper=range(L - G, L),
+        motion_steps=max(1, round(TRAINED_HZ / rig.robot.controller.control_hz)),
+    )
 
 
 @lru_cache(maxsize=8)

@@ -21,7 +21,6 @@ from vap_gym.kinematics.urdf import load_chain
 
 KEYS = ("links", "points_m", "normals", "link", "spacing_m")  # of a body file
 SPACING_M = 0.009  # between points of an arm
-MOST_POINTS = 4000  # of a link
 FINE = 0.5  # of this, between points of the gripper, which is small and matters most
 MOST_POINTS = 4000  # about: on one link; a robot's cabinet has fewer to the square metre
 
@@ -35,7 +34,14 @@ class Body:
     where the card's table is at another height, the first link is the base frame moved there.
     """
 
-    def __init__(self, robot: RobotCard) -> None:
+    def __init__(self, robot: RobotCard, *, stand_in: RobotCard | None = None) -> None:
+        """Read the body that a card names.
+
+        Args:
+            robot: whose surface it is.
+            stand_in: a robot whose gripper is to be told of as well, with its tool centre where this robot's is, and as
+                wide open: its links, without a surface, come last (`stand_in_links` of them).
+        """
         self.robot = robot
         path = robot.folder / robot.body
         if robot.body and not path.is_file():
@@ -50,12 +56,17 @@ class Body:
         )
         painted = given.get("colour", np.full((len(self.link), 3), 160))
         self.colour = torch.from_numpy(painted.astype(np.float32) / 255)
+        self.stand_in_links = 0
         if not self.links:
             return
         self._table_z_m = robot.skeleton.drop_to_z_m
         if self.links[0] != robot.base_link or self._table_z_m != 0.0:
             self.links, self.link = (robot.base_link, *self.links), self.link + 1
-        self._chain = load_chain(robot).subchain(self.links).to(torch.float32)
+        self._stand_in = None if stand_in is None else _StandIn(robot, stand_in)
+        self.stand_in_links = 0 if self._stand_in is None else len(self._stand_in.links)
+        self._chain = load_chain(robot).subchain([*self.links, robot.gripper.tool_link]).to(torch.float32)
+        if self._stand_in is not None:
+            self.links = (*self.links, *self._stand_in.links)
         named = (*robot.arm_joints, *(joint.name for joint in robot.gripper.joints))
         self._joint_order = [named.index(name) for name in self._chain.joint_names]
 
@@ -72,12 +83,39 @@ class Body:
         if not self.links:
             return q.new_zeros(*batch, 0, 3, 4)
         joints = torch.cat([q, gripper_joint_values(self.robot.gripper, gripper)], dim=-1)[..., self._joint_order]
-        T_base_link = self._chain.links(joints.float())
+        T_base_link, T_base_tool = self._chain.links(joints.float()).tensor_split([-1], dim=-3)
+        if self._stand_in is not None:
+            T_base_link = torch.cat([T_base_link, T_base_tool @ self._stand_in.links_of_tool(gripper)], -3)
         if self._table_z_m != 0.0:
+            T_base_link = T_base_link.clone()
             T_base_link[..., 0, 2, 3] += self._table_z_m
         E = camera.K @ inverse(camera.T_world_camera)[..., :3, :]
         E = E.reshape(*E.shape[:-2], *(1,) * (len(batch) - (E.ndim - 2)), 1, 3, 4)
         return E.to(T_base_link) @ T_base_link
+
+
+class _StandIn:
+    """The gripper of a known robot in the place of another one's: tool centre on tool centre, as wide open."""
+
+    def __init__(self, robot: RobotCard, known: RobotCard) -> None:
+        chain = load_chain(known)
+        body = Body(known)
+        below = body.links[body.links.index(known.gripper.base_link) :]
+        self.links = tuple(f"stand-in {name}" for name in below)
+        self._known, self._robot = known, robot
+        self._chain = chain.subchain([*below, known.gripper.tool_link]).to(torch.float32)
+        named = (*known.arm_joints, *(joint.name for joint in known.gripper.joints))
+        self._order = [named.index(name) for name in self._chain.joint_names]
+        self._home = torch.tensor(known.home_q_rad)
+
+    def links_of_tool(self, closedness: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch G 4 4"]:
+        """Return T_tool_link of the known gripper's links where the other robot's closedness is this."""
+        opening = self._robot.gripper.max_opening_m * (1.0 - closedness.clamp(0.0, 1.0))
+        alike = (1.0 - opening / self._known.gripper.max_opening_m).clamp(0.0, 1.0)
+        arm = self._home.expand(*closedness.shape, -1)
+        joints = torch.cat([arm, gripper_joint_values(self._known.gripper, alike.float())], -1)[..., self._order]
+        links, tool = self._chain.links(joints).tensor_split([-1], dim=-3)
+        return inverse(tool) @ links
 
 
 def sampled_body(robot: RobotCard) -> dict[str, np.ndarray]:

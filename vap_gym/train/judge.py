@@ -164,8 +164,8 @@ def judge_loss(
     lifted = (lifted * there).sum() / there.sum().clamp_min(1)
     rests = there & ~height_m.isnan()
     height = ((out["height_m"] - height_m.nan_to_num()).abs() * rests).sum() / rests.sum().clamp_min(1) / HEIGHT_SCALE_M
-    coarse: Int64[Tensor, "N h2 w2"] = labels[:, ::2, ::2].long()
     classes = out["labels"].shape[1]
+    coarse: Int64[Tensor, "N h2 w2"] = _known(labels[:, ::2, ::2].long(), classes)
     rare = torch.full((classes,), 3.0, device=cells.device)
     rare[:2] = 1.0
     pixels = F.cross_entropy(out["labels"], coarse, weight=rare)
@@ -186,7 +186,10 @@ def score(model: JudgeNetwork, data: Truths, pick: Int64[Tensor, " n"]) -> dict[
         seen.append((out["state"][..., 0] > 0) == there)
         lifted.append(((out["state"][..., 1] > 0) == data.held[part].to(place))[there])
         heights.append((out["height_m"] - data.height_m[part].to(place)).abs()[there])
-        mine, real = out["labels"].argmax(1), data.labels[part][:, ::2, ::2].long().to(place)
+        mine, real = (
+            out["labels"].argmax(1),
+            _known(data.labels[part][:, ::2, ::2].long(), out["labels"].shape[1]).to(place),
+        )
         common += int(((mine == real) & (real >= 4)).sum())
         union += int(((mine >= 4) | (real >= 4)).sum())
     error = torch.cat(errors)
@@ -199,3 +202,8 @@ def score(model: JudgeNetwork, data: Truths, pick: Int64[Tensor, " n"]) -> dict[
         "height_cm": 100 * float(torch.cat(heights).nanmedian()),
         "object_iou": common / max(union, 1),
     }
+
+
+def _known(labels: Int64[Tensor, "N h w"], classes: int) -> Int64[Tensor, "N h w"]:
+    """Labels that the network has no class for (drawers) as background."""
+    return torch.where(labels < classes, labels, 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -87,7 +88,7 @@ class WorldModel:
         self.appearance = appearance.to(self.device, **form).eval().requires_grad_(False)
         self.things = things.to(self.device, **form).eval().requires_grad_(False)
         self.motion = motion.to(self.device).eval().requires_grad_(False)
-        self.knows_robot = True
+        self.motion_steps = 1  # of things, in one of the robot
         self.state_keys = STATE_KEYS
         self.lags: tuple[int, ...] = tuple(dynamics.config.lags)
         height, width = dynamics.config.latent_size
@@ -98,11 +99,25 @@ class WorldModel:
         """The networks by the names of their folders."""
         return {name: getattr(self, name) for name in PARTS}
 
-    def for_robot(self, surfels: Surfels, colour: Float[Tensor, "P 3"], links: int) -> WorldModel:
+    def for_robot(
+        self,
+        surfels: Surfels,
+        colour: Float[Tensor, "P 3"],
+        links: int,
+        *,
+        gripper: Sequence[int] = (),
+        motion_steps: int = 1,
+    ) -> WorldModel:
         """Return this model, or one of the same weights that poses another robot: of that surface, in those colours.
 
-        A robot that the model was not trained on moves as its surface does, in the first picture's pixels; things do
-        not move with it. A robot without a surface is left to the network.
+        A robot that the model was not trained on moves as its surface does, in the first picture's pixels. A robot
+        without a surface is left to the network.
+
+        Args:
+            surfels, colour, links: see `prompts.body.Body`.
+            gripper: which of the links stand in for those of the gripper that things were learned to move with; none:
+                things do not move.
+            motion_steps: in how many steps of the trained rate things move while the robot makes one.
         """
         known = self.appearance.surfels
         same = known.points_m.shape == surfels.points_m.shape and torch.equal(known.link.cpu(), surfels.link)
@@ -111,7 +126,8 @@ class WorldModel:
         other = copy(self)
         other.appearance = RobotAppearance.of_surface(surfels, colour, links).to(self.device).eval()
         other.appearance.requires_grad_(False)
-        other.knows_robot = False
+        other.motion = self.motion.for_links(tuple(gripper), links)
+        other.motion_steps = motion_steps
         return other
 
     # --- files ---
@@ -271,8 +287,10 @@ class WorldModel:
         taps = torch.cat([now[:, None], state["prompt_features"], state["anchor_prompt"][:, None]], dim=1)
         seen = history[:, [lag - 1 for lag in self.lags]]
         things = ThingState(*(state[f"thing_{name}"] for name in ThingState._fields))
-        if self.knows_robot and self.motion.knows(links):
-            things, _ = self.motion(things, self._grip(links))
+        if self.motion.knows(links):
+            grip = self._grip(links)
+            for left in range(self.motion_steps, 0, -1):
+                things, _ = self.motion(things, torch.lerp(things.grip, grip, 1.0 / left))
         posed, source = self._posed(state, things, links)
         scale, made = float(self.dynamics.config.noise_scale), None
         spans = torch.full((batch,), float(interval), device=self.device)

@@ -7,6 +7,7 @@ network is told all places as the gripper sees them. It never sees a pixel.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from typing import NamedTuple
 
 import torch
@@ -79,6 +80,17 @@ class ThingMotion(ModelMixin, ConfigMixin):
                 assert isinstance(last, nn.Linear)
                 last.weight.mul_(0.1)
                 last.bias.zero_()
+
+    def for_links(self, gripper: tuple[int, ...], links: int) -> ThingMotion:
+        """Return the same network for a robot of other links: `gripper` are those that the trained ones were, in order.
+
+        Without any it knows no robot. Raises ValueError for another number of them.
+        """
+        if gripper and len(gripper) != len(self.centres_m):
+            raise ValueError(f"gripper must be {len(self.centres_m)} links, got {len(gripper)}.")
+        other = copy(self)
+        other.register_to_config(gripper=list(gripper or self.config["gripper"]), links=links if gripper else -1)
+        return other
 
     def knows(self, views: Float[Tensor, "B L 3 4"]) -> bool:
         """Whether these are views of a robot with so many links."""
