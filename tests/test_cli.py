@@ -91,6 +91,37 @@ def test_wrong_option_exits_with_2_and_names_the_options(capsys: pytest.CaptureF
     assert "--times" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("error", "told", "code"),
+    [
+        (
+            FileExistsError(17, "File exists", "out"),
+            "vap-gym: 'out' must be readable, or writable, got: File exists.",
+            2,
+        ),
+        (OSError(28, "No space left on device"), "vap-gym: A file must be readable, or writable, got: No space", 2),
+        (KeyboardInterrupt(), "vap-gym: stopped.", 130),
+    ],
+)
+def test_files_that_fail_and_interruptions_are_told_in_one_line(
+    error: BaseException, told: str, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(name: str, arguments: object) -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "run", fail)
+    assert cli.main(["robots"]) == code
+    shown = capsys.readouterr().err
+    assert shown.startswith(told)
+    assert shown.count("\n") == 1
+
+
+def test_output_that_nobody_reads_is_no_error() -> None:
+    command = f"{sys.executable} -m vap_gym robots | true"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120, check=False)
+    assert done.stderr == ""
+
+
 def test_robots_and_envs_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["robots"]) == 0
     assert "panda_robotiq" in capsys.readouterr().out

@@ -254,3 +254,21 @@ def test_progress_is_told_episode_by_episode(recording: Path, tmp_path: Path) ->
     report = imported(recording, tmp_path / "set", only="e[2-4]", progress=told.append)
     assert tuple(told) == report.outcomes
     assert [outcome.index for outcome in told] == [0, None, 1]
+
+
+def test_a_set_begun_with_other_choices_is_not_continued(recording: Path, tmp_path: Path) -> None:
+    def run_with(**given: Any) -> run.Report:
+        options = Options(**given)
+        source = open_source("droid", recording, options)
+        return import_source(source, recording, tmp_path / "set", options=options, only="e[01]")
+
+    run_with(action="joint_velocity")
+    before = files(tmp_path / "set")
+    with pytest.raises(DataError, match=r"begun with --action joint_velocity, got no --action. Go on with the same"):
+        run_with()
+    with pytest.raises(DataError, match=r"begun with no --robot, got --robot panda_hand. Go on with the same"):
+        run_with(action="joint_velocity", robot="panda_hand")
+    with pytest.raises(DataError, match="must be 1 or more, got --limit 0"):
+        imported(recording, tmp_path / "none", limit=0)
+    run_with(action="joint_velocity")
+    assert files(tmp_path / "set") == before

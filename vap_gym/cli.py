@@ -1,5 +1,6 @@
 """The command line: a table of commands, each a plain function in a module that is imported when it is called."""
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -92,7 +93,11 @@ def run(name: str, arguments: Sequence[str]) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run `vap-gym` and return its exit code: 0, or 2 for a mistake of the user's, told in one line on stderr."""
+    """Run `vap-gym` and return its exit code.
+
+    0; 2 for a mistake of the user's or a file that cannot be read or written, told in one line on stderr; 130 where
+    the user stopped it.
+    """
     words = list(sys.argv[1:] if arguments is None else arguments)
     groups = {name.split()[0] for name in COMMANDS if " " in name}
     if not words or words[0] in ("-h", "--help"):
@@ -106,4 +111,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except VapError as error:
         print(f"vap-gym: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # whoever read what is printed has left: `vap-gym envs | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain at its exit
+        return 1
+    except OSError as error:
+        which = "A file" if error.filename is None else f"'{error.filename}'"
+        why = error.strerror or str(error)
+        print(
+            f"vap-gym: {which} must be readable, or writable, got: {why}. "
+            "Check the path, its permissions and the space that is left.",
+            file=sys.stderr,
+        )
+        return 2
+    except KeyboardInterrupt:
+        print("vap-gym: stopped.", file=sys.stderr)
+        return 130
     return 0

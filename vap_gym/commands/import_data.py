@@ -67,6 +67,7 @@ def main(
             source,
             out,
             doubts=Doubts(fps=fps, rate_hz=rate_hz, trim=trim, recode=recode, check=check),
+            options=options,
             only=only,
             limit=limit,
             progress=tell,

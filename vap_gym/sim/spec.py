@@ -54,9 +54,7 @@ class CameraSpec:
     target_m: tuple[float, float, float]
     vertical_fov_rad: float
     roll_rad: float
-    sway: tuple[
-        float, ...
-    ] = ()  # how a head moves: amplitudes along x, y, z [m] and about them [rad], period [s], phase
+    sway: tuple[float, ...] = ()  # how a head moves, 8 numbers (see `geometry.swayed`); none: it stands still
 
 
 @dataclass(frozen=True, kw_only=True)

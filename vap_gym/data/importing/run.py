@@ -18,7 +18,7 @@ from vap_gym.data import layout
 from vap_gym.data.encoded import PictureBytes, VideoFile
 from vap_gym.data.episodes import Episode, EpisodeSet
 from vap_gym.data.gather import finalise
-from vap_gym.data.importing.source import RawEpisode, RawView, Source, source_info
+from vap_gym.data.importing.source import Options, RawEpisode, RawView, Source, source_info
 from vap_gym.data.layout import DataError
 from vap_gym.data.remux import cut_video, probe_video
 from vap_gym.data.video import read_video
@@ -79,6 +79,7 @@ def import_source(
     out: Path,
     *,
     doubts: Doubts = Doubts(),
+    options: Options = Options(),
     only: str = "*",
     limit: int | None = None,
     episodes_per_file: int = 50,
@@ -89,14 +90,19 @@ def import_source(
     Call it again to go on after a kill, or after damaged files were mended: what is in the set stays, what failed
     is tried again. The set and its manifest (meta/import.jsonl) come out the same with and without interruptions.
     An episode that cannot be read or does not fit the set becomes a failed outcome and harms no other.
+    `options` are those that `source` was opened with: a set that was begun with others is refused.
     Raises DataError where `out` holds something else, or no episode is chosen.
     """
+    if limit is not None and limit < 1:
+        raise DataError(
+            f"The number of episodes to import must be 1 or more, got --limit {limit}. Leave it out for all."
+        )
     names = [name for name in source.names() if fnmatchcase(name, only)][:limit]
     if not names or len(set(names)) != len(names):
         given = f"{len(names)} of which {len(set(names))} differ" if names else "none"
         raise DataError(f"'{path}' must hold episodes with names of their own, got {given} for --only '{only}'.")
     manifest = out / MANIFEST
-    header = _header({"kind": source.kind, "path": str(path.resolve()), "fps": doubts.fps}, out)
+    header = _header({"kind": source.kind, "path": str(path.resolve()), "fps": doubts.fps, **_chosen(options)}, out)
     done = _done(out)
     job = _Job(
         source=source,
@@ -272,6 +278,12 @@ def _copied_or_decoded(given: RawView) -> RawView:
     return given
 
 
+def _chosen(options: Options) -> dict[str, str]:
+    """What was chosen of that which changes every episode."""
+    table = {"robot": options.robot, "action": options.action, "map": options.map_path and options.map_path.resolve()}
+    return {key: str(value) for key, value in table.items() if value is not None}
+
+
 def _header(header: Mapping[str, Any], out: Path) -> dict[str, Any]:
     """The first line of the manifest: that of an earlier run where there is one. Refuses another source's set."""
     lines = read_manifest(out)
@@ -286,6 +298,13 @@ def _header(header: Mapping[str, Any], out: Path) -> dict[str, Any]:
                 f"'{out}' was imported from {key} {before.get(key)!r}, got {header[key]!r}. "
                 "Go on with the same source, or choose a new folder."
             )
+    if (out / layout.INFO_PATH).exists():
+        for key in ("robot", "action", "map"):
+            if header.get(key) != before.get(key):
+                given = [f"--{key} {table[key]}" if key in table else f"no --{key}" for table in (before, header)]
+                raise DataError(
+                    f"'{out}' was begun with {given[0]}, got {given[1]}. Go on with the same, or choose a new folder."
+                )
     if header["fps"] is not None and header["fps"] != before.get("fps") and (out / layout.INFO_PATH).exists():
         raise DataError(
             f"'{out}' was begun with --fps {before.get('fps')}, got {header['fps']}. "
