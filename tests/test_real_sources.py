@@ -17,7 +17,7 @@ from vap_gym.data import EpisodeSet
 from vap_gym.data.conventions import HANDS_PX
 from vap_gym.data.layout import DataError
 from vap_gym.data.video import read_video, write_video
-from vap_gym.evaluate.real_sources import TABLE, enlarged, fresh_folder, joints_for
+from vap_gym.evaluate.real_sources import TABLE, enlarged, fresh_folder, joints_for, outline
 from vap_gym.evaluate.real_sources_arms import show_bridge, show_rt1
 from vap_gym.evaluate.real_sources_clips import show_generated
 from vap_gym.evaluate.real_sources_droid import show_droid
@@ -214,3 +214,16 @@ def test_enlarged_frames_keep_their_place() -> None:
     assert large.shape == (1, 16, 24, 3)
     assert np.unravel_index(large[0, ..., 0].astype(int).argmax(), (16, 24))[0] in (5, 6)
     assert large[0, 5:7, 9:11].min() > 200
+
+
+def test_outline_is_the_rim_of_a_silhouette_and_not_the_pictures_border() -> None:
+    mask = np.zeros((1, 6, 7), bool)
+    mask[0, 1:5, 3:] = True
+    assert outline(mask)[0].astype(int).tolist() == [
+        [0, 0, 0, 0, 0, 0, 0],
+        [0, 0, 0, 1, 1, 1, 1],
+        [0, 0, 0, 1, 0, 0, 0],
+        [0, 0, 0, 1, 0, 0, 0],
+        [0, 0, 0, 1, 1, 1, 1],
+        [0, 0, 0, 0, 0, 0, 0],
+    ]

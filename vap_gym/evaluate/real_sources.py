@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 from vap_gym.cards import RobotCard
@@ -25,14 +25,15 @@ from vap_gym.prompts.kinds import Prompter
 from vap_gym.prompts.raster import overlay
 
 FOUR = ("frame", "skeleton", "mesh", "overlay")
-LAID = 0.8  # how much of the frame a skeleton hides where it lies over it
+LAID = 0.65  # how much of the frame a skeleton hides where it lies over it
+OUTLINE_RGB = (255, 0, 200)  # of the mesh
 TABLE = "table.md"
 _OTHERS, _ITERATIONS = 15, 120  # postures that are tried besides home, and steps from each
 
 
 @dataclass(frozen=True, kw_only=True)
 class Laid:
-    """T frames, the prompts of two kinds, and the skeleton over the frames; all of one size."""
+    """T frames, the prompts of two kinds, and over the frames the skeleton and the mesh's outline; all of one size."""
 
     frame: UInt8[np.ndarray, "T H W 3"]
     skeleton: UInt8[np.ndarray, "T H W 3"]
@@ -68,7 +69,17 @@ class Layer:
         large = enlarged(frames, self.scale)
         q, gripper, camera = q.float(), gripper.float(), camera.to(torch.float32)
         lines, faces = (prompter.draw(q, gripper, camera).numpy() for prompter in (self.skeleton, self.mesh))
-        return Laid(frame=large, skeleton=lines, mesh=faces, overlay=overlay(large, lines, alpha=LAID))
+        laid = overlay(large, lines, alpha=LAID)
+        laid[outline(faces.any(-1))] = OUTLINE_RGB
+        return Laid(frame=large, skeleton=lines, mesh=faces, overlay=laid)
+
+
+def outline(mask: Bool[np.ndarray, "T H W"]) -> Bool[np.ndarray, "T H W"]:
+    """Return the pixels of a silhouette that touch one outside of it; the picture's border is no edge."""
+    padded = np.pad(mask, ((0, 0), (1, 1), (1, 1)), mode="edge")
+    around = padded[:, :-2, 1:-1] & padded[:, 2:, 1:-1] & padded[:, 1:-1, :-2] & padded[:, 1:-1, 2:]
+    edge: Bool[np.ndarray, "T H W"] = mask & ~around
+    return edge
 
 
 def enlarged(frames: UInt8[np.ndarray, "T H W 3"], scale: int) -> UInt8[np.ndarray, "T h w 3"]:
