@@ -1,5 +1,7 @@
 """Further views at gym.make: pictures per view, exact prompts, cameras that ride and sway; the same bits either way."""
 
+import pickle
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -10,6 +12,7 @@ import torch
 import vap_gym
 from vap_gym.errors import VapError
 from vap_gym.geometry import CameraMount, pose, rotation_from_rotvec
+from vap_gym.starts import StartSet, save_starts
 
 ID = "VAP-DROID-v0"
 VIEWS = ("front", "second", "wrist")
@@ -120,15 +123,87 @@ def test_a_camera_of_ones_own_may_ride_on_the_arm() -> None:
     T[:3, 3] = [0.0, 0.08, -0.02]
     made = gym.make(ID, views={"mine": {**camera, "T_tip_camera": T.tolist()}}, judge=None)
     made.reset(seed=0)
-    before = made.unwrapped.state["view_mine_camera_T_world_camera"].clone()
+    before = made.unwrapped.state["view_mine.camera_T_world_camera"].clone()
     for action in actions(3):
         made.step(action)
     state = made.unwrapped.state
     tip = made.unwrapped.stage.imagination.look(state).T_base_tip[0, 0]
     torch.testing.assert_close(
-        state["view_mine_camera_T_world_camera"][0], tip @ torch.tensor(T).float(), atol=1e-5, rtol=0
+        state["view_mine.camera_T_world_camera"][0], tip @ torch.tensor(T).float(), atol=1e-5, rtol=0
     )
-    assert not torch.equal(before, state["view_mine_camera_T_world_camera"])
+    assert not torch.equal(before, state["view_mine.camera_T_world_camera"])
+
+
+def test_views_may_have_names_that_begin_with_one_another() -> None:
+    camera = {"K": [[80.0, 0, 72], [0, 80, 48], [0, 0, 1]], "image_size_wh": [144, 96]}
+    near, far = np.eye(4), np.eye(4)
+    near[:3, 3], far[:3, 3] = [0.0, 0.08, -0.02], [0.0, 0.2, -0.3]
+    views = {"a": {**camera, "T_tip_camera": near.tolist()}, "a_world": {**camera, "T_tip_camera": far.tolist()}}
+    both = gym.make(ID, views=views, judge=None)
+    alone = gym.make(ID, views={"a": views["a"]}, judge=None)
+    for made in (both, alone):
+        made.reset(seed=0)
+    for action in actions(2):
+        seen, expected = (made.step(action)[0]["pixels"]["a"] for made in (both, alone))
+        np.testing.assert_array_equal(seen, expected)
+
+
+def test_a_snapshot_brings_no_views_that_the_env_does_not_show(env: Any) -> None:
+    env.reset(seed=2)
+    plain = gym.make(ID, judge=None).unwrapped
+    plain.load(env.unwrapped.save())  # type: ignore[attr-defined]
+    assert not [key for key in plain.save().keys() if key.startswith("view_")]  # type: ignore[attr-defined]  # noqa: SIM118
+    plain.step(actions(1)[0])
+    with pytest.raises(VapError, match="snapshot is of another env"):
+        env.unwrapped.load(plain.save())  # type: ignore[attr-defined]
+
+
+def test_a_shipped_start_in_other_words_keeps_its_views_and_its_sway(env: Any) -> None:
+    first, _ = env.reset(seed=2)
+    worded, info = env.reset(seed=2, options={"instruction": "do it"})
+    assert info["task_description"] == "do it"
+    assert info["reward_source"] != "judge"
+    for name in VIEWS:
+        np.testing.assert_array_equal(worded["pixels"][name], first["pixels"][name])
+    hand = gym.make("VAP-Hand-v0", judge=None).unwrapped
+    hand.reset(seed=0)
+    sway = hand.state["camera_sway"]  # type: ignore[attr-defined]
+    hand.reset(seed=0, options={"instruction": "do it"})
+    assert sway.abs().sum() > 0
+    torch.testing.assert_close(hand.state["camera_sway"], sway)  # type: ignore[attr-defined]
+
+
+def test_a_camera_of_ones_own_stands_still_in_the_oracle_and_in_its_starts(tmp_path: Path) -> None:
+    pytest.importorskip("pybullet")
+    camera = {
+        "K": [[100.0, 0, 72], [0, 100, 48], [0, 0, 1]],
+        "image_size_wh": [144, 96],
+        "T_world_camera": [[0, 0, 1, -0.5], [-1, 0, 0, 0], [0, -1, 0, 0.3], [0, 0, 0, 1]],
+    }
+    oracle = gym.make("VAP-Hand-Oracle-v0", camera=camera).unwrapped
+    oracle.reset(seed=0)
+    save_starts(tmp_path / "starts.npz", [oracle.start])  # type: ignore[attr-defined]
+    for start in (oracle.start, StartSet(tmp_path / "starts.npz")[0]):  # type: ignore[attr-defined]
+        imagined = gym.make("VAP-Hand-v0", judge=None).unwrapped
+        imagined.reset(options={"start": start})
+        for action in actions(3):
+            imagined.step(action)
+        T = imagined.state["camera_T_world_camera"][0]  # type: ignore[attr-defined]
+        torch.testing.assert_close(T, torch.tensor(camera["T_world_camera"]).float())
+
+
+def test_a_pickled_env_goes_on_as_it_would_have() -> None:
+    pytest.importorskip("pybullet")
+    for env_id in ("VAP-Hand-v0", "VAP-Hand-Oracle-v0"):
+        made = gym.make(env_id, views=["wrist"]).unwrapped
+        made.reset(seed=0)
+        made.step(actions(2)[0])
+        again = pickle.loads(pickle.dumps(made))
+        (seen, reward, *_, info), (seen2, reward2, *_, info2) = (one.step(actions(2)[1]) for one in (made, again))
+        assert reward == reward2
+        for name in ("front", "wrist"):
+            np.testing.assert_array_equal(seen["pixels"][name], seen2["pixels"][name])
+        np.testing.assert_array_equal(info["prompts"]["wrist"], info2["prompts"]["wrist"])
 
 
 @pytest.mark.parametrize(
@@ -163,8 +238,9 @@ def test_mounts_move_cameras_by_their_rule() -> None:
 @pytest.mark.parametrize("env_id", ["VAP-RT1-v0", "VAP-Bridge-v0", "VAP-Hand-v0"])
 def test_envs_of_other_robots_imagine_beside_their_oracle(env_id: str) -> None:
     pytest.importorskip("pybullet")
-    twin = vap_gym.Twin(env_id, task="reach")
+    twin = vap_gym.Twin(env_id, task="reach", views=["wrist"])
     step = twin.reset(seed=1)
+    np.testing.assert_array_equal(step.imagined["pixels"]["wrist"], step.oracle["pixels"]["wrist"])
     assert step.divergence.psnr_db == 40.0  # the same picture
     action = np.zeros(7, np.float32)
     action[:3] = 0.03 if env_id == "VAP-RT1-v0" else 0.3 * twin.oracle.action_space.high[:3]

@@ -154,7 +154,11 @@ class StartSource:
 
     def choose(self, options: Mapping[str, Any], rng: np.random.Generator) -> Start:
         """Return where to begin. Raises VapError for options that are unknown or contradict each other."""
-        return completed(self._choose(options, rng), self._viewpoints, self._rig.robot.folder)
+        start = completed(self._choose(options, rng), self._viewpoints, self._rig.robot.folder)
+        instruction = options.get("instruction")
+        if instruction is None or instruction == start.instruction:
+            return start
+        return replace(start, instruction=instruction, scene=None, sway=start.seen.sway)  # the scene's task is gone
 
     def _choose(self, options: Mapping[str, Any], rng: np.random.Generator) -> Start:
         check_names("reset option", options, RESET_OPTIONS)
@@ -176,16 +180,7 @@ class StartSource:
                 default_camera=self._camera,
             )
             return replace(start, views=self._photographed(options.get("views") or {}, start))
-        start = self._shipped(options.get("start"), rng)
-        if instruction is None or instruction == start.instruction:
-            return start
-        return Start(
-            frame=start.frame,
-            camera=start.camera,
-            q_rad=start.q_rad,
-            closedness=start.closedness,
-            instruction=instruction,
-        )
+        return self._shipped(options.get("start"), rng)
 
     def _photographed(self, views: object, start: Start) -> dict[str, Seen]:
         q = torch.from_numpy(np.asarray(start.q_rad, np.float64))

@@ -198,7 +198,11 @@ class OracleEnv(gym.Env[Observation, np.ndarray]):
             )
         self._scene.reset(start.scene, start.q_rad, start.closedness)
         self._start = replace(
-            start, frame=self._scene.render(self._camera)[0], camera=self._camera or self._scene.camera
+            start,
+            frame=self._scene.render(self._camera)[0],
+            camera=self._camera or self._scene.camera,
+            sway=None if self._camera is None else (),  # a camera of one's own stands still
+            views=shown(self._scene, self._viewpoints),
         )
         self._path = []
         self._robot = self._rig.controller.start(

@@ -2,7 +2,7 @@
 
 The state is imagination's TensorDict and these keys: `frame` (the newest picture), `about` (instruction and scene, JSON
 bytes), `tool_start_m`, `object_start_m`, `object_m` (where the task's object was last seen) and `progress`; with
-trust samples also theirs, `sample_*`; with further views `view_<name>_*`.
+trust samples also theirs, `sample_*`; with further views `view_<name>.*`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from vap_gym.sim.spec import SceneSpec
 from vap_gym.sim.tasks import progress
 from vap_gym.starts import Start
 from vap_gym.trust import SampleSpread
-from vap_gym.viewpoints import PREFIX, ExtraViews, ViewFrames, Viewpoint, sways
+from vap_gym.viewpoints import ExtraViews, ViewFrames, Viewpoint, sways, view_key, without_other_views
 
 REWARDS = ("progress", "success")
 SEEN = 0.5  # an object that the judge is less sure of stays where it was last seen
@@ -164,7 +164,7 @@ class Stage:
         memory: tuple[str, ...] = getattr(self.imagination.world, "state_keys", ())
         samples = [f"sample_{key}" for key in memory] if self.spread is not None else []
         own = ("frame", "camera_sway", *(f"world_{key}" for key in memory))
-        views = [f"{PREFIX}{name}_{key}" for name in self.extra.names for key in own]
+        views = [view_key(name, key) for name in self.extra.names for key in own]
         return (*own, "about", "robot_q", "step", *samples, *views)
 
     @torch.no_grad()
@@ -198,7 +198,7 @@ class Stage:
 
     def observation(self, state: TensorDict, i: int) -> Observation:
         """Return slot i's newest observation."""
-        further = {name: state[f"{PREFIX}{name}_frame"][i].numpy() for name in self.extra.names}
+        further = {name: state[view_key(name, "frame")][i].numpy() for name in self.extra.names}
         frame = state["frame"][i].numpy()
         return observed(self.obs_type, frame, state["robot_q"][i], state["robot_gripper"][i], further)
 
@@ -386,6 +386,8 @@ def fitting_snapshot(snapshot: TensorDict | str | Path, stage: Stage, *, slots: 
             f"The snapshot is of another env: {f'it lacks {missing}' if missing else 'its robot has other joints'}. "
             "Load one that save() of an env made in the same way gave."
         )
-    for key in [key for key in state.keys() if key.startswith(("world_", "sample_"))]:  # noqa: SIM118
+    state = without_other_views(state, stage.extra.names)
+    remembered = ("world_", "sample_", *(view_key(name, "world_") for name in stage.extra.names))
+    for key in [key for key in state.keys() if key.startswith(remembered)]:  # noqa: SIM118
         state[key] = state[key].to(stage.imagination.device)
     return state

@@ -42,13 +42,14 @@ class Start:
     closedness: float  # 0 open .. 1 closed
     instruction: str
     scene: SceneSpec | None = None  # what the oracle rebuilds, and whose task is rewarded; None: no task, no reward
-    views: Mapping[str, Seen] = field(default_factory=dict)  # through further cameras
+    views: Mapping[str, Seen] = field(default_factory=dict)  # through further cameras; `save_starts` keeps none
+    sway: tuple[float, ...] | None = None  # of the camera, see `geometry.swayed`; None: as the scene says
 
     @property
     def seen(self) -> Seen:
-        """The first picture with its camera, which sways where the scene says so."""
-        sway = () if self.scene is None else self.scene.camera.sway
-        return Seen(frame=self.frame, camera=self.camera, sway=sway)
+        """The first picture with its camera, and how that sways."""
+        by_scene = () if self.scene is None else self.scene.camera.sway
+        return Seen(frame=self.frame, camera=self.camera, sway=by_scene if self.sway is None else self.sway)
 
 
 class StartSet:
@@ -105,6 +106,7 @@ class StartSet:
             closedness=float(self._closedness[i]),
             instruction=about["instruction"],
             scene=None if about["scene"] is None else SceneSpec.from_json(about["scene"]),
+            sway=tuple(about["sway"]) if "sway" in about else None,
         )
 
     def of_task(self, task: str) -> tuple[int, ...]:
@@ -134,6 +136,7 @@ def save_starts(path: str | Path, starts: Iterable[Start]) -> int:
                 "instruction": item.instruction,
                 "task": None if item.scene is None else item.scene.task,
                 "scene": None if item.scene is None else item.scene.to_json(),
+                **({} if item.sway is None else {"sway": item.sway}),
             }
             for item in items
         ],

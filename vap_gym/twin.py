@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ class Twin:
 
     Args:
         card: id or path of the env card.
-        world_model, …, reward: as for `VapEnv`.
+        world_model, …, views: as for `VapEnv`. Divergence is that of the first view.
 
     Raises:
         MissingDependencyError: pybullet is not installed.
@@ -69,6 +70,7 @@ class Twin:
         task: str | None = None,
         starts: str | Path | None = None,
         reward: str = "progress",
+        views: Sequence[str] | Mapping[str, object] = (),
     ) -> None:
         self.oracle = OracleEnv(
             card,
@@ -79,6 +81,7 @@ class Twin:
             task=task,
             starts=starts,
             reward=reward,
+            views=views,
             render_mode="rgb_array",
         )
         self.imagined = VapEnv(
@@ -92,6 +95,7 @@ class Twin:
             robot=robot,
             judge=judge,
             reward=reward,
+            views=views,
             render_mode="rgb_array",
         )
         self.action_space = self.imagined.action_space

@@ -26,8 +26,19 @@ from vap_gym.starts import Seen, Start
 if TYPE_CHECKING:
     from vap_gym.sim.scene import Scene
 
-PREFIX = "view_"
 _MIX = 0x2545F4914F6CDD1D  # an odd number: seeds of views lie far apart
+
+
+def view_key(name: str, key: str) -> str:
+    """Return under which key a state holds `key` of a further view. No name can be part of another one's keys."""
+    return f"view_{name}.{key}"
+
+
+def without_other_views(state: TensorDict, names: Sequence[str]) -> TensorDict:
+    """Return a state without what it holds of further views that are not named."""
+    own = tuple(view_key(name, "") for name in names)
+    kept = {key: value for key, value in state.items() if not key.startswith("view_") or key.startswith(own)}
+    return TensorDict(kept, batch_size=state.batch_size)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -175,7 +186,7 @@ class ViewFrames:
 
 
 class ExtraViews:
-    """Imagines further views of the same robot: settings only; their memory stands in the state as `view_<name>_…`.
+    """Imagines further views of the same robot: settings only; their memory stands in the state as `view_<name>.…`.
 
     Each view is a rollout of the world model of its own, from its own first picture; only the robot is shared. So two
     views may come to disagree about things; prompts and proprioception never do.
@@ -206,8 +217,8 @@ class ExtraViews:
             )
             for key, value in begun.items():
                 if key.startswith(("camera_", "world_")):
-                    state[f"{PREFIX}{name}_{key}"] = value
-            state[f"{PREFIX}{name}_frame"] = torch.from_numpy(np.stack([one.frame for one in seen]))
+                    state[view_key(name, key)] = value
+            state[view_key(name, "frame")] = torch.from_numpy(np.stack([one.frame for one in seen]))
 
     def step(self, state: TensorDict, motion: Motion) -> dict[str, ViewFrames]:
         """Move the views of `state` on by one step (K = 1) of the robot; all of them in one call of the world model."""
@@ -234,10 +245,10 @@ class ExtraViews:
         for i, name in enumerate(self.names):
             rows = slice(i * B, (i + 1) * B)
             for key, value in moved.items():
-                state[f"{PREFIX}{name}_world_{key}"] = value[rows]
-            state[f"{PREFIX}{name}_camera_T_world_camera"] = looks[i].T_world_camera[:, 0]
-            state[f"{PREFIX}{name}_frame"] = frames[rows, 0].cpu()
-            seen[name] = ViewFrames(frames=state[f"{PREFIX}{name}_frame"], prompts=looks[i].prompts[:, 0])
+                state[view_key(name, f"world_{key}")] = value[rows]
+            state[view_key(name, "camera_T_world_camera")] = looks[i].T_world_camera[:, 0]
+            state[view_key(name, "frame")] = frames[rows, 0].cpu()
+            seen[name] = ViewFrames(frames=state[view_key(name, "frame")], prompts=looks[i].prompts[:, 0])
         return seen
 
     def look(self, state: TensorDict) -> dict[str, ViewFrames]:
@@ -252,7 +263,7 @@ class ExtraViews:
 
     def of(self, state: TensorDict, name: str) -> TensorDict:
         """Return one view's part of a state, under the names of a first view."""
-        own = f"{PREFIX}{name}_"
+        own = view_key(name, "")
         table: dict[str, Any] = {k.removeprefix(own): v for k, v in state.items() if k.startswith(own)}
         return TensorDict(table, batch_size=state.batch_size)
 

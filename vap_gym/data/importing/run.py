@@ -79,7 +79,7 @@ def import_source(
     out: Path,
     *,
     doubts: Doubts = Doubts(),
-    options: Options = Options(),
+    options: Options | None = None,
     only: str = "*",
     limit: int | None = None,
     episodes_per_file: int = 50,
@@ -90,7 +90,7 @@ def import_source(
     Call it again to go on after a kill, or after damaged files were mended: what is in the set stays, what failed
     is tried again. The set and its manifest (meta/import.jsonl) come out the same with and without interruptions.
     An episode that cannot be read or does not fit the set becomes a failed outcome and harms no other.
-    `options` are those that `source` was opened with: a set that was begun with others is refused.
+    `options` are those that `source` was opened with (None: none): a set that was begun with others is refused.
     Raises DataError where `out` holds something else, or no episode is chosen.
     """
     if limit is not None and limit < 1:
@@ -102,7 +102,9 @@ def import_source(
         given = f"{len(names)} of which {len(set(names))} differ" if names else "none"
         raise DataError(f"'{path}' must hold episodes with names of their own, got {given} for --only '{only}'.")
     manifest = out / MANIFEST
-    header = _header({"kind": source.kind, "path": str(path.resolve()), "fps": doubts.fps, **_chosen(options)}, out)
+    header = _header(
+        {"kind": source.kind, "path": str(path.resolve()), "fps": doubts.fps, **_chosen(options or Options())}, out
+    )
     done = _done(out)
     job = _Job(
         source=source,
