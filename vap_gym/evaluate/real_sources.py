@@ -70,7 +70,7 @@ class Layer:
         q, gripper, camera = q.float(), gripper.float(), camera.to(torch.float32)
         lines, faces = (prompter.draw(q, gripper, camera).numpy() for prompter in (self.skeleton, self.mesh))
         laid = overlay(large, lines, alpha=LAID)
-        laid[outline(faces.any(-1))] = OUTLINE_RGB
+        laid[outline(faces.max(axis=-1) > 0)] = OUTLINE_RGB
         return Laid(frame=large, skeleton=lines, mesh=faces, overlay=laid)
 
 
