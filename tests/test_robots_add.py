@@ -299,7 +299,12 @@ def test_a_folder_that_is_there_is_not_written_over_unless_asked(urdf: Path, tmp
         VapError, match=r"is there already\. Name another folder with --out, or replace it with --replace"
     ):
         draft_robot(urdf, out, tip="wrist")
+    with pytest.raises(VapError, match=r"takes the place of a robot's folder only, got .*a folder without robot\.toml"):
+        draft_robot(urdf, out, tip="wrist", replace=True)
+    with pytest.raises(VapError, match=r"robot's folder only, got .*a file"):
+        draft_robot(urdf, out / "mine.txt", tip="wrist", replace=True)
     assert (out / "mine.txt").read_text() == "kept"
+    (out / "robot.toml").write_text("an older card")
     assert draft_robot(urdf, out, replace=True).card.tip_link == "wrist"  # found: beside the arm there is but a neck
     assert not (out / "mine.txt").exists()
     assert load_robot(out).name == "toy"

@@ -31,7 +31,7 @@ def main(
         view: which camera of a cameras.json.
         name: the robot's name. Without it: the URDF's.
         out: the folder to write. Without it: robots/NAME under the working folder.
-        replace: write over a folder that is there.
+        replace: take the place of a robot's folder that is there.
     """
     through = None if camera is None else read_camera_file(camera, view)
     target = out or Path("robots") / (name or urdf.stem)

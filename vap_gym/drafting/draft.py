@@ -56,7 +56,7 @@ def draft_robot(
 
     Args:
         urdf: any URDF; xacro files must be expanded first.
-        out: the folder to write; it must not be there yet, but for `replace`.
+        out: the folder to write; it must not be there yet, or with `replace` be a robot's.
         tip: the link whose pose Cartesian actions move. None: where the only arm ends.
         base: the link that becomes the robot's base frame; what does not hang on it is left out. None: the root.
         gripper_base: the link that the fingers hang on. None: the tip, or a link that is rigid with it.
@@ -74,6 +74,9 @@ def draft_robot(
         raise VapError(f"A robot's name is made of letters, digits, - and _, got '{called}'. Give one with --name.")
     if out.exists() and not replace:
         raise VapError(f"'{out}' is there already. Name another folder with --out, or replace it with --replace.")
+    if out.exists() and not (out / "robot.toml").is_file():
+        given = "a folder without robot.toml" if out.is_dir() else "a file"
+        raise VapError(f"--replace takes the place of a robot's folder only, got '{out}', {given}. Name another one.")
     parts = choose_parts(tree, base=base, tip=tip, gripper_base=gripper_base)
     robot = trimmed(tree, base=parts.base, driven=[*parts.arm, *parts.gripper], name=called)
     with _building(out) as folder:
@@ -103,7 +106,8 @@ def read_camera_file(path: Path, view: str | None = None) -> Camera:
         table = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise VapError(
-            f"The camera file '{path}' must be JSON with K, image_size_wh and a pose, but: {error}."
+            f"The camera file '{path}' must be JSON with K, image_size_wh and a pose, got: {error}. "
+            "Write one with vap-gym calibrate."
         ) from error
     if isinstance(table, dict) and "K" not in table:
         views = {key: value for key, value in table.items() if isinstance(value, dict) and "K" in value}
