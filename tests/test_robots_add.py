@@ -340,7 +340,7 @@ def test_a_camera_file_that_does_not_fit_is_told(tmp_path: Path) -> None:
     with pytest.raises(VapError, match=r"and 'c' was asked for"):
         read_camera_file(path, "c")
     path.write_text("{")
-    with pytest.raises(VapError, match="must be JSON with K, image_size_wh and a pose, but: "):
+    with pytest.raises(VapError, match="must be JSON with K, image_size_wh and a pose, got: "):
         read_camera_file(path)
 
 
