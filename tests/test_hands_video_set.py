@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from vap_gym import cli
-from vap_gym.data import EpisodeSet, write_video
+from vap_gym.data import Episode, EpisodeSet, EpisodeWriter, write_video
 from vap_gym.data.layout import DataError
 from vap_gym.recover.hands import video_set
 from vap_gym.recover.hands.clips import ClipSettings
@@ -147,3 +147,11 @@ def test_a_run_that_gives_nothing_leaves_nothing(
     assert cli.main(words) == 2
     assert "b.mp4" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_another_set_is_not_written_into(tmp_path: Path) -> None:
+    EpisodeWriter(tmp_path / "mine").append(Episode(frames={}, columns={"a": np.zeros(2)}, task=""))
+    before = sorted((tmp_path / "mine").rglob("*"))
+    with pytest.raises(DataError, match=r"must be a new folder, or one that an earlier run .* Name another"):
+        recover_videos([], tmp_path / "mine", TUNED)
+    assert sorted((tmp_path / "mine").rglob("*")) == before

@@ -272,6 +272,13 @@ def test_stopped_run_goes_on_and_other_settings_are_refused(
         recover_set(EpisodeSet(raw_set), tmp_path, "cam", RobotPipeline(ROBOT, align="none"))
 
 
+def test_another_set_is_not_written_into(raw_set: Path, pipeline: RobotPipeline) -> None:
+    before = {path: path.stat().st_mtime_ns for path in raw_set.rglob("*")}
+    with pytest.raises(DataError, match=r"must be a new folder, or one that an earlier run .* Name another"):
+        recover_set(EpisodeSet(raw_set), raw_set, "cam", pipeline)
+    assert {path: path.stat().st_mtime_ns for path in raw_set.rglob("*")} == before
+
+
 def test_kept_episodes_are_numbered_without_gaps(raw_set: Path, tmp_path: Path, pipeline: RobotPipeline) -> None:
     raw = EpisodeSet(raw_set)
     for number, i in enumerate((1, 0, 2, 0)):  # discarded, kept, failed, kept

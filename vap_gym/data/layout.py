@@ -209,6 +209,15 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def refuse_other_sets(out: Path, manifest: str) -> None:
+    """Refuse to go on with a data set that was not begun by a run which keeps this manifest (a path within `out`)."""
+    if (out / INFO_PATH).exists() and not (out / manifest).is_file():
+        raise DataError(
+            f"'{out}' must be a new folder, or one that an earlier run of this command began, got a data set without "
+            f"{manifest}. Name another."
+        )
+
+
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write strict JSON, whole or not at all."""
     with replacing(path) as temporary:

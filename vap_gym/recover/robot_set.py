@@ -16,7 +16,7 @@ from PIL import Image
 from vap_gym.data import Episode, EpisodeSet, EpisodeWriter, finalise
 from vap_gym.data.adopt import adopt
 from vap_gym.data.conventions import columns_of_camera
-from vap_gym.data.layout import INFO_PATH, write_json
+from vap_gym.data.layout import INFO_PATH, refuse_other_sets, write_json
 from vap_gym.jobs import Outcome, run_jobs
 from vap_gym.pictures import sheet, spread, write_png
 from vap_gym.prompts.raster import overlay
@@ -103,11 +103,12 @@ def recover_set(
     A stopped run goes on where it was, and failed episodes are tried again; one bad episode stops nothing. The files
     do not depend on executor and workers (see `vap_gym.jobs`). `report.json` lists kept, discarded and failed ones.
 
-    Raises DataError where `out` holds a run with other settings; see `run_jobs` for executors.
+    Raises DataError where `out` holds a run with other settings, or another data set; see `run_jobs` for executors.
     """
     out = Path(out)
+    refuse_other_sets(out, MANIFEST)
     settings = {
-        "source": str(source.root),
+        "source": str(source.root.resolve()),
         "view": view,
         "robot": pipeline.robot.name,
         "prompt": pipeline.prompt,

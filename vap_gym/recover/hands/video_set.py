@@ -13,7 +13,7 @@ import numpy as np
 
 from vap_gym.data import EpisodeSet, EpisodeWriter, finalise, read_video
 from vap_gym.data.adopt import adopt
-from vap_gym.data.layout import INFO_PATH, DataError, read_info
+from vap_gym.data.layout import INFO_PATH, DataError, read_info, refuse_other_sets
 from vap_gym.data.remux import probe_video
 from vap_gym.jobs import Outcome, run_jobs
 from vap_gym.jobs.manifest import begin, digest, write
@@ -123,10 +123,11 @@ def recover_videos(
     `vap_gym.jobs`). A stopped run goes on where it was, failed videos are tried again, more videos can be added
     later. A video that fails, or whose clips are unlike those before it, stops no other and leaves nothing.
 
-    Raises DataError where `out` holds a run with other settings, or one of the videos with other words about it; see
-    `run_jobs` for executors.
+    Raises DataError where `out` holds another data set, a run with other settings, or one of the videos with other
+    words about it; see `run_jobs` for executors.
     """
     out = Path(out)
+    refuse_other_sets(out, MANIFEST)
     told, manifest = asdict(settings), out / MANIFEST
     items = {str(video.path): video for video in videos}
     _refuse_other_words(items, begin(manifest, told))
