@@ -229,11 +229,11 @@ def test_a_result_that_was_tampered_with_is_made_again(tmp_path: Path) -> None:
 
 def test_other_settings_executors_and_tasks_are_refused(tmp_path: Path) -> None:
     manifest = tmp_path / "run.jsonl"
-    run_jobs(lambda i: {}, {"a": 1}, manifest=manifest, settings={"view": "cam0"})
+    run_jobs(lambda i: {}, {"a": 1}, manifest=manifest, settings={"view": "cam0", "px": (3, 2)})
     with pytest.raises(
         DataError, match=r'of a run with other settings, \{"view": "cam0"\}, got \{"view": "cam1"\}\. Giv'
     ):
-        run_jobs(lambda i: {}, {"a": 1}, manifest=manifest, settings={"view": "cam1"})
+        run_jobs(lambda i: {}, {"a": 1}, manifest=manifest, settings={"view": "cam1", "px": (3, 2)})
     (tmp_path / "other").write_text("hello\n")
     with pytest.raises(DataError, match="must be the manifest of a run, got something else"):
         run_jobs(lambda i: {}, {"a": 1}, manifest=tmp_path / "other")

@@ -44,8 +44,8 @@ def begin(path: Path, settings: Mapping[str, Any]) -> dict[str, Outcome]:
         raise DataError(f"{path} must be the manifest of a run, got something else. Write into a new folder.")
     if lines and lines[0].get("digest") != header["digest"]:
         raise DataError(
-            f"{path} is of a run with other settings, {json.dumps(lines[0]['settings'], ensure_ascii=False)}, got "
-            f"{json.dumps(header['settings'], ensure_ascii=False)}. Give the same to go on, or write into a new folder."
+            f"{path} is of a run with other settings, {_differences(lines[0]['settings'], settings)}. "
+            "Give the same to go on, or write into a new folder."
         )
     found: dict[str, Outcome] = {}
     for line in lines[1:]:
@@ -54,6 +54,16 @@ def begin(path: Path, settings: Mapping[str, Any]) -> dict[str, Outcome]:
             found[outcome.key] = outcome
     write(path, settings, found.values())
     return found
+
+
+def _differences(before: object, now: Mapping[str, Any]) -> str:
+    """In which settings two runs differ, both values told."""
+    old, new = (json.loads(json.dumps(table)) for table in (before, dict(now)))  # tuples are lists in JSON
+    if not isinstance(old, dict):
+        return f"{old!r}, got {new!r}"
+    keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+    told = [json.dumps({key: table.get(key) for key in keys}, ensure_ascii=False) for table in (old, new)]
+    return ", got ".join(told)
 
 
 def write(path: Path, settings: Mapping[str, Any], outcomes: Iterable[Outcome]) -> None:
