@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 
 from vap_gym.data.episodes import EpisodeSet
 from vap_gym.data.importing.kinds import open_source
-from vap_gym.data.importing.run import Doubts, Outcome, Report, import_source
+from vap_gym.data.importing.run import Doubts, Outcome, Report, import_source, one_by_one
 from vap_gym.data.importing.source import Options
+from vap_gym.jobs import AtOnce, Executor
 
 
 def main(
@@ -26,6 +28,8 @@ def main(
     trim: bool = False,
     recode: bool = False,
     check: bool = True,
+    executor: Executor = "serial",
+    workers: int = 0,
 ) -> None:
     """Import a recording, episode by episode. Run it again to go on, or to try failed episodes again.
 
@@ -45,11 +49,15 @@ def main(
         trim: Cut episodes whose videos and logs differ in length to the shortest.
         recode: Encode again those videos that cannot be cut out of their file untouched.
         check: Decode every frame of copied videos once, to find damage now; else only the key frames.
+        executor: Where episodes are worked on: here one by one, in processes, or on Ray (the extra [cluster]). The
+            files come out the same.
+        workers: Episodes at once, with processes and ray; 0 for one per core.
     """
     from tqdm import tqdm
 
     options = Options(robot=robot, rate_hz=rate_hz, action=action, map_path=map)
     opened = open_source(kind, source, options)
+    at_once = AtOnce(executor=executor, workers=workers or os.cpu_count() or 1)
     began = time.perf_counter()
     with tqdm(desc="importing", unit="episode", disable=None) as bar:
         frames = 0
@@ -71,6 +79,7 @@ def main(
             only=only,
             limit=limit,
             progress=tell,
+            write=one_by_one if executor == "serial" else at_once,
         )
     print(table(report, out, seconds=time.perf_counter() - began))
     raise SystemExit(1 if report.failed else 0)

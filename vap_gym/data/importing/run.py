@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import shutil
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -26,6 +28,7 @@ from vap_gym.data.writer import EpisodeWriter
 from vap_gym.errors import VapError
 
 MANIFEST = "meta/import.jsonl"
+STAGED = ".staged"  # of episodes that wait for those before them, where several are written at once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +39,9 @@ class Outcome:
     index: int | None = None
     frames: int = 0
     failed: str | None = None
+
+
+Outcomes = Generator[Outcome, None, None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +79,12 @@ class Doubts:
     check: bool = True
 
 
+def one_by_one(job: Job, names: Sequence[str]) -> Outcomes:
+    """Write episodes here, one after the other."""
+    for name in names:
+        yield job.write(name)
+
+
 def import_source(
     source: Source,
     path: Path,
@@ -84,6 +96,7 @@ def import_source(
     limit: int | None = None,
     episodes_per_file: int = 50,
     progress: Callable[[Outcome], None] = lambda outcome: None,
+    write: Callable[[Job, Sequence[str]], Outcomes] = one_by_one,
 ) -> Report:
     """Import the episodes of `source`, opened at `path`, whose names match the pattern `only`, `limit` at most.
 
@@ -91,6 +104,7 @@ def import_source(
     is tried again. The set and its manifest (meta/import.jsonl) come out the same with and without interruptions.
     An episode that cannot be read or does not fit the set becomes a failed outcome and harms no other.
     `options` are those that `source` was opened with (None: none): a set that was begun with others is refused.
+    `write` gives the outcomes of the episodes that are left, in order (`vap_gym.jobs.AtOnce`: several at once).
     Raises DataError where `out` holds something else, or no episode is chosen.
     """
     if limit is not None and limit < 1:
@@ -106,7 +120,7 @@ def import_source(
         {"kind": source.kind, "path": str(path.resolve()), "fps": doubts.fps, **_chosen(options or Options())}, out
     )
     done = _done(out)
-    job = _Job(
+    job = Job(
         source=source,
         path=path,
         out=out,
@@ -118,9 +132,10 @@ def import_source(
     try:
         if not read_manifest(out):
             _write_manifest(manifest, header, [])  # before any episode, or a killed run could not be told to be ours
-        with manifest.open("a", encoding="utf-8") as log:
+        left = write(job, [name for name in names if name not in done])
+        with manifest.open("a", encoding="utf-8") as log, closing(left):
             for name in names:
-                outcomes[name] = done.get(name) or job.write(name)
+                outcomes[name] = done.get(name) or next(left)
                 if name not in done:
                     log.write(_line(_entry(outcomes[name])))
                     log.flush()
@@ -135,7 +150,7 @@ def import_source(
     return Report(outcomes=tuple(outcomes.values()), fps=job.fps, fps_from=job.fps_from)
 
 
-class _Job:
+class Job:
     """Writes episodes of one source; the first one that can be read fixes the rate of the set."""
 
     def __init__(
@@ -174,7 +189,8 @@ class _Job:
         return Outcome(name=name, index=self.next_index - 1, frames=min(_counts(raw).values()))
 
     def close(self) -> None:
-        """Leave no empty folder of pending episodes behind."""
+        """Leave no empty folder of pending episodes behind, and none that waited."""
+        shutil.rmtree(self.out / STAGED, ignore_errors=True)
         pending = self.out / layout.PENDING
         if pending.is_dir() and not any(pending.iterdir()):
             pending.rmdir()
