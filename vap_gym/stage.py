@@ -382,8 +382,10 @@ def fitting_snapshot(snapshot: TensorDict | str | Path, stage: Stage, *, slots: 
         )
     missing = [key for key in stage.state_keys if key not in state.keys()]  # noqa: SIM118
     if missing or state["robot_q"].shape[-1] != len(stage.rig.robot.arm_joints):
+        more = f" and {len(missing) - 4} more" if len(missing) > 4 else ""
+        lacks = f"it lacks {missing[:4]}{more}"
         raise VapError(
-            f"The snapshot is of another env: {f'it lacks {missing}' if missing else 'its robot has other joints'}. "
+            f"The snapshot is of another env: {lacks if missing else 'its robot has other joints'}. "
             "Load one that save() of an env made in the same way gave."
         )
     state = without_other_views(state, stage.extra.names)
