@@ -272,6 +272,19 @@ def test_stopped_run_goes_on_and_other_settings_are_refused(
         recover_set(EpisodeSet(raw_set), tmp_path, "cam", RobotPipeline(ROBOT, align="none"))
 
 
+def test_the_command_refuses_bounds_that_cannot_be(
+    raw_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["recover", "robot", str(raw_set), str(tmp_path / "out"), "--view", "cam", "--robot", ROBOT.name]
+    for option, value, wanted in (
+        ("score", "7", r"within [0, 1], got 7.0"),
+        ("motion", "nan", "within [0, 1], got nan"),
+    ):
+        assert cli([*words, f"--least-{option}", value]) == 2
+        assert f"--least-{option} must be {wanted}. Leave it out for 0." in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_another_set_is_not_written_into(raw_set: Path, pipeline: RobotPipeline) -> None:
     before = {path: path.stat().st_mtime_ns for path in raw_set.rglob("*")}
     with pytest.raises(DataError, match=r"must be a new folder, or one that an earlier run .* Name another"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Literal
 from vap_gym.cards import load_robot
 from vap_gym.data import EpisodeSet
 from vap_gym.data.layout import DataError
-from vap_gym.errors import unknown_name
+from vap_gym.errors import VapError, unknown_name
 from vap_gym.jobs import Executor
 from vap_gym.recover.adapters_matching import LoftrMatcher
 from vap_gym.recover.robot import RobotPipeline
@@ -61,6 +62,14 @@ def main(
         raise unknown_name("view", view, views)
     name = robot or str(episodes.info(0).get("robot") or episodes.meta.get("robot_type") or "")
     asked = {"most_px": most_px, "least_score": least_score, "least_motion": least_motion}
+    for option, given in asked.items():
+        most = math.inf if option == "most_px" else 1.0
+        if given is not None and not 0.0 <= given <= most:
+            wanted = "0 or more" if option == "most_px" else "within [0, 1]"
+            raise VapError(
+                f"--{option.replace('_', '-')} must be {wanted}, got {given}. "
+                f"Leave it out for {getattr(Rule(), option)}."
+            )
     rule = replace(Rule(), **{key: value for key, value in asked.items() if value is not None})
     matcher = LoftrMatcher(weights) if weights is not None else None
     if align == "auto":
@@ -72,4 +81,5 @@ def main(
         episodes, out, view, pipeline, executor=executor, workers=workers or os.cpu_count() or 1, tell=tqdm.write
     )
     counts = ", ".join(f"{len(report[kind])} {kind}" for kind in ("kept", "discarded", "failed"))
-    print(f"{out}: {counts}. Why: {out / REPORT}; look at {out / SHEET}")
+    look = f"; look at {out / SHEET}" if (out / SHEET).is_file() else ""
+    print(f"{out}: {counts}. Why: {out / REPORT}{look}")
