@@ -68,7 +68,9 @@ def _tilt_progress(spec: SceneSpec, tool_m: np.ndarray, object_m: np.ndarray) ->
     z = object_m[..., 2] - spec.table_z_m
     near = min(REST_M, 0.35 * (stands - lies))
     if spec.task == "knock_over":
-        return np.asarray(np.where(z < lies + near, 1.0, np.clip((stands - z) / (stands - lies), 0.0, 0.99)))
+        return np.asarray(
+            np.where((z < lies + near) & (z > 0.0), 1.0, np.clip((stands - z) / (stands - lies), 0.0, 0.99))
+        )
     upright = np.clip(1.0 - np.abs(z - stands) / (stands - lies), 0.0, 0.99)
     let_go = tool_m[..., 2] - spec.table_z_m > 2 * stands + 0.01
     return np.asarray(np.where((np.abs(z - stands) < near) & let_go, 1.0, np.where(let_go, upright, 0.9 * upright)))
