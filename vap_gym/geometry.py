@@ -276,6 +276,8 @@ class CameraMount:
 
     def at(self, T_world_tip: Float[Tensor, "B 4 4"], seconds: Float[Tensor, " B"]) -> Camera:
         """Return the cameras when the tip is there, `seconds` after the start."""
-        anchored = swayed(self.T_anchor_camera, self.sway, seconds)
-        moved = torch.where(self.rides[:, None, None], T_world_tip @ anchored, anchored)
+        moved = self.T_anchor_camera
+        if bool(self.rides.any()) or bool(self.sway.any()):  # most cameras stand still
+            anchored = swayed(self.T_anchor_camera, self.sway, seconds)
+            moved = torch.where(self.rides[:, None, None], T_world_tip @ anchored, anchored)
         return Camera(K=self.K, T_world_camera=moved, frame_size_px=self.frame_size_px)
