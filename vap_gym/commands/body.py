@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from vap_gym.cards import load_robot
+from vap_gym.data.layout import replacing
 from vap_gym.prompts.body import sampled_body
 
 
@@ -20,9 +21,8 @@ def main(robot: str, *, out: Path | None = None) -> None:
     card = load_robot(robot)
     target = out or card.folder / "body.npz"
     body = sampled_body(card)
-    temporary = target.with_name(f".{target.name}.part.npz")
-    np.savez_compressed(temporary, **body)  # type: ignore[arg-type]
-    temporary.replace(target)
+    with replacing(target) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, **body)  # type: ignore[arg-type]
     print(
         f'{target}: {len(body["points_m"]):,} points on {len(body["links"])} links. In the card: body = "{target.name}"'
     )
