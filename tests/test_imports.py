@@ -22,6 +22,7 @@ LAYERS = (
     ("kinematics",),
     ("prompts",),
     ("world",),
+    ("video",),
     ("metrics",),
     ("pictures",),
     ("judge",),

@@ -140,6 +140,47 @@ def test_an_item_that_kills_every_worker_fails_and_the_others_do_not(executor: s
     assert output.endswith("{'i': 2}]")
 
 
+BREAKS_MEANWHILE = """
+import os, signal, sys, time
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Wait:
+    flag: Path
+
+    def __call__(self, i):
+        if i == 1 and not (died := self.flag.with_suffix(".died")).exists():
+            while not self.flag.exists():
+                time.sleep(0.01)
+            died.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return {"i": i}
+
+
+if __name__ == "__main__":
+    from vap_gym.jobs import run_jobs
+
+    flag = Path(sys.argv[1]) / "told"
+
+    def tell(outcome):
+        if outcome.key == "0":
+            flag.touch()
+            time.sleep(1.0)  # the pool breaks before the next item is handed to it
+
+    items = {str(i): i for i in range(5)}
+    found = run_jobs(Wait(flag), items, manifest=flag.with_name("run.jsonl"), executor="processes", workers=2, tell=tell)
+    print([outcome.result for outcome in found])
+"""
+
+
+@pytest.mark.slow
+def test_a_pool_that_breaks_while_an_outcome_is_told_loses_nothing(tmp_path: Path) -> None:
+    output = run_python(tmp_path / "breaks.py", BREAKS_MEANWHILE, str(tmp_path))
+    assert output == str([{"i": i} for i in range(5)])
+
+
 def write_one(root: Path) -> Any:
     def task(i: int) -> dict[str, Any]:
         writer = EpisodeWriter(root)

@@ -135,7 +135,7 @@ def bullet_views(card: RobotCard, count: int) -> Any:
             scene.reset(draw_scene(100 + k, task="reach"), q, closedness)
             for joint, value in (*zip(scene._arm_joints, q), *scene._gripper_targets(closedness).items()):
                 b.resetJointState(scene._arm, joint, value, physicsClientId=c)
-            view, projection = _opengl_matrices(scene.camera, near_m := 0.05, far_m := 6.0)
+            view, projection = _opengl_matrices(scene.camera, SIZE, near_m := 0.05, far_m := 6.0)
             image = b.getCameraImage(*SIZE, view, projection, renderer=b.ER_TINY_RENDERER, physicsClientId=c)
             buffer, body = (np.reshape(x, SIZE[::-1]).astype(float) for x in image[3:])
             depth = far_m * near_m / (far_m - (far_m - near_m) * buffer)
@@ -151,11 +151,7 @@ def test_silhouette_and_depth_are_those_of_the_oracle(robot: RobotCard) -> None:
         solid = (draw_depth(*state, camera, mesh) > 0) & visible
         truth = ((labels == 1) | (labels == 2)) & visible
         labelled.append((solid & truth).sum() / (solid | truth).sum())
-        # PyBullet looks through the lower left corner of each pixel: as a camera shifted by half a pixel does.
-        corner = camera.K.clone()
-        corner[0, 2] += 0.5
-        corner[1, 2] -= 0.5
-        depth = draw_depth(*state, dataclasses.replace(camera, K=corner), mesh)
+        depth = draw_depth(*state, camera, mesh)
         clear = arm | (bullet_m > depth)
         overlap.append((arm & (depth > 0)).sum() / (arm | ((depth > 0) & clear)).sum())
         error.append(np.abs(depth - bullet_m)[ndimage.binary_erosion(arm & (depth > 0))])

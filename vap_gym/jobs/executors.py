@@ -69,7 +69,10 @@ def _attempt(item: Any) -> Attempt:
 
 
 def _in_processes(task: Task, items: Mapping[str, Any], workers: int) -> Iterator[tuple[str, Attempt]]:
-    """A pool breaks when one of its processes dies; who was at work then is tried again, one by one, each alone."""
+    """A pool breaks when one of its processes dies; who was at work then is tried again, one by one, each alone.
+
+    A pool may break between any two lines here, so an item leaves `left` only together with its outcome.
+    """
     left = dict(items)
     while left:
         running: dict[Future[Attempt], str] = {}
@@ -83,12 +86,14 @@ def _in_processes(task: Task, items: Mapping[str, Any], workers: int) -> Iterato
                         found = future.result()
                         key = running.pop(future)
                         del left[key]
+                        yield key, found
                         for after in islice(waiting, 1):
                             running[pool.submit(_attempt, left[after])] = after
-                        yield key, found
         except BrokenProcessPool:
-            for key in list(running.values()):
-                yield key, _alone(task, left.pop(key))
+            for future, key in running.items():
+                item = left.pop(key)
+                ended = future.done() and not future.cancelled() and future.exception() is None
+                yield key, future.result() if ended else _alone(task, item)
 
 
 def _alone(task: Task, item: Any) -> Attempt:

@@ -210,7 +210,7 @@ class Scene:
         camera = camera or self.camera
         size = width, height = camera.frame_size_px
         fine_width, fine_height = round(width * SUPERSAMPLING), round(height * SUPERSAMPLING)
-        view, projection = _opengl_matrices(camera)
+        view, projection = _opengl_matrices(camera, (fine_width, fine_height))
         _, _, rgba, _, bodies = b.getCameraImage(
             fine_width, fine_height, view, projection,
             renderer=b.ER_TINY_RENDERER, shadow=int(self.shadow), flags=b.ER_SEGMENTATION_MASK_OBJECT_AND_LINKINDEX,
@@ -326,8 +326,13 @@ def camera_of(spec: SceneSpec, frame_size_px: tuple[int, int]) -> Camera:
     )
 
 
-def _opengl_matrices(camera: Camera, near_m: float = 0.05, far_m: float = 6.0) -> tuple[list[float], list[float]]:
-    """OpenCV camera → the column-major view and projection lists that PyBullet takes."""
+def _opengl_matrices(
+    camera: Camera, drawn_px: tuple[int, int], near_m: float = 0.05, far_m: float = 6.0
+) -> tuple[list[float], list[float]]:
+    """OpenCV camera → the column-major view and projection lists that PyBullet takes to draw (width, height) pixels.
+
+    TinyRenderer looks through the lower left corner of each pixel; the picture is shifted by half a pixel to its centre.
+    """
     width, height = camera.frame_size_px
     K = camera.K.double().numpy()
     flip = np.diag([1.0, -1.0, -1.0, 1.0])  # OpenCV looks along +z with y down, OpenGL along −z with y up
@@ -335,8 +340,8 @@ def _opengl_matrices(camera: Camera, near_m: float = 0.05, far_m: float = 6.0) -
     projection = np.zeros((4, 4))
     projection[0, 0] = 2 * K[0, 0] / width
     projection[1, 1] = 2 * K[1, 1] / height
-    projection[0, 2] = 1 - 2 * K[0, 2] / width
-    projection[1, 2] = 2 * K[1, 2] / height - 1
+    projection[0, 2] = 1 - 2 * K[0, 2] / width + 1 / drawn_px[0]
+    projection[1, 2] = 2 * K[1, 2] / height - 1 + 1 / drawn_px[1]
     projection[2, 2] = -(far_m + near_m) / (far_m - near_m)
     projection[2, 3] = -2 * far_m * near_m / (far_m - near_m)
     projection[3, 2] = -1.0
