@@ -170,7 +170,8 @@ if __name__ == "__main__":
             time.sleep(1.0)  # the pool breaks before the next item is handed to it
 
     items = {str(i): i for i in range(5)}
-    found = run_jobs(Wait(flag), items, manifest=flag.with_name("run.jsonl"), executor="processes", workers=2, tell=tell)
+    manifest = flag.with_name("run.jsonl")
+    found = run_jobs(Wait(flag), items, manifest=manifest, executor="processes", workers=2, tell=tell)
     print([outcome.result for outcome in found])
 """
 

@@ -331,7 +331,7 @@ def _opengl_matrices(
 ) -> tuple[list[float], list[float]]:
     """OpenCV camera → the column-major view and projection lists that PyBullet takes to draw (width, height) pixels.
 
-    TinyRenderer looks through the lower left corner of each pixel; the picture is shifted by half a pixel to its centre.
+    TinyRenderer looks through the lower left corner of each pixel: the picture is shifted by half a pixel to mend that.
     """
     width, height = camera.frame_size_px
     K = camera.K.double().numpy()
