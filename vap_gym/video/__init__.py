@@ -1,0 +1,1 @@
+"""The paper's video model at every size: CogVideoX with an action branch, its conditions, samplers and files."""
