@@ -12,8 +12,8 @@ import numpy as np
 
 from vap_gym.errors import CardError, VapError
 from vap_gym.sim.generate import HELDOUT_FIRST_SEED
-from vap_gym.sim.layouts import draw_scene
-from vap_gym.sim.spec import SceneSpec
+from vap_gym.sim.layouts import LAYOUTS, draw_scene
+from vap_gym.sim.spec import DRAWER_TASKS, SceneSpec
 
 if TYPE_CHECKING:
     from vap_gym.data import Episode
@@ -24,7 +24,9 @@ STEPS = 24
 MOVED_M = 0.05  # an object that moves this far is "moved" …
 STILL_M = 0.005  # … and below this it is untouched
 COUNTS = {"contact": 128, "free": 77, "failing": 51, "noop": 16, "novel": 64}
-"""256 episodes in three kinds; no-ops and scenes with novel shapes and textures apart."""
+"""256 episodes in three kinds; no-ops and scenes with novel shapes and textures (or skills) apart."""
+MAIN_KINDS = ("contact", "free", "failing")
+ENVS = ("VAP-DROID-v0", "VAP-RT1-v0", "VAP-Bridge-v0", "VAP-Hand-v0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,11 +39,22 @@ class HeldOut:
     task: str
     near: bool
     split: str = "train"
+    layout: str = "table"
 
     @property
     def scene(self) -> SceneSpec:
         """The scene to play."""
-        return draw_scene(self.seed, split=self.split, task=self.task, near=self.near)
+        return draw_scene(self.seed, layout=self.layout, split=self.split, task=self.task, near=self.near)
+
+
+def short_name(env: str) -> str:
+    """Return an env's id as it stands in names of files: "rt1" for "VAP-RT1-v0"."""
+    return env.removeprefix("VAP-").rsplit("-v", 1)[0].lower()
+
+
+def list_path(env: str, folder: Path = Path("benchmarks")) -> Path:
+    """Return where the list of an env is kept."""
+    return folder / ("heldout.toml" if env == ENVS[0] else f"heldout_{short_name(env)}.toml")
 
 
 def load_heldout(path: Path) -> list[HeldOut]:
@@ -56,19 +69,33 @@ def load_heldout(path: Path) -> list[HeldOut]:
         ) from error
 
 
-def play(scene: Scene, nominal: NominalRobot, item: HeldOut, *, render: bool = True) -> Episode:
-    """Play a listed episode in the oracle: STEPS + 1 frames."""
+def first_of(items: list[HeldOut], limit: int) -> list[int]:
+    """Return which episodes stand for a list where only about `limit` of the main kinds shall be looked at.
+
+    The first of every kind, as many of each in proportion as the whole list has, the kinds apart as well.
+    """
+    rows = [[i for i, item in enumerate(items) if item.kind == kind] for kind in dict.fromkeys(i.kind for i in items)]
+    whole = sum(item.kind in MAIN_KINDS for item in items)
+    return [i for mine in rows for i in mine[: max(1, round(len(mine) * min(1.0, limit / max(whole, 1))))]]
+
+
+def play(scene: Scene, nominal: NominalRobot, item: HeldOut, *, steps: int = STEPS, render: bool = True) -> Episode:
+    """Play a listed episode in the oracle: steps + 1 frames."""
     from vap_gym.sim.rollout import record
 
-    return record(scene, nominal, item.scene, item.behaviour, frames=STEPS + 1, render=render)
+    return record(scene, nominal, item.scene, item.behaviour, frames=steps + 1, render=render)
 
 
-def candidates(kind: str) -> Iterator[HeldOut]:
-    """Endless episodes to choose a kind from; every kind has seeds of its own."""
+def candidates(kind: str, layout: str = "table") -> Iterator[HeldOut]:
+    """Endless episodes of a layout to choose a kind from; every kind has seeds of its own."""
     first = HELDOUT_FIRST_SEED + 100_000 * list(COUNTS).index(kind)
+    place = LAYOUTS[layout]
+    moving = [task for task in place.tasks if task != "reach" and task not in DRAWER_TASKS]
+    new = place.novel_tasks if kind == "novel" else ()
+    tasks = list(new) or (moving if kind == "contact" else list(place.tasks))
     for seed in range(first, first + 100_000):
         rng = np.random.default_rng([seed, 77])
-        task = str(rng.choice(["push", "lift"] if kind == "contact" else ["reach", "push", "lift"]))
+        task = str(rng.choice(tasks))
         behaviour = {
             "contact": str(rng.choice(["expert", "play"], p=[0.7, 0.3])),
             "free": str(rng.choice(["expert", "play"])),
@@ -79,7 +106,7 @@ def candidates(kind: str) -> Iterator[HeldOut]:
         yield HeldOut(
             seed=seed, kind=kind, behaviour=behaviour, task=task,
             near=bool(kind in ("contact", "novel") or rng.random() < 0.4),
-            split="novel" if kind == "novel" else "train",
+            split="novel" if kind == "novel" else "train", layout=layout,
         )  # fmt: skip
 
 
@@ -97,19 +124,25 @@ def belongs(kind: str, episode: Episode) -> bool:
     return True
 
 
-def main(out: Path = Path("benchmarks/heldout.toml"), *, robot: str = "panda_robotiq") -> None:
-    """Choose the held-out episodes anew and write the list, as the committed one came about."""
-    from vap_gym.cards import load_robot
+def main(*, env: str = ENVS[0], out: Path | None = None) -> None:
+    """Choose the held-out episodes of an env anew and write the list, as the committed one came about.
+
+    Args:
+        env: whose robot and scenes: an id or the path of a card.
+        out: where the list is written; None: where it is kept.
+    """
+    from vap_gym.cards import load_env, load_robot
     from vap_gym.sim.rollout import NominalRobot
     from vap_gym.sim.scene import Scene
 
-    card = load_robot(robot)
+    env_card = load_env(env)
+    card, out = load_robot(env_card.robot), out or list_path(env_card.id)
     chosen: list[HeldOut] = []
     nominal = NominalRobot(card)
     with Scene(card) as scene:
         for kind, count in COUNTS.items():
             found = 0
-            for item in candidates(kind):
+            for item in candidates(kind, env_card.layout):
                 try:
                     episode = play(scene, nominal, item, render=False)
                 except VapError:  # a start that the arm cannot reach
@@ -120,9 +153,12 @@ def main(out: Path = Path("benchmarks/heldout.toml"), *, robot: str = "panda_rob
                 if found == count:
                     break
             print(f"{kind}: {found}", flush=True)
-    lines = ["# Held-out oracle episodes, 24 steps each, chosen before training by: python -m vap_gym.evaluate.heldout"]
-    lines += [
-        "# Seeds from 1,000,000 on are never trained on; kind novel has shapes and a texture that training never shows."
+    named = "" if env_card.id == ENVS[0] else f" --env {env_card.id}"
+    new = "skills" if LAYOUTS[env_card.layout].novel_tasks else "shapes and a texture"
+    lines = [
+        f"# Held-out oracle episodes, {STEPS} steps each, chosen before training by: "
+        f"python -m vap_gym.evaluate.heldout{named}",
+        f"# Seeds from 1,000,000 on are never trained on; kind novel has {new} that training never shows.",
     ]
     lines += ["episodes = [", *(f"  {_inline(item)}," for item in chosen), "]", ""]
     temporary = out.with_suffix(".tmp")
@@ -134,8 +170,11 @@ def _inline(item: HeldOut) -> str:
     def text(value: object) -> str:
         return str(value).lower() if isinstance(value, bool) else f'"{value}"' if isinstance(value, str) else str(value)
 
-    return "{ " + ", ".join(f"{k} = {text(v)}" for k, v in asdict(item).items()) + " }"
+    row = {k: v for k, v in asdict(item).items() if k != "layout" or v != "table"}
+    return "{ " + ", ".join(f"{k} = {text(v)}" for k, v in row.items()) + " }"
 
 
 if __name__ == "__main__":
-    main()
+    import tyro
+
+    tyro.cli(main)

@@ -25,6 +25,7 @@ LABELS = ("background", "arm", "gripper", "goal", *COLOURS, "drawer")
 SUBSTEP_HZ = 240  # of the physics
 LEAST_FORCE = 40.0  # of an arm's motors, N·m (N where they slide): wrists follow their nominal angles under load, too
 FINGER_FORCE = {"robotiq_2f85": 1.2, "parallel": 12.0}  # N·m, N
+RENDERER = 2  # of the pictures: raised whenever the same scene comes out otherwise (2: seen through pixels' centres)
 SUPERSAMPLING = 1.5  # TinyRenderer has no anti-aliasing of its own; 2 costs 1.7 times as much
 
 

@@ -1,0 +1,139 @@
+"""The figures of the fidelity table: pixels, motion, gripper and things of imagined frames against true ones."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, UInt8
+
+from vap_gym import metrics
+from vap_gym.evaluate.clips import Clips
+from vap_gym.evaluate.fidelity_rollout import Sight
+from vap_gym.evaluate.heldout import MOVED_M, STILL_M
+from vap_gym.metrics import Interval, bootstrap_interval
+from vap_gym.sim.scene import LABELS
+from vap_gym.sim.spec import COLOURS
+
+NEAR_M = 0.015
+FIRST_OBJECT = LABELS.index(COLOURS[0])
+ENOUGH_PX = 12  # so many pixels of an object must be seen for its segmentation to be scored
+LOST_M = 1.0  # no thing counts as further off than this: a ray may pass the table by, or meet it miles away
+FELL_M = 0.1  # what is so far below where it was has left the table, and is not judged
+Report = dict[str, Any]
+
+
+def interval(values: np.ndarray, statistic: Callable[[np.ndarray], float] | None = None) -> Interval | None:
+    """Return a figure with its interval, or None where there is nothing to measure."""
+    return bootstrap_interval(values, statistic=statistic) if len(values) else None
+
+
+def by_episode(function: Callable[..., Any], *columns: Any) -> list[Any]:
+    """Call a function for every episode, on all cores: numpy lets go of Python's lock."""
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        return list(pool.map(function, *columns))
+
+
+def psnr_by_step(made: UInt8[np.ndarray, "N S H W 3"], true: UInt8[np.ndarray, "N S H W 3"]) -> np.ndarray:
+    """Return the PSNR [dB] of every frame, (N, S)."""
+    return np.stack(by_episode(metrics.psnr_per_frame, made, true))
+
+
+def gap_closed(rows: Float[np.ndarray, "N 3"]) -> float:
+    """Return the share of the gap from frozen to codec that is closed, of columns imagined, frozen, codec [dB]."""
+    imagined, frozen, codec = rows.mean(0)
+    return float((imagined - frozen) / (codec - frozen))
+
+
+def motion_masks(
+    first: UInt8[np.ndarray, "N H W 3"], made: UInt8[np.ndarray, "N S H W 3"]
+) -> Bool[np.ndarray, "N T H W"]:
+    """Return which pixels move in clips that begin with their first pictures."""
+    return np.stack(by_episode(lambda a, b: metrics.motion_masks(np.concatenate([a[None], b])), first, made))
+
+
+def st_iou(made: Bool[np.ndarray, "N T H W"], true: Bool[np.ndarray, "N T H W"]) -> Float[np.ndarray, " N"]:
+    """Return the spatio-temporal IoU of every clip's motion."""
+    pairs = zip(made, true, strict=True)
+    return np.array([metrics.mask_motion_iou(a, b).spatio_temporal for a, b in pairs])
+
+
+def adherence(report: Report, clips: Clips, seen: Sight, real: Sight) -> None:
+    """How far the gripper is seen from where it was commanded to be, where that is in the picture: median px."""
+    commanded = _pixels(clips, clips.tool_m[:, 1:, None], slice(1, None))[:, :, 0]
+    inside = np.all((commanded > 0) & (commanded < _size(clips)), axis=-1)
+    for name, sight in (("", seen), ("_judge", real)):
+        off_px = np.where(inside, np.linalg.norm(sight.tool_px - commanded, axis=-1), np.nan)
+        per_episode = np.array([np.nanmedian(row) for row in off_px[np.any(inside, axis=1)]])
+        report[f"adherence_px{name}"] = interval(per_episode, statistic=lambda v: float(np.median(v)))
+
+
+def things(report: Report, clips: Clips, seen: Sight, real: Sight, *, suffix: str = "") -> None:
+    """Where things are in the last frame: those that the oracle left alone, and those that it moved.
+
+    An object counts where the oracle's is in the picture and the judge is sure of it there. Untouched ones are in place
+    where the judge sees them within 1.5 cm, and what it errs by on the true frame.
+    """
+    start, end = clips.objects_m[:, 0], clips.objects_m[:, -1]
+    moved_m = np.linalg.norm(end - start, axis=-1)  # NaN where there is no object
+    pixels = _pixels(clips, end[:, None], slice(-1, None))[:, 0]
+    inside = ((pixels > 2) & (pixels < _size(clips) - 2)).all(-1) & (end[..., 2] > start[..., 2] - FELL_M)
+    visible = inside & (real.confidence[:, -1] > 0.5)
+    error = {
+        name: np.nan_to_num(np.linalg.norm(sight.objects_m[:, -1] - end, axis=-1), nan=LOST_M).clip(max=LOST_M)
+        for name, sight in (("", seen), ("_judge", real))
+    }
+    untouched = visible & (moved_m < STILL_M)
+    there = (seen.confidence[:, -1] > 0.5) & (error[""] <= NEAR_M + error["_judge"])
+    report[f"untouched_there{suffix}"] = share_by_episode(there, untouched)
+    report[f"untouched_objects{suffix}"] = int(untouched.sum())
+    if suffix:
+        return
+    present = np.isfinite(moved_m)
+    report["objects_seen"] = float(visible.sum() / max(1, (present & inside).sum()))
+    moved = visible & (moved_m >= MOVED_M)
+    report["moved_objects"] = int(moved.sum())
+    for name in ("", "_judge"):
+        pairs = np.stack([error[name][moved], moved_m[moved]], 1)
+        report[f"moved_error_share{name}"] = interval(pairs, lambda v: float(v[:, 0].mean() / v[:, 1].mean()))
+        report[f"moved_error_cm{name}"] = interval(100 * error[name][moved])
+    report["moved_frozen_cm"] = interval(100 * moved_m[moved])
+    report["judge_object_cm"] = interval(100 * error["_judge"][visible], lambda v: float(np.median(v)))
+
+
+def share_by_episode(good: np.ndarray, counted: np.ndarray) -> Interval | None:
+    """Return the share of counted objects that are good; whole episodes are resampled."""
+    pairs = np.stack([(good & counted).sum(1), counted.sum(1)], 1)[counted.any(1)]
+    return interval(pairs, lambda v: float(v[:, 0].sum() / v[:, 1].sum()))
+
+
+def segmentation(clips: Clips, real: Sight, at: slice) -> Interval | None:
+    """Return J&F of the judge's objects in true frames, mean over objects and frames of an episode."""
+
+    def one(labels: np.ndarray, said: np.ndarray) -> float:
+        values = []
+        for number in range(FIRST_OBJECT, FIRST_OBJECT + len(COLOURS)):
+            true, told = labels == number, said == number
+            enough = true.sum((1, 2)) >= ENOUGH_PX
+            if enough.any():
+                j, f = (m(told[enough], true[enough])
+                        for m in (metrics.region_j_per_frame, metrics.boundary_f_per_frame))  # fmt: skip
+                values.append(0.5 * (j + f))
+        return float(np.concatenate(values).mean()) if values else np.nan
+
+    scores = np.array(by_episode(one, clips.labels[:, at], real.segmentation))
+    return interval(scores[np.isfinite(scores)])
+
+
+def _pixels(clips: Clips, points_m: Float[np.ndarray, "N S P 3"], at: slice) -> Float[np.ndarray, "N S P 2"]:
+    """Where points are in the frames `at`."""
+    told = torch.from_numpy(points_m).float()
+    return np.stack([clips.camera(i, at).project(told[i])[0].numpy() for i in range(len(clips))])
+
+
+def _size(clips: Clips) -> np.ndarray:
+    return np.array(clips.frames.shape[3:1:-1])

@@ -1,0 +1,154 @@
+"""The page of fidelity figures: one table with a column per env, then by kind of episode and by step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from vap_gym.evaluate.fidelity_figures import Report
+from vap_gym.evaluate.heldout import ENVS, list_path
+from vap_gym.evaluate.report import stamp, table
+from vap_gym.metrics import Interval
+
+STEPS_SHOWN = (1, 5, 10, 15, 20, 24)
+
+
+def percent(value: Interval | None) -> str:
+    """Return e.g. "55 % [54, 57]"."""
+    if value is None:
+        return "n/a"
+    return f"{100 * value.value:.0f} % [{100 * value.low:.0f}, {100 * value.high:.0f}]"
+
+
+def plain(value: object) -> str:
+    """Return a figure as it is told, "n/a" where there is none."""
+    return "n/a" if value is None else str(value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One line of the table: what is measured, what is asked for, and how it is told."""
+
+    name: str
+    key: str
+    must: str
+    aim: str
+    told: Callable[[Interval | None], str] = plain
+
+
+ROWS = (
+    Row(
+        name="PSNR gap, frozen to codec, closed over steps 1–24", key="gap_closed", told=percent,
+        must="≥ 60 % (DROID), ≥ 50 %", aim="≥ 80 %",
+    ),
+    Row(name="ST-IoU", key="st_iou", must="≥ .55", aim="≥ .7"),
+    Row(name="ST-IoU, right minus swapped prompt", key="st_iou_right_minus_swapped", must="≥ .25", aim="≥ .45"),
+    Row(name="gripper adherence, median px", key="adherence_px", must="≤ 1.5", aim="≤ 0.8"),
+    Row(
+        name="untouched objects still there at step 24", key="untouched_there", told=percent, must="≥ 97 %",
+        aim="≥ 99 %",
+    ),
+    Row(
+        name="untouched objects still there at step 100", key="untouched_there_100", told=percent, must="≥ 92 %",
+        aim="≥ 98 %",
+    ),
+    Row(
+        name="objects moved ≥ 5 cm: error at step 24, as a share of the frozen-object error", key="moved_error_share",
+        told=percent, must="≤ 35 %", aim="≤ 15 %",
+    ),
+)  # fmt: skip
+BESIDE = (
+    Row(name="PSNR, frozen first frame [dB]", key="psnr_frozen", must="", aim=""),
+    Row(name="PSNR, imagined [dB]", key="psnr_imagined", must="", aim=""),
+    Row(name="PSNR, codec [dB]", key="psnr_codec", must="", aim=""),
+    Row(name="PSNR at step 100, imagined [dB]", key="psnr_imagined_100", must="", aim=""),
+    Row(name="PSNR at step 100, frozen [dB]", key="psnr_frozen_100", must="", aim=""),
+    Row(name="ST-IoU, frozen", key="st_iou_frozen", must="", aim=""),
+    Row(name="ST-IoU, codec", key="st_iou_codec", must="", aim=""),
+    Row(name="judge on true frames: gripper adherence, median px", key="adherence_px_judge", must="", aim=""),
+    Row(name="judge on true frames: object error, median cm", key="judge_object_cm", must="", aim=""),
+    Row(
+        name="judge on true frames: objects moved ≥ 5 cm, error as a share of how far", key="moved_error_share_judge",
+        told=percent, must="", aim="",
+    ),
+    Row(name="judge on true frames: J&F of its objects (asked: ≥ .85)", key="judge_j_and_f", must="", aim=""),
+    Row(name="objects moved ≥ 5 cm: error [cm]", key="moved_error_cm", must="", aim=""),
+    Row(name="objects moved ≥ 5 cm: how far [cm]", key="moved_frozen_cm", must="", aim=""),
+)  # fmt: skip
+
+
+def headline(measured: dict[str, Report]) -> dict[str, str]:
+    """The figures that are shipped with the weights, as text with their intervals."""
+    said = {}
+    for env, report in measured.items():
+        where = "" if env == ENVS[0] else f"{env}: "
+        said |= {f"{where}{row.name}": row.told(report.get(row.key)) for row in ROWS}
+        said[f"{where}episodes"] = str(report["episodes"])
+    return said
+
+
+def page(measured: dict[str, Report], world_model: str, evaluations: int, *, truth: str = "") -> str:
+    """The figures of one or more envs as a markdown page."""
+    first = next(iter(measured.values()))
+    counts = [
+        ["objects: untouched", *(str(r["untouched_objects"]) for r in measured.values())],
+        ["objects: moved", *(str(r["moved_objects"]) for r in measured.values())],
+        ["objects that the judge sees", *(f"{100 * r['objects_seen']:.0f} %" for r in measured.values())],
+    ]
+    lists = ", ".join(f"`{list_path(env)}`" for env in measured)
+    told = {
+        "": "",
+        "things": " The simulator told which things there are at first, where they are and how large.",
+        "moves": " The simulator told which things there are, where they are, how large, and how they move.",
+    }[truth]
+    long = next((r["episodes_100"] for r in measured.values() if "episodes_100" in r), 0)
+    asked = [[row.name, row.must, row.aim, *_cells(row, measured)] for row in ROWS]
+    beside = [[row.name, *_cells(row, measured)] for row in BESIDE]
+    return f"""# Fidelity of the imagination
+
+`vap-gym bench fidelity` on {first["episodes"]} held-out oracle episodes of each env ({lists}), 24 steps from the
+first frame, and on {long} of them 100 steps; world model `{world_model}`, {evaluations or first["evaluations"]} network
+evaluation(s) per frame. Bootstrap intervals of 95 %.{told}
+
+{table(["figure", "must", "aim", *measured], asked)}
+
+Beside it:
+
+{table(["", *measured], [*beside, *counts])}
+
+Swapped: same start and camera, another episode's actions. Untouched: within 1.5 cm + the judge's own error on the true
+frame. Moved objects: an error counts as 1 m at most. n/a: the judge does not know this gripper, or there is nothing to
+measure.
+
+By kind (no-op episodes, and those with novel things or skills, are not in the tables above):
+
+{_by_kind(measured)}
+
+PSNR [dB] by step:
+
+{_by_step(measured)}
+
+{stamp()}
+"""
+
+
+def _cells(row: Row, measured: dict[str, Report]) -> list[str]:
+    return [row.told(report.get(row.key)) for report in measured.values()]
+
+
+def _by_kind(measured: dict[str, Report]) -> str:
+    first = next(iter(measured.values()))
+    kinds = [key.removeprefix("gap_closed_") for key in first if key.startswith("gap_closed_")]
+    rows = []
+    for name, key, tell in (("PSNR gap closed", "gap_closed", percent), ("ST-IoU", "st_iou", plain)):
+        rows += [[f"{name}, {kind}", *(tell(r.get(f"{key}_{kind}")) for r in measured.values())] for kind in kinds]
+    return table(["", *measured], rows)
+
+
+def _by_step(measured: dict[str, Report]) -> str:
+    rows = [
+        [env, name, *(f"{values[step - 1]:.1f}" for step in STEPS_SHOWN)]
+        for env, report in measured.items()
+        for name, values in report["psnr_by_step"].items()
+    ]
+    return table(["", "", *(f"step {step}" for step in STEPS_SHOWN)], rows)
