@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from vap_gym.geometry import Camera
-from vap_gym.train.things import matched, recoloured
+from vap_gym.train.things import matched
+from vap_gym.train.things_data import recoloured
 from vap_gym.world.things import FAR_M, HEAT_PX, ThingFinder, find_things, seen_from
 from vap_gym.world.views import project
 

@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
-from vap_gym.cards import load_robot
-from vap_gym.data import Episode, EpisodeSet
-from vap_gym.geometry import Camera
-from vap_gym.prompts.body import Body
-from vap_gym.rotations import rotation_from_quaternion_xyzw
-from vap_gym.sim.scene import LABELS
+from vap_gym.errors import VapError
 from vap_gym.sim.spec import COLOURS
 from vap_gym.train.fit import fit
-from vap_gym.train.motion import MOST, ROUND, standing_shape
 from vap_gym.train.run import Run, Schedule, autocast, initialised_with, load_recipe, seeded
-from vap_gym.world.codec import to_pictures
+from vap_gym.train.things_data import FIRST_OBJECT, Scenes, given, load_scenes, recoloured, some_mirrored
 from vap_gym.world.things import HEAT_PX, HEIGHT_M, SIZE_M, VOTE_PX, Found, ThingFinder, find_things, seen_from
+from vap_gym.world.views import on_plane, rays
 
-FIRST_OBJECT = LABELS.index(COLOURS[0])
-ENOUGH_PX = 10  # so many pixels of an object must be seen for it to be looked for
 SAME_M = 0.03  # a thing found so near an object is that object
+PLACE_M, FAR_OFF = 0.02, 5.0  # what the error of a place is measured in, and the most of that
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,33 +30,20 @@ class ThingsRecipe:
 
     data: list[str]
     steps: int
-    robot: str = "panda_robotiq"
     view: str = "front"
     model: dict[str, Any] = field(default_factory=dict)
+    init: str = ""  # folder of a finder to start from; it may have fewer blocks
     every: int = 6
     batch_size: int = 32
     learning_rate: float = 1.5e-3
     recolour: float = 0.5  # share of pictures whose colours are changed: things are not to be known by colour
     blind: float = 0.1  # share of pictures whose robot is not told
     ema_decay: float = 0.998
-    held_out: int = 600
+    scored: int = 300  # held-out frames of each robot that are scored
     log_every: int = 50
     save_every: int = 500
     seed: int = 0
-    episodes: int = 0  # the first so many of the data; 0: all
-
-
-@dataclass(frozen=True, kw_only=True)
-class Scenes:
-    """N frames, and what is true of up to MOST objects in each; NaN where there is none or it is hardly seen."""
-
-    frames: UInt8[Tensor, "N H W 3"]
-    labels: UInt8[Tensor, "N H W"]
-    views: Float[Tensor, "N L 3 4"]
-    number: Int64[Tensor, "N K"]  # of the object's label
-    pixel: Float[Tensor, "N K 2"]
-    place_m: Float[Tensor, "N K 3"]
-    shape: Float[Tensor, "N K 6"]
+    episodes: int = 0  # the first so many of each set; 0: all
 
 
 def main(
@@ -81,25 +62,25 @@ def main(
     if threads:
         torch.set_num_threads(threads)
     run, place = Run(out, resume=resume), torch.device(device)
-    robot = load_robot(settings.robot)
-    body = Body(robot)
     folders = [Path(p) for p in settings.data]
-    data = load_scenes(folders, body, every=settings.every, view=settings.view, episodes=settings.episodes)
-    held_out, train = torch.arange(settings.held_out), torch.arange(settings.held_out, len(data.frames))
-    base = body.links.index(robot.base_link)
+    data, robots = load_scenes(folders, every=settings.every, view=settings.view, episodes=settings.episodes)
+    held_out, train = scored(data, settings.scored), (~data.held_out).nonzero()[:, 0]
     with initialised_with(settings.seed):
-        model = ThingFinder(links=len(body.links), base=base, **settings.model)
-        model = model.to(place, memory_format=torch.channels_last)
+        model = ThingFinder(links=1, **settings.model)
+    if settings.init:
+        begin_from(model, ThingFinder.from_pretrained(settings.init, torch_dtype=torch.float32))
+    model = model.to(place, memory_format=torch.channels_last)
     rng = seeded(settings.seed + 1)
 
     def loss(_: int) -> Tensor:
-        pick = train[torch.randint(len(train), (settings.batch_size,), generator=rng)]
-        pictures, mask, views = (x.to(place) for x in given(data, pick))
+        drawn = data.pick(train[torch.randint(len(train), (settings.batch_size,), generator=rng)])
+        drawn = some_mirrored(drawn, rng)
+        pictures, mask, views = given(drawn, rng)
         pictures = recoloured(pictures, settings.recolour, rng)
-        blind = torch.rand(len(pick), 1, 1, 1, generator=rng) < settings.blind
+        mask = mask * (torch.rand(len(drawn), 1, 1, 1, generator=rng) >= settings.blind)
         with autocast(place):
-            said = model(pictures, mask * ~blind.to(place), views)
-        return things_loss(said, data, pick, base)
+            said = model(pictures.to(place), mask.to(place), views.to(place))
+        return things_loss(said, drawn.to(place))
 
     fit(
         run,
@@ -107,89 +88,49 @@ def main(
         settings,
         name="things",
         loss=loss,
-        score=lambda averaged: score(averaged, data, held_out),
+        score=lambda averaged: score(averaged, held_out, robots),
         schedule=Schedule(peak=settings.learning_rate, steps=settings.steps, decay=0.8),
         rng=rng,
         weight_decay=1e-3,
     )
 
 
-def load_scenes(folders: list[Path], body: Body, *, every: int, view: str, episodes: int = 0) -> Scenes:
-    """Every `every`-th frame of the sets' first `episodes` (0: all)."""
-    from tqdm import tqdm
-
-    parts: dict[str, list[Tensor]] = {}
-    for folder in folders:
-        source = EpisodeSet(folder)
-        count = min(episodes or len(source), len(source))
-        for i in tqdm(range(count), desc=f"reading {folder}", unit="episode", mininterval=5):
-            for key, value in _entry(source.read(i), np.arange(i % every, source.length(i), every), body, view).items():
-                parts.setdefault(key, []).append(value)
-    return Scenes(**{k: torch.cat(v) for k, v in parts.items()})
+def begin_from(model: ThingFinder, given: ThingFinder) -> None:
+    """Take another finder's weights. Blocks that it lacks change nothing at first: they end in zeros."""
+    kept = model.load_state_dict(given.state_dict(), strict=False)
+    if kept.unexpected_keys or any(not name.startswith("middle.") for name in kept.missing_keys):
+        raise VapError(
+            "init must name a finder of the same widths with as many blocks or fewer, got one with "
+            f"{dict(given.config)['widths']} and {dict(given.config)['blocks']}."
+        )
 
 
-def _entry(episode: Episode, pick: np.ndarray, body: Body, view: str) -> dict[str, Tensor]:
-    columns = {k: torch.from_numpy(np.ascontiguousarray(v[pick])) for k, v in episode.columns.items()}
-    frames, labels = (torch.from_numpy(x[view][pick]) for x in (episode.frames, episode.labels))
-    size = (frames.shape[2], frames.shape[1])
-    camera = Camera(K=columns["camera.K"], T_world_camera=columns["camera.T_world_camera"], frame_size_px=size)
-    objects = episode.info["scene"]["objects"]
-    which = [COLOURS.index(item["colour"]) for item in objects]
-    turn = rotation_from_quaternion_xyzw(columns["objects_xyzw"][:, which])
-    half = torch.tensor([o["half_extents_m"] for o in objects]).expand(len(pick), -1, 3)
-    is_round = torch.tensor([o["shape"] in ROUND for o in objects]).expand(len(pick), -1)
-    place = columns["objects_m"][:, which]
-    pixel, _ = camera.project(place)
-    inside = ((pixel > 0) & (pixel < torch.tensor(size))).all(-1)
-    number = torch.tensor(which).expand(len(pick), -1) + FIRST_OBJECT
-    seen = torch.stack([(labels == n).sum((1, 2)) for n in number[0].tolist()], 1) >= ENOUGH_PX
-    pixel = torch.where((seen & inside)[..., None], pixel, torch.nan)
-    pad = (0, 0, 0, MOST - len(objects))
-    return {
-        "frames": frames,
-        "labels": labels,
-        "views": body.views(columns["nominal.joint_position"], columns["nominal.gripper_position"][:, 0], camera),
-        "number": F.pad(number, pad[2:], value=-1),
-        "pixel": F.pad(pixel, pad, value=torch.nan),
-        "place_m": F.pad(place, pad, value=torch.nan),
-        "shape": F.pad(standing_shape(half, is_round, turn), pad),
-    }
+def scored(data: Scenes, most: int) -> Scenes:
+    """Up to `most` held-out frames of each robot, spread evenly over its episodes."""
+    kept = []
+    for robot in data.robot.unique():
+        mine = (data.held_out & (data.robot == robot)).nonzero()[:, 0]
+        kept.append(mine[torch.linspace(0, len(mine) - 1, min(most, len(mine))).round().long()])
+    return data.pick(torch.cat(kept))
 
 
-def given(data: Scenes, pick: Int64[Tensor, " n"]) -> tuple[Tensor, Tensor, Tensor]:
-    """Pictures, masks of the robot, and views."""
-    labels = data.labels[pick]
-    robot = (labels == LABELS.index("arm")) | (labels == LABELS.index("gripper"))
-    return to_pictures(data.frames[pick]), robot[:, None].float(), data.views[pick]
-
-
-def recoloured(pictures: Float[Tensor, "N 3 H W"], share: float, rng: torch.Generator) -> Float[Tensor, "N 3 H W"]:
-    """Some pictures with their colour channels mixed by random weights that keep grey grey."""
-    n = len(pictures)
-    order = torch.rand(n, 3, generator=rng).argsort(1)
-    mix = (torch.eye(3)[order] + 0.25 * torch.randn(n, 3, 3, generator=rng)).abs()
-    mix = mix / mix.sum(-1, keepdim=True)
-    mix = torch.where(torch.rand(n, 1, 1, generator=rng) < share, mix, torch.eye(3))
-    return torch.einsum("nij,njhw->nihw", mix.to(pictures), pictures).clamp(-1, 1)
-
-
-def things_loss(said: dict[str, Tensor], data: Scenes, pick: Int64[Tensor, " n"], base: int) -> Tensor:
-    """Cross-entropy of mask and heat; absolute errors of votes, centres, heights and shapes where there are any."""
+def things_loss(said: dict[str, Tensor], data: Scenes) -> Tensor:
+    """Cross-entropy of mask and heat; absolute errors of votes, centres, heights, places and shapes where there are
+    any."""
     place = said["mask"].device
-    labels, number = data.labels[pick].to(place), data.number[pick].to(place)
-    pixel, true_shape = data.pixel[pick].to(place), data.shape[pick].to(place)
-    seen = pixel.isfinite().all(-1)
-    pixel = pixel.nan_to_num(-1e3)
-    is_thing = labels >= FIRST_OBJECT
+    seen = data.pixel.isfinite().all(-1)
+    pixel = data.pixel.nan_to_num(-1e3)
+    is_thing = is_object(data.labels)
     mask = F.binary_cross_entropy_with_logits(said["mask"][:, 0], is_thing.float(), reduction="none")
     mask = (mask * (1.0 + 2.0 * is_thing)).mean()
-    size = labels.shape[-2:]
-    mine = (labels[:, None] == number[..., None, None]) & seen[..., None, None]  # N K H W
+    size = data.labels.shape[-2:]
+    mine = (data.labels[:, None] == data.number[..., None, None]) & seen[..., None, None]  # N K H W
     centre = (mine[..., None] * pixel[:, :, None, None]).sum(1)  # N H W 2
     way = centre.permute(0, 3, 1, 2) - _middles(size, 1, place)
     vote = _mean((said["vote"] - way).abs().sum(1) / VOTE_PX, mine.any(1))
     cells = said["heat"].shape[-2:]
-    delta = pixel[..., None, None] - _middles(cells, HEAT_PX, place)  # N K 2 h w
+    middles = _middles(cells, HEAT_PX, place)
+    delta = pixel[..., None, None] - middles  # N K 2 h w
     apart = delta.square().sum(2)
     goal = torch.exp(-apart / (2 * 2.0**2)).amax(1)
     heat = said["heat"][:, 0].float()
@@ -199,13 +140,22 @@ def things_loss(said: dict[str, Tensor], data: Scenes, pick: Int64[Tensor, " n"]
     nearest = apart.argmin(1, keepdim=True)
     near = apart.amin(1) < 3.5**2
     offset = _mean((said["offset"] - _of(delta, nearest)).abs().sum(1), near) / HEAT_PX
-    true_height = _of(_spread(data.place_m[pick, :, 2:].to(place), cells), nearest)
-    height = _mean((said["height_m"] - true_height).abs()[:, 0], near)
-    P = data.views[pick, base].to(place)
-    goal_shape = _of(_spread(seen_from(true_shape, P, 1.0), cells), nearest)
+    true_place = _of(_spread(data.place_m, cells), nearest)
+    height = _mean((said["height_m"] - true_place[:, 2:]).abs()[:, 0], near)
+    P = data.views[:, 0]
+    there = on_plane(P, (middles + said["offset"]).flatten(2).mT, said["height_m"].flatten(1))
+    off = (there - true_place.flatten(2).mT).norm(dim=-1).unflatten(1, cells) / PLACE_M
+    goal_shape = _of(_spread(seen_from(data.shape, P, 1.0), cells), nearest)
     scale = goal_shape.new_tensor([1 / SIZE_M] * 3 + [1.0] * 3)[:, None, None]
     shape = _mean(((said["shape"] - goal_shape).abs() * scale).mean(1), near)
-    return 2.0 * mask + vote + 0.5 * hit + 0.5 * offset + height / HEIGHT_M + shape
+    return (
+        2.0 * mask + vote + 0.5 * hit + 0.5 * offset + height / HEIGHT_M + shape + _mean(off.clamp(max=FAR_OFF), near)
+    )
+
+
+def is_object(labels: UInt8[Tensor, "N H W"]) -> Bool[Tensor, "N H W"]:
+    """Which pixels show an object."""
+    return (labels >= FIRST_OBJECT) & (labels < FIRST_OBJECT + len(COLOURS))
 
 
 def _spread(values: Tensor, cells: torch.Size) -> Tensor:
@@ -241,34 +191,70 @@ def matched(
 
 
 @torch.no_grad()
-def score(model: ThingFinder, data: Scenes, pick: Int64[Tensor, " n"]) -> dict[str, float]:
-    """On true frames: share of objects found, things found that are none, how far off they are, sizes, pixels."""
+def score(model: ThingFinder, data: Scenes, robots: Sequence[str], *, surface: bool = False) -> dict[str, float]:
+    """On true frames, over all and of each robot's: share of objects found, things found that are none, how far off
+    they are (also along the view and across it), sizes, pixels. The robot's mask is the true one, or its `surface`."""
     place = next(model.parameters()).device
-    found, false, off_m, size_m, owned, common, union = 0, 0, [], [], [], 0, 0
-    visible = data.pixel[pick].isfinite().all(-1)
-    for part in pick.split(64):
-        pictures, mask, views = given(data, part)
+    rows: dict[str, list[Tensor]] = {}
+    for part in torch.arange(len(data)).split(64):
+        batch = data.pick(part)
+        pictures, mask, views = given(batch)
+        mask = batch.surface[:, None].float() if surface else mask
         seen = find_things(model, pictures.to(place), mask.to(place), views.to(place))
-        seen = Found(*(x.cpu() for x in seen))
-        place_m = torch.where(data.pixel[part].isfinite().all(-1, keepdim=True), data.place_m[part], torch.nan)
-        which, off = matched(seen.there, seen.centre_m, place_m)
-        hit = off.isfinite()
-        false += int((seen.there & matched(seen.there, seen.centre_m, data.place_m[part], 2 * SAME_M)[1].isinf()).sum())
-        found += int(hit.sum())
-        off_m.append(off[hit])
-        true_shape = data.shape[part].gather(1, which[..., None].expand(-1, -1, 6))
-        size_m.append((seen.shape - true_shape)[hit][:, :3].abs().mean(-1))
-        number = data.number[part].gather(1, which)
-        real = data.labels[part]
-        mine, is_thing = seen.alpha > 0.5, real >= FIRST_OBJECT
-        common, union = common + int((mine & is_thing).sum()), union + int((mine | is_thing).sum())
-        whose = F.pad(torch.where(hit, number, -1), (1, 0), value=0).gather(1, seen.owner.flatten(1).long())
-        owned.append((whose.unflatten(1, real.shape[1:]) == real)[mine & is_thing].float())
+        for name, value in _compared(Found(*(x.cpu() for x in seen)), batch).items():
+            rows.setdefault(name, []).append(value)
+    figures = {name: torch.cat(values) for name, values in rows.items()}
+    scores = _figures(figures, torch.ones(len(data), dtype=torch.bool))
+    for i, robot in enumerate(robots):
+        mine = _figures(figures, data.robot == i)
+        scores |= {f"{name}_{robot}": mine[name] for name in ("found", "false", "off_cm", "off_cm_p90", "along_cm")}
+    return scores
+
+
+def _compared(seen: Found, data: Scenes) -> dict[str, Tensor]:
+    """What was found in N frames beside what is there: a row for each frame."""
+    visible = data.pixel.isfinite().all(-1)
+    place_m = torch.where(visible[..., None], data.place_m, torch.nan)
+    which, off = matched(seen.there, seen.centre_m, place_m)
+    hit = off.isfinite()
+    astray = seen.there & matched(seen.there, seen.centre_m, data.place_m, 2 * SAME_M)[1].isinf()
+    true_shape = data.shape.gather(1, which[..., None].expand(-1, -1, 6))
+    size = (seen.shape - true_shape)[..., :3].abs().mean(-1)
+    P = data.views[:, 0]
+    eye = rays(P, torch.zeros(len(data), 1, 2))[0]
+    true_place = place_m.gather(1, which[..., None].expand(-1, -1, 3))
+    ahead = F.normalize((true_place - eye)[..., :2], dim=-1)  # away from the camera, over the table
+    error = (seen.centre_m - true_place)[..., :2]
+    along = (error * ahead).sum(-1)
+    across = error[..., 0] * ahead[..., 1] - error[..., 1] * ahead[..., 0]
+    mine, is_thing = seen.alpha > 0.5, is_object(data.labels)
+    number = torch.where(hit, data.number.gather(1, which), -1)
+    whose = F.pad(number, (1, 0), value=0).gather(1, seen.owner.flatten(1).long()).unflatten(1, data.labels.shape[1:])
+    both = mine & is_thing
     return {
-        "found": found / max(int(visible.sum()), 1),
-        "false": false / len(pick),
-        "off_cm": 100 * float(torch.cat(off_m).median()),
-        "size_cm": 100 * float(torch.cat(size_m).median()),
-        "mask_iou": common / max(union, 1),
-        "owned": float(torch.cat(owned).mean()),
+        "visible": visible.sum(1),
+        "false": astray.sum(1),
+        **{
+            name: torch.where(hit, value, torch.nan)
+            for name, value in (("off", off), ("size", size), ("along", along.abs()), ("across", across.abs()))
+        },
+        "common": both.sum((1, 2)),
+        "union": (mine | is_thing).sum((1, 2)),
+        "owned": ((whose == data.labels) & both).sum((1, 2)),
+    }
+
+
+def _figures(rows: dict[str, Tensor], which: Bool[Tensor, " N"]) -> dict[str, float]:
+    of = {name: value[which] for name, value in rows.items()}
+    common = max(float(of["common"].sum()), 1.0)
+    return {
+        "found": float(of["off"].isfinite().sum()) / max(float(of["visible"].sum()), 1.0),
+        "false": float(of["false"].float().mean()),
+        "off_cm": 100 * float(of["off"].nanmedian()),
+        "off_cm_p90": 100 * float(of["off"].flatten().nanquantile(0.9)),
+        "along_cm": 100 * float(of["along"].nanmedian()),
+        "across_cm": 100 * float(of["across"].nanmedian()),
+        "size_cm": 100 * float(of["size"].nanmedian()),
+        "mask_iou": float(of["common"].sum()) / max(float(of["union"].sum()), 1.0),
+        "owned": float(of["owned"].sum()) / common,
     }
