@@ -6,7 +6,7 @@ from torch import Tensor
 
 from vap_gym.cards import load_robot
 from vap_gym.rotations import rotation_from_rotvec
-from vap_gym.train.motion import of_robot, rolled_out, standing_shape
+from vap_gym.train.motion import of_robots, rolled_out, standing_shape
 from vap_gym.world.motion import MOST_M, Move, ThingMotion, ThingState, motion_loss
 
 BATCH, THINGS, STEPS, LINKS = 2, 3, 5, 4
@@ -137,7 +137,7 @@ def test_shapes_stand_as_they_are_turned() -> None:
 
 
 def test_a_robots_gripper_is_its_links_from_the_grippers_base_on() -> None:
-    model = of_robot(load_robot("panda_robotiq"), memory=8, width=16)
+    model = of_robots([load_robot("panda_robotiq")], memory=8, width=16)
     assert tuple(model.config.gripper) == tuple(range(8, 17))
     assert model.centres_m.any(1).all()
 

@@ -167,9 +167,20 @@ def _nothing() -> dict[str, np.ndarray]:
     return {"links": np.array([], str), "points_m": none, "normals": none, "link": none[:, 0], "spacing_m": none[:, 0]}
 
 
+def links_below(robot: RobotCard, link: str) -> set[str]:
+    """Return the names of a link of the robot's URDF and all that hangs on it."""
+    from yourdfpy import URDF
+
+    return _below(URDF.load(str(robot.urdf_path), load_meshes=False, build_scene_graph=False), link)
+
+
 def gripper_links(robot: RobotCard, urdf: Any) -> set[str]:
     """Return the links of the gripper: its base and all that hangs on it."""
-    found, before = {robot.gripper.base_link}, 0
+    return _below(urdf, robot.gripper.base_link)
+
+
+def _below(urdf: Any, link: str) -> set[str]:
+    found, before = {link}, 0
     while len(found) > before:
         before = len(found)
         found |= {joint.child for joint in urdf.joint_map.values() if joint.parent in found}

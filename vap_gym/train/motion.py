@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from vap_gym.cards import RobotCard, load_robot
 from vap_gym.data import EpisodeSet
 from vap_gym.errors import VapError
 from vap_gym.geometry import Camera
-from vap_gym.prompts.body import Body
+from vap_gym.prompts.body import Body, links_below
 from vap_gym.rotations import rotation_from_quaternion_xyzw
 from vap_gym.sim.spec import COLOURS
 from vap_gym.train.contacts import contact_starts
@@ -25,6 +26,8 @@ from vap_gym.world.motion import Move, ThingMotion, ThingState, motion_loss
 from vap_gym.world.things import SHAPE
 
 MOST = 4  # objects of a scene
+PLACES = 9  # on a gripper, its base's among them
+TRAINED_HZ = 15.0  # of a step of the network
 ROUND = ("cylinder", "disc", "ball", "bottle")
 MOVES_M = 0.0005  # in a step
 MOVED_M, STILL_M = 0.05, 0.005  # of the score: as in `vap-gym bench fidelity`
@@ -36,9 +39,11 @@ class MotionRecipe:
 
     data: list[str]
     steps: int
-    robot: str = "panda_robotiq"
+    robots: list[str] = field(default_factory=lambda: ["panda_robotiq"])  # the first one's gripper stands in for others
+    shares: list[float] = field(default_factory=lambda: [1.0])  # of the steps that each robot gets
     model: dict[str, Any] = field(default_factory=dict)
     length: int = 24
+    most_substeps: int = 60  # of a clip: those of slow robots are shorter
     batch_size: int = 256
     learning_rate: float = 2e-3
     contact_share: float = 0.7
@@ -56,21 +61,23 @@ class MotionRecipe:
 
 @dataclass(frozen=True, kw_only=True)
 class Motions:
-    """E episodes of T frames: where the gripper's links are (nominal), and up to MOST objects; NaN where there is
-    none."""
+    """E episodes of T frames: where the gripper's places are (nominal), and up to MOST objects, in the frame of the
+    table; NaN where there is none. `substeps` of the network make up the step from one frame to the next."""
 
     grip: Float[Tensor, "E T G 12"]
     place_m: Float[Tensor, "E T K 3"]
     turn: Float[Tensor, "E T K 3 3"]
     half_m: Float[Tensor, "E K 3"]
     is_round: Bool[Tensor, "E K"]
+    substeps: int = 1
 
     def __len__(self) -> int:
         return len(self.grip)
 
     def pick(self, part: slice) -> Motions:
         """Some of the episodes."""
-        return Motions(**{name: value[part] for name, value in vars(self).items()})
+        tensors = {name: value[part] for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return Motions(**tensors, substeps=self.substeps)
 
 
 def main(
@@ -88,33 +95,40 @@ def main(
     settings = load_recipe(MotionRecipe, recipe)
     if threads:
         torch.set_num_threads(threads)
-    run, place, robot = Run(out, resume=resume), torch.device(device), load_robot(settings.robot)
+    run, place = Run(out, resume=resume), torch.device(device)
+    robots = [load_robot(name) for name in settings.robots]
     with initialised_with(settings.seed):
-        model = of_robot(robot, **settings.model)
-    data = load_motions([Path(p) for p in settings.data], model, robot)
+        model = of_robots(robots, **settings.model)
+    data = [load_motions([Path(p) for p in settings.data], model.of(robot.name), robot) for robot in robots]
     if settings.init:
         model.load_state_dict(ThingMotion.from_pretrained(settings.init, torch_dtype=torch.float32).state_dict())
     model = model.to(place)
-    held, train = data.pick(slice(0, settings.held_out)), data.pick(slice(settings.held_out, None))
+    held = {robot.name: one.pick(slice(0, settings.held_out)) for robot, one in zip(robots, data, strict=True)}
+    train = [one.pick(slice(settings.held_out, None)) for one in data]
     rng = seeded(settings.seed + 1)
-    contacts = contact_starts(train.place_m)
+    contacts = [contact_starts(one.place_m) for one in train]
+    shares = torch.tensor(settings.shares)
 
     def loss(_: int) -> Tensor:
         model.train()
-        episode, frames = _clips(train, contacts, settings, rng)
-        place_m, turn = train.place_m[episode[:, None], frames], train.turn[episode[:, None], frames]
-        grip, there = train.grip[episode[:, None], frames], place_m[:, 0].isfinite().all(-1)
+        i = int(torch.multinomial(shares, 1, generator=rng))
+        model.current, mine = i, train[i]
+        episode, frames = _clips(mine, contacts[i], settings, rng)
+        place_m, turn = mine.place_m[episode[:, None], frames], mine.turn[episode[:, None], frames]
+        grip, there = mine.grip[episode[:, None], frames], place_m[:, 0].isfinite().all(-1)
         noise = settings.place_noise_m * torch.randn(place_m[:, 0].shape, generator=rng)
-        shape = standing_shape(train.half_m[episode], train.is_round[episode], turn[:, 0])
+        shape = standing_shape(mine.half_m[episode], mine.is_round[episode], turn[:, 0])
         spoilt = 1.0 + settings.size_noise * torch.randn(*shape.shape[:-1], 3, generator=rng)
         shape = torch.cat([shape[..., :3] * spoilt, shape[..., 3:]], -1)
         place_m, turn = place_m.nan_to_num(), turn.nan_to_num()
-        said = rolled_out(model, *(x.to(place) for x in (there, place_m[:, 0] + noise, shape, grip)))
+        begun = (x.to(place) for x in (there, place_m[:, 0] + noise, shape, grip))
+        said = rolled_out(model, *begun, substeps=mine.substeps)
         ways = (place_m[:, 1:] - place_m[:, :-1]).norm(dim=-1)
         moved = (place_m[:, 1:] - place_m[:, :1]).norm(dim=-1).amax(1) > 0.01
         counts = there * torch.where(moved, 1.0, 0.5) * (place_m[..., 2] > -0.01).all(1)
         since = turn[:, 1:] @ turn[:, :1].mT
         truth = (place_m[:, 1:] + noise[:, None], since, ways > MOVES_M, counts)
+        model.current = 0
         return motion_loss(said, *(x.to(place) for x in truth), turn_m=settings.turn_m)
 
     fit(
@@ -123,27 +137,56 @@ def main(
         settings,
         name="motion",
         loss=loss,
-        score=lambda averaged: score(averaged, held, length=settings.length),
+        score=lambda averaged: scores(averaged, held, settings),
         schedule=Schedule(peak=settings.learning_rate, steps=settings.steps, decay=0.8),
         rng=rng,
         weight_decay=1e-3,
     )
 
 
-def of_robot(robot: RobotCard, **settings: Any) -> ThingMotion:
-    """A motion network that knows a robot's gripper: the links of its body from the gripper's base on."""
-    body = Body(robot)
-    if robot.gripper.base_link not in body.links:
+def of_robots(robots: Sequence[RobotCard], **settings: Any) -> ThingMotion:
+    """A motion network that knows some robots' grippers, each told by PLACES places on the links of its body."""
+    bodies = [Body(robot) for robot in robots]
+    places = [_places(robot, body) for robot, body in zip(robots, bodies, strict=True)]
+    several = len(robots) > 1
+    links = [len(body.links) for body in bodies]
+    bases = [body.links.index(robot.base_link) for robot, body in zip(robots, bodies, strict=True)]
+    grippers = [[link for link, _ in mine] for mine in places]
+    model = ThingMotion(
+        gripper=grippers if several else grippers[0],
+        base=bases if several else bases[0],
+        links=links if several else links[0],
+        robots=[robot.name for robot in robots],
+        **settings,
+    )
+    model.centres_m.copy_(torch.stack([where for mine in places for _, where in mine]))
+    return model  # type: ignore[no-any-return]
+
+
+def _places(robot: RobotCard, body: Body) -> list[tuple[int, Float[Tensor, "3"]]]:
+    """Places on a gripper: the middle of its base, then of PLACES − 1 parts spread evenly over its links.
+
+    Where there are fewer links than places, a link's surface is cut in two or more along its longest side.
+    """
+    base = robot.gripper.base_link
+    if base not in body.links:
         raise VapError(
-            f"The body of '{robot.name}' must have the gripper's base link '{robot.gripper.base_link}', "
+            f"The body of '{robot.name}' must have the gripper's base link '{base}', "
             f"got {', '.join(body.links) or 'no body'}. Make it: vap-gym body {robot.name}"
         )
-    gripper = list(range(body.links.index(robot.gripper.base_link), len(body.links)))
-    base = body.links.index(robot.base_link)
-    model = ThingMotion(gripper=gripper, base=base, links=len(body.links), **settings)
-    for i, link in enumerate(gripper):
-        model.centres_m[i] = body.points_m[body.link == link].mean(0)
-    return model  # type: ignore[no-any-return]
+    below = links_below(robot, base) - {base}
+    first = body.links.index(base)
+    links = [i for i, name in enumerate(body.links) if name in below] or [first]
+    chosen = [links[k * len(links) // (PLACES - 1)] for k in range(PLACES - 1)]
+    if len(links) > PLACES - 1:
+        chosen = [links[round(x)] for x in torch.linspace(0, len(links) - 1, PLACES - 1).tolist()]
+    found = [(first, body.points_m[body.link == first].mean(0))]
+    for link in sorted(set(chosen)):
+        points, parts = body.points_m[body.link == link], chosen.count(link)
+        _, _, axes = torch.linalg.svd(points - points.mean(0), full_matrices=False)
+        along = points[((points - points.mean(0)) @ axes[0]).argsort()]
+        found += [(link, part.mean(0)) for part in along.tensor_split(parts)]
+    return found
 
 
 def rolled_out(
@@ -152,24 +195,33 @@ def rolled_out(
     place_m: Float[Tensor, "B K 3"],
     shape: Float[Tensor, "B K 6"],
     grip: Float[Tensor, "B T G 12"],
+    *,
+    substeps: int = 1,
 ) -> list[tuple[ThingState, Move]]:
-    """The T − 1 steps after the first."""
+    """The T − 1 steps after the first; of a step's substeps, what the surest said counts."""
     state, said = model.begin(there, place_m, shape, grip[:, 0]), []
     for t in range(1, grip.shape[1]):
-        state, move = model(state, grip[:, t])
-        said.append((state, move))
+        surest: Move | None = None
+        for left in range(substeps, 0, -1):
+            state, move = model(state, torch.lerp(state.grip, grip[:, t], 1.0 / left))
+            surest = move if surest is None else move._replace(moves=torch.maximum(move.moves, surest.moves))
+        assert surest is not None
+        said.append((state, surest))
     return said
 
 
 def load_motions(folders: list[Path], model: ThingMotion, robot: RobotCard) -> Motions:
-    """Read where gripper and objects were in every episode of the sets; pictures are not looked at."""
+    """Read where gripper and objects were in every episode of that robot's sets; pictures are not looked at."""
     from tqdm import tqdm
 
     body = Body(robot)
     nowhere = Camera(K=torch.eye(3), T_world_camera=torch.eye(4), frame_size_px=(2, 2))  # views are poses then
+    floor = torch.tensor([0.0, 0.0, robot.skeleton.drop_to_z_m])
     parts: dict[str, list[Tensor]] = {}
     for folder in folders:
         source = EpisodeSet(folder)
+        if str(source.meta.get("robot_type")) != robot.name:
+            continue
         for i in tqdm(range(len(source)), desc=f"reading {folder}", unit="episode", mininterval=5):
             episode = source.read(i, views=[], labels=[])
             columns = {k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in episode.columns.items()}
@@ -179,7 +231,9 @@ def load_motions(folders: list[Path], model: ThingMotion, robot: RobotCard) -> M
             T, empty = len(views), MOST - len(objects)
             entry = {
                 "grip": model.grip(views),
-                "place_m": torch.cat([columns["objects_m"][:, which], torch.full((T, empty, 3), torch.nan)], 1),
+                "place_m": torch.cat(
+                    [columns["objects_m"][:, which] - floor, torch.full((T, empty, 3), torch.nan)], 1
+                ),
                 "turn": torch.cat(
                     [
                         rotation_from_quaternion_xyzw(columns["objects_xyzw"][:, which]),
@@ -192,7 +246,10 @@ def load_motions(folders: list[Path], model: ThingMotion, robot: RobotCard) -> M
             }
             for key, value in entry.items():
                 parts.setdefault(key, []).append(value)
-    return Motions(**{key: torch.stack(value) for key, value in parts.items()})
+    if not parts:
+        raise VapError(f"No set among {', '.join(map(str, folders))} is of the robot '{robot.name}'. Make one first.")
+    substeps = max(1, round(TRAINED_HZ / robot.controller.control_hz))
+    return Motions(**{key: torch.stack(value) for key, value in parts.items()}, substeps=substeps)
 
 
 def standing_shape(
@@ -218,7 +275,7 @@ def _clips(
     data: Motions, contacts: Int64[Tensor, "S 2"], settings: MotionRecipe, rng: torch.Generator
 ) -> tuple[Int64[Tensor, " B"], Int64[Tensor, "B T"]]:
     """Draw clips: their episodes, and the frames in them."""
-    B, T, L = settings.batch_size, data.grip.shape[1], settings.length
+    B, T, L = settings.batch_size, data.grip.shape[1], min(settings.length, settings.most_substeps // data.substeps)
     stride = 1 + torch.multinomial(torch.tensor(settings.strides), B, replacement=True, generator=rng)
     stride = torch.minimum(stride, torch.tensor((T - 1) // L).clamp(min=1))
     episode = torch.randint(len(data), (B,), generator=rng)
@@ -229,6 +286,15 @@ def _clips(
         episode, first = torch.where(take, chosen[:, 0], episode), torch.where(take, chosen[:, 1], first)
     first = torch.minimum(first, T - 1 - stride * L)
     return episode, first[:, None] + stride[:, None] * torch.arange(L + 1)
+
+
+def scores(model: ThingMotion, held: Mapping[str, Motions], settings: MotionRecipe) -> dict[str, float]:
+    """The figures of `score` for every robot."""
+    found = {}
+    for name, data in held.items():
+        mine = score(model.of(name), data, length=settings.length)
+        found |= mine if len(held) == 1 else {f"{name} {key}": value for key, value in mine.items()}
+    return found
 
 
 @torch.no_grad()
@@ -247,7 +313,7 @@ def score(model: ThingMotion, held: Motions, *, length: int) -> dict[str, float]
     there = place_m[:, 0].isfinite().all(-1)
     shape = standing_shape(held.half_m[episode], held.is_round[episode], turn[:, 0])
     place_m = place_m.nan_to_num()
-    said = rolled_out(model, *(x.to(place) for x in (there, place_m[:, 0], shape, grip)))
+    said = rolled_out(model, *(x.to(place) for x in (there, place_m[:, 0], shape, grip)), substeps=held.substeps)
     end, far = said[-1][0].place_m.cpu(), (place_m[:, -1] - place_m[:, 0]).norm(dim=-1)
     off = (end - place_m[:, -1]).norm(dim=-1)
     far_moved, still = there & (far >= MOVED_M) & (place_m[:, -1, :, 2] > -0.01), there & (far < STILL_M)

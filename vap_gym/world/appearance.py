@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from typing import NamedTuple
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vap_gym.world.filling import filled_in
-from vap_gym.world.layers import ResBlock
+from vap_gym.world.layers import ResBlock, listed
 from vap_gym.world.surfels import FAR_M, Seen, Surfels, seen_points, turned_normals
 from vap_gym.world.things import ThingFinder, find_things
 
@@ -26,14 +27,17 @@ ENOUGH_PX = 8  # so many pixels of the robot must be seen (of those looked at) f
 
 
 class RobotAppearance(ModelMixin, ConfigMixin):
-    """Two things learned once for a robot: the colour of every point of its surface, and a mask.
+    """Two things learned once for some robots: the colour of every point of their surfaces, and a mask.
 
-    The surface is that of the robot's card (`prompts.body.Body`); how its points are found in a picture is known from
+    The surface is that of a robot's card (`prompts.body.Body`); how its points are found in a picture is known from
     kinematics. A small network says which pixels of a picture show the robot: no surface is exact, and objects may
-    stand before it.
+    stand before it. One network serves all robots: it is told the surface in its colours.
+
+    An object speaks of one of its robots: the first, or the one that `of` chose.
 
     Args:
-        points, links: of the surface. Other robots are not posed.
+        robots: their names.
+        points, links: of each robot's surface; one after the other in the buffers.
         widths: channels of the mask's network at a half and a quarter of the picture's size.
         looks: tell the robot's pixels by looking at them; False takes all that its surface covers (`of_surface`).
     """
@@ -46,14 +50,23 @@ class RobotAppearance(ModelMixin, ConfigMixin):
 
     @register_to_config
     def __init__(
-        self, points: int = 12813, links: int = 17, widths: Sequence[int] = (24, 48), looks: bool = True
+        self,
+        points: int | Sequence[int] = 12813,
+        links: int | Sequence[int] = 17,
+        widths: Sequence[int] = (24, 48),
+        looks: bool = True,
+        robots: Sequence[str] = ("panda_robotiq",),
     ) -> None:
         super().__init__()
-        self.register_buffer("points_m", torch.zeros(points, 3))
-        self.register_buffer("normals", torch.zeros(points, 3))
-        self.register_buffer("spacing_m", torch.zeros(points))
-        self.register_buffer("link", torch.zeros(points, dtype=torch.int64))
-        self.register_buffer("colour", torch.zeros(points, 3))  # in [0, 1]
+        self.counts, self.link_counts = listed(points), listed(links)
+        if not len(self.counts) == len(self.link_counts) == len(robots):
+            raise ValueError(f"points and links must be told of {len(robots)} robots, got {points} and {links}.")
+        self.names, self.current, total = tuple(robots), 0, sum(self.counts)
+        self.register_buffer("points_m", torch.zeros(total, 3))
+        self.register_buffer("normals", torch.zeros(total, 3))
+        self.register_buffer("spacing_m", torch.zeros(total))
+        self.register_buffer("link", torch.zeros(total, dtype=torch.int64))
+        self.register_buffer("colour", torch.zeros(total, 3))  # in [0, 1]
         fine, coarse = widths
         self.enter = nn.Sequential(nn.PixelUnshuffle(2), nn.Conv2d(4 * 7, fine, 3, padding=1), ResBlock(fine))
         self.down = nn.Sequential(nn.SiLU(), nn.Conv2d(fine, coarse, 4, stride=2, padding=1))
@@ -64,26 +77,64 @@ class RobotAppearance(ModelMixin, ConfigMixin):
     @staticmethod
     def of_surface(surfels: Surfels, colour: Float[Tensor, "P 3"], links: int) -> RobotAppearance:
         """Return the appearance of a robot that was never learned: in the colours of its URDF, in [0, 1]."""
-        made: RobotAppearance = RobotAppearance(points=len(colour), links=links, looks=False)
+        made: RobotAppearance = RobotAppearance(points=len(colour), links=links, looks=False, robots=("unknown",))
         for name, value in (*surfels._asdict().items(), ("colour", colour)):
             getattr(made, name).copy_(value)
         return made
 
+    def of(self, robot: str) -> RobotAppearance:
+        """Return the same weights, speaking of another robot. Raises ValueError for one that is not known."""
+        other = copy(self)
+        other.current = self.names.index(robot)
+        return other
+
+    def named(self, surfels: Surfels, links: int) -> str | None:
+        """Return which of the robots has this surface, or None."""
+        for name in self.names:
+            known = self.of(name)
+            same = known.links == links and known.surfels.points_m.shape == surfels.points_m.shape
+            if same and torch.equal(known.surfels.link.cpu(), surfels.link):
+                if bool((known.surfels.points_m.cpu() - surfels.points_m).abs().max() < 1e-3):
+                    return name
+        return None
+
+    @property
+    def name(self) -> str:
+        """The robot that is spoken of."""
+        return self.names[self.current]
+
+    @property
+    def links(self) -> int:
+        """How many links the robot has."""
+        return self.link_counts[self.current]
+
+    @property
+    def part(self) -> slice:
+        """Which of the points are the robot's."""
+        first = sum(self.counts[: self.current])
+        return slice(first, first + self.counts[self.current])
+
     @property
     def surfels(self) -> Surfels:
         """The robot's surface."""
-        return Surfels(self.points_m, self.normals, self.link, self.spacing_m)
+        mine = self.part
+        return Surfels(self.points_m[mine], self.normals[mine], self.link[mine], self.spacing_m[mine])
+
+    @property
+    def look(self) -> Float[Tensor, "P 3"]:
+        """The colours of the robot's points."""
+        return self.colour[self.part]
 
     def knows(self, views: Float[Tensor, "B L 3 4"]) -> bool:
         """Whether these are views of a robot with so many links."""
-        return views.shape[1] == int(self.config["links"])
+        return views.shape[1] == self.links
 
     def mask_logits(self, picture: Float[Tensor, "B 3 H W"], seen: Seen) -> Float[Tensor, "B 1 H W"]:
         """Return how surely each pixel of a picture shows the robot, whose surface is to be seen there."""
         covered = (seen.point >= 0)[:, None].to(picture)
         if not self.config["looks"]:
             return 16.0 * covered - 8.0
-        colour = self.colour[seen.point.clamp_min(0)].permute(0, 3, 1, 2) * 2.0 - 1.0
+        colour = self.look[seen.point.clamp_min(0)].permute(0, 3, 1, 2) * 2.0 - 1.0
         fine = self.enter(torch.cat([picture, colour * covered, covered], 1))
         return self.leave(fine + self.up(self.middle(self.down(fine))))  # type: ignore[no-any-return]
 
@@ -165,7 +216,7 @@ def lit(
     """Colours of points in the light of their picture, in [−1, 1]."""
     normals, light = turned_normals(appearance.surfels, views, which, point), light[which]
     bright = (light[:, :1] + (normals * light[:, 1:4]).sum(-1, keepdim=True)).clamp(*LIGHT)
-    return (appearance.colour[point] * bright * light[:, 4:]).clamp(0.0, 1.0) * 2.0 - 1.0
+    return (appearance.look[point] * bright * light[:, 4:]).clamp(0.0, 1.0) * 2.0 - 1.0
 
 
 def _light(
@@ -178,7 +229,7 @@ def _light(
     looked[:, ::STRIDE_PX, ::STRIDE_PX] = True
     which, y, x = (looked & (mask[:, 0] > 0.5) & (seen.point >= 0)).nonzero(as_tuple=True)
     point = seen.point[which, y, x]
-    real, usual = picture[which, :, y, x] * 0.5 + 0.5, appearance.colour[point]
+    real, usual = picture[which, :, y, x] * 0.5 + 0.5, appearance.look[point]
 
     def summed(values: Tensor) -> Tensor:
         return values.new_zeros(batch, *values.shape[1:]).index_add_(0, which, values)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TypeVar
 
 import torch
@@ -22,6 +23,11 @@ class ResBlock(nn.Module):
 
     def forward(self, x: Float[Tensor, "N C H W"]) -> Float[Tensor, "N C H W"]:
         return x + self.second(F.silu(self.first(F.silu(x))))  # type: ignore[no-any-return]
+
+
+def listed(values: int | Sequence[int]) -> tuple[int, ...]:
+    """One number, or several, as a tuple: of one robot, or of several."""
+    return (values,) if isinstance(values, int) else tuple(int(value) for value in values)
 
 
 def zeroed(module: ModuleT) -> ModuleT:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import copy
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vap_gym.rotations import rotation_from_rotvec
+from vap_gym.world.layers import listed
 from vap_gym.world.views import link_poses
 
 PLACE_M, SIZE_M, STEP_M, STEP_RAD = 0.1, 0.03, 0.02, 0.2  # what the network sees or says as 1
@@ -48,9 +49,13 @@ class Move(NamedTuple):
 class ThingMotion(ModelMixin, ConfigMixin):
     """A recurrent network per thing: how it moves in one step.
 
+    A gripper is told by G places on it, its base's first. One network serves several robots, and is told which of
+    them it is; an object speaks of one of them: the first, or the one that `of` chose.
+
     Args:
-        gripper: which of the robot's links are the gripper, its base first.
-        base, links: which link is the robot's base, of how many.
+        robots: their names.
+        gripper: which links the places of each robot's gripper are on: a list of lists (one list for one robot).
+        base, links: which link is a robot's base, of how many.
         memory, width: of the recurrent layer, and of the others.
     """
 
@@ -59,16 +64,26 @@ class ThingMotion(ModelMixin, ConfigMixin):
     @register_to_config
     def __init__(
         self,
-        gripper: Sequence[int] = (8, 9, 10, 11, 12, 13, 14, 15, 16),
-        base: int = 0,
-        links: int = 17,
+        gripper: Sequence[Any] = (8, 9, 10, 11, 12, 13, 14, 15, 16),
+        base: int | Sequence[int] = 0,
+        links: int | Sequence[int] = 17,
         memory: int = 64,
         width: int = 192,
+        robots: Sequence[str] = ("panda_robotiq",),
     ) -> None:
         super().__init__()
-        self.register_buffer("centres_m", torch.zeros(len(gripper), 3))  # of the links' surfaces, in their frames
+        several = [gripper] if isinstance(gripper[0], int) else gripper
+        self.grippers = tuple(tuple(int(link) for link in one) for one in several)
+        self.bases, self.link_counts = listed(base), listed(links)
+        self.names, self.current = tuple(robots), 0
+        places = len(self.grippers[0])
+        if {len(self.grippers), len(self.bases), len(self.link_counts)} != {len(robots)} or any(
+            len(one) != places for one in self.grippers
+        ):
+            raise ValueError(f"gripper, base and links must be told of {len(robots)} robots, with as many places each.")
+        self.register_buffer("centres_m", torch.zeros(len(robots) * places, 3))  # in the frames of their links
         mine = 3 + 3 + 6 + 3 + 3 + 1 + 4 + 2  # see `_seen`
-        grip = 3 * (len(gripper) - 1) * 2 + 3 + 1
+        grip = 3 * (places - 1) * 2 + 3 + 1 + self._told  # see `_grip`
         others = 3 + 4 + 3 + 1 + 1  # see `_pushed`
         self.enter = nn.Sequential(nn.Linear(mine + grip, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
         self.recall = nn.GRUCell(width, memory)
@@ -81,25 +96,45 @@ class ThingMotion(ModelMixin, ConfigMixin):
                 last.weight.mul_(0.1)
                 last.bias.zero_()
 
+    @property
+    def _told(self) -> int:
+        """How many figures say which robot it is."""
+        return len(self.names) if len(self.names) > 1 else 0
+
+    @property
+    def places(self) -> Float[Tensor, "G 3"]:
+        """Where the gripper's places are, in the frames of their links."""
+        count = len(self.grippers[0])
+        mine: Tensor = self.centres_m[self.current * count : (self.current + 1) * count]
+        return mine
+
+    def of(self, robot: str) -> ThingMotion:
+        """Return the same weights, speaking of another robot. Raises ValueError for one that is not known."""
+        other = copy(self)
+        other.current = self.names.index(robot)
+        return other
+
     def for_links(self, gripper: tuple[int, ...], links: int) -> ThingMotion:
-        """Return the same network for a robot of other links: `gripper` are those that the trained ones were, in order.
+        """Return the first robot's network for a robot of other links: `gripper` are those that its own were, in order.
 
         Without any it knows no robot. Raises ValueError for another number of them.
         """
-        if gripper and len(gripper) != len(self.centres_m):
-            raise ValueError(f"gripper must be {len(self.centres_m)} links, got {len(gripper)}.")
+        if gripper and len(gripper) != len(self.grippers[0]):
+            raise ValueError(f"gripper must be {len(self.grippers[0])} links, got {len(gripper)}.")
         other = copy(self)
-        other.register_to_config(gripper=list(gripper or self.config["gripper"]), links=links if gripper else -1)
+        other.current = 0
+        other.grippers = (gripper or self.grippers[0], *self.grippers[1:])
+        other.link_counts = (links if gripper else -1, *self.link_counts[1:])
         return other
 
     def knows(self, views: Float[Tensor, "B L 3 4"]) -> bool:
         """Whether these are views of a robot with so many links."""
-        return views.shape[1] == int(self.config["links"])
+        return views.shape[1] == self.link_counts[self.current]
 
     def grip(self, views: Float[Tensor, "B L 3 4"]) -> Float[Tensor, "B G 12"]:
-        """Return where the gripper's G links are in the base frame: the middle of each one's surface, and its axes."""
-        turn, place = link_poses(views, int(self.config["base"]), tuple(self.config["gripper"]))
-        middle = (turn @ self.centres_m[:, :, None])[..., 0] + place
+        """Return where the gripper's G places are in the base frame, and the axes of their links."""
+        turn, place = link_poses(views, self.bases[self.current], self.grippers[self.current])
+        middle = (turn @ self.places[:, :, None])[..., 0] + place
         return torch.cat([middle, turn.flatten(2)], -1)
 
     def begin(
@@ -171,7 +206,11 @@ class ThingMotion(ModelMixin, ConfigMixin):
         before = state.grip[:, 0, 3:].unflatten(-1, (3, 3))
         now = (grip[:, 1:, :3] - grip[:, :1, :3]) @ frame / PLACE_M
         past = (state.grip[:, 1:, :3] - state.grip[:, :1, :3]) @ before / PLACE_M
-        return torch.cat([now.flatten(1), 10.0 * (now - past).flatten(1), frame[:, 2], grip[:, 0, 2:3] / PLACE_M], -1)
+        which = now.new_zeros(len(now), self._told)
+        if self._told:
+            which[:, self.current] = 1.0
+        moving = 10.0 * (now - past).flatten(1)
+        return torch.cat([now.flatten(1), moving, frame[:, 2], grip[:, 0, 2:3] / PLACE_M, which], -1)
 
     def _pushed(self, state: ThingState, frame: Tensor, mine: Tensor, said: Tensor) -> Tensor:
         """What things do to one another: each hears of all others where they are, how large, and how they move."""
