@@ -19,9 +19,9 @@ LONGEST_INTERVAL = 3  # control steps from frame to frame that are told apart; m
 class StateEncoder(nn.Module):
     """Robot states → what is added to the time embedding of each frame's tokens.
 
-    IRASim (arXiv 2406.14540) conditions a video transformer on actions by adaptive layer norms of single frames; this is
-    that, with states in the place of actions. Where a frame of tokens stands for several frames, the states of all of
-    them are taken, and the first frame's are repeated for those that are not there. It starts at zero.
+    IRASim (arXiv 2406.14540) conditions a video transformer on actions by adaptive layer norms of single frames; this
+    is that, with states in the place of actions. Where a frame of tokens stands for several frames, all their states
+    are taken, and the first frame's are repeated for those that are not there. It starts at zero.
 
     Args:
         state_width: numbers per state.

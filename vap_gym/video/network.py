@@ -59,7 +59,7 @@ class VideoNetwork(ModelMixin, ConfigMixin):
     ) -> None:
         super().__init__()
         given = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
-        self.settings = settings = VideoConfig(**given)
+        self.settings = settings = VideoConfig(**given | {"frame_size_px": tuple(frame_size_px), "words": tuple(words)})
         channels = 2 * latent_channels if stem_width == 0 else 2 * stem_width
         if base_config.get("in_channels", 16) != channels:
             raise VapError(
@@ -183,7 +183,7 @@ class VideoNetwork(ModelMixin, ConfigMixin):
         batch, frames = noisy.shape[:2]
         if frames % self.settings.group:
             raise VapError(
-                f"The number of latent frames must be a multiple of {self.settings.group} (patch_size_t), got {frames}. "
+                f"Latent frames must come in groups of {self.settings.group} (patch_size_t), got {frames} frames. "
                 "Fill the clip up at its beginning, as `sampler.padded` does."
             )
         groups = frames // self.settings.group

@@ -10,7 +10,7 @@ import torch
 from diffusers.models.embeddings import CogVideoXPatchEmbed
 from diffusers.models.normalization import AdaLayerNorm, CogVideoXLayerNormZero
 from diffusers.models.transformers.cogvideox_transformer_3d import CogVideoXTransformer3DModel
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from vap_gym.errors import VapError
