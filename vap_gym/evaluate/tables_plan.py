@@ -40,8 +40,9 @@ class RunPlan:
 
     name: str
     sets: tuple[str, ...]
-    base: str
+    base: str  # the training that it starts from
     recipe: Mapping[str, Any]
+    starts: str = "base"  # as stage A of it ("base"), or goes on with it ("init")
 
     @property
     def steps(self) -> int:
@@ -98,7 +99,8 @@ class Plan:
     clips: int  # held-out episodes of a set and a split that are scored, at most
     batch: int
     evaluations: int
-    episodes: int  # of each data set that is trained on; 0: all
+    episodes: int  # of each data set that is used; 0: all
+    held_out: int  # of these, the first ones, which trainings score themselves on
     seconds_per_step: float
     seconds_per_clip: float
     stages: tuple[str, ...]  # names of runs that are no row of any table: the bases
@@ -172,7 +174,7 @@ def load_plan(path: Path) -> Plan:
 
 def _plan(text: dict[str, Any]) -> Plan:
     known = ("sets", "runs", "tables", "recipe", "judge", "seeds", "clips", "batch", "evaluations", "episodes")
-    known += ("seconds_per_step", "seconds_per_clip")
+    known += ("held_out", "seconds_per_step", "seconds_per_clip")
     _check_keys(text, known, "the plan")
     for key in known[:4] + ("judge", "seeds", "clips"):
         if not text.get(key):
@@ -184,7 +186,8 @@ def _plan(text: dict[str, Any]) -> Plan:
     return Plan(
         sets=sets, runs=runs, tables=tables, judge=text["judge"], seeds=tuple(text["seeds"]), clips=int(text["clips"]),
         batch=int(text.get("batch", 8)), evaluations=int(text.get("evaluations", 0)),
-        episodes=int(text.get("episodes", 0)), seconds_per_step=float(text.get("seconds_per_step", 1.0)),
+        episodes=int(text.get("episodes", 0)), held_out=int(text.get("held_out", 16)),
+        seconds_per_step=float(text.get("seconds_per_step", 1.0)),
         seconds_per_clip=float(text.get("seconds_per_clip", 1.0)),
         stages=tuple(name for name in runs if name not in rows),
     )  # fmt: skip
@@ -198,8 +201,11 @@ def _runs(
     expanded: dict[str, dict[str, str]] = {}
     for name, table in given.items():
         where = f"runs.{name}"
-        _check_keys(table, ("on", "sets", "base", "recipe"), where)
-        on, over, base = table.get("on", EACH), tuple(table.get("sets", sets)), table.get("base", "")
+        _check_keys(table, ("on", "sets", "base", "init", "recipe"), where)
+        if "base" in table and "init" in table:
+            raise CardError(f"{where} starts from base or goes on with init, got both. Leave one out.")
+        starts = "init" if "init" in table else "base"
+        on, over, base = table.get("on", EACH), tuple(table.get("sets", sets)), table.get(starts, "")
         if on not in (EACH, JOINT):
             raise CardError(f"{where}: {unknown_name('way of training (on)', on, (EACH, JOINT))}")
         for one in over:
@@ -212,12 +218,13 @@ def _runs(
             raise CardError(f"{where} must say its steps, got {', '.join(recipe) or 'nothing'}. Write [recipe] steps.")
         if on == JOINT:
             expanded[name] = dict.fromkeys(over, name)
-            runs[name] = RunPlan(name=name, sets=over, base=_single(base, over, expanded, where), recipe=recipe)
+            first = _single(base, over, expanded, where)
+            runs[name] = RunPlan(name=name, sets=over, base=first, recipe=recipe, starts=starts)
             continue
         expanded[name] = {one: f"{name}-{one}" for one in over}
         for one in over:
-            base_of = _single(base, (one,), expanded, where)
-            runs[f"{name}-{one}"] = RunPlan(name=f"{name}-{one}", sets=(one,), base=base_of, recipe=recipe)
+            first, own = _single(base, (one,), expanded, where), f"{name}-{one}"
+            runs[own] = RunPlan(name=own, sets=(one,), base=first, recipe=recipe, starts=starts)
     return runs, expanded
 
 

@@ -31,6 +31,7 @@ from vap_gym.evaluate.tables_plan import Plan, RunPlan
 
 MANIFEST = "manifest.json"
 DONE, BEGUN, MISSING, OTHER = "done", "begun", "to do", "another recipe's"
+NO_MATTER = ("cache", "workers", "log_every", "save_every", "score_clips", "evaluations")  # give no other weights
 SPOTS = 4  # episodes of a set whose pictures are looked at
 
 
@@ -43,12 +44,14 @@ class Job:
     folder: Path
     base: Job | None
     data: Mapping[str, str]  # by set: a digest of what is trained on
+    held: Mapping[str, int]  # what of it is held out
 
     @property
     def told(self) -> dict[str, Any]:
         """All that its outcome follows from, as JSON."""
         base = self.base.key if self.base else ""
-        return {"recipe": dict(self.run.recipe), "seed": self.seed, "base": base, "data": dict(self.data)}
+        recipe = {key: value for key, value in self.run.recipe.items() if key not in NO_MATTER}
+        return {"recipe": recipe, "seed": self.seed, self.run.starts: base, "data": dict(self.data), **self.held}
 
     @property
     def key(self) -> str:
@@ -71,6 +74,7 @@ def jobs_of(plan: Plan, folder: Path) -> list[Job]:
             made[name, seed] = Job(
                 run=run, seed=seed, folder=folder / name / str(seed), base=base if run.base else None,
                 data={one: digests[one] for one in run.sets},
+                held={"held_out": plan.held_out},
             )  # fmt: skip
     return list(made.values())
 
