@@ -35,11 +35,19 @@ class JudgeNetwork(ModelMixin, ConfigMixin):
         points: things with a place: the palette's colours, then the gripper's tool centre.
         labels: classes of the segmentation.
         widths: channels at latent size and at half of it.
+        detail: how many times finer than latents the segmentation is; STRIDE_PX is a label for each pixel.
+        robots: those whose grippers were seen in training.
     """
 
     @register_to_config
     def __init__(
-        self, latent_channels: int = 8, points: int = 7, labels: int = 10, widths: Sequence[int] = (64, 96)
+        self,
+        latent_channels: int = 8,
+        points: int = 7,
+        labels: int = 10,
+        widths: Sequence[int] = (64, 96),
+        detail: int = 2,
+        robots: Sequence[str] = ("panda_robotiq",),
     ) -> None:
         super().__init__()
         fine, coarse = widths
@@ -49,12 +57,12 @@ class JudgeNetwork(ModelMixin, ConfigMixin):
         self.up = nn.Sequential(nn.SiLU(), nn.Conv2d(coarse, 4 * fine, 3, padding=1), nn.PixelShuffle(2))
         self.mix = nn.Sequential(ResBlock(fine), ResBlock(fine), nn.SiLU())
         self.places = nn.Conv2d(fine, 3 * points, 3, padding=1)
-        self.pixels = nn.Sequential(nn.Conv2d(fine, 4 * labels, 3, padding=1), nn.PixelShuffle(2))
+        self.pixels = nn.Sequential(nn.Conv2d(fine, detail**2 * labels, 3, padding=1), nn.PixelShuffle(detail))
         self.states = nn.Linear(fine + coarse, 3)
 
     def forward(self, latents: Float[Tensor, "N C h w"]) -> dict[str, Tensor]:
         """Return `heat` (N, P, h, w) logits, `offset` (N, P, 2, h, w) in cells, `state` (N, P, 2) logits of present and
-        held, `height_m` (N, P) of the centre where a thing rests, and `labels` (N, L, 2h, 2w) logits."""
+        held, `height_m` (N, P) of the centre where a thing rests, `labels` (N, L, detail·h, detail·w) logits."""
         fine = self.enter(latents)
         coarse = self.context(self.down(fine))
         mixed = self.mix(fine + self.up(coarse))
@@ -108,6 +116,11 @@ class Judge:
         self.dtype = dtype or native_dtype(self.device)
         self.network = network.to(self.device, memory_format=torch.channels_last).eval().requires_grad_(False)
         self.codec = codec.to(self.device, memory_format=torch.channels_last).eval().requires_grad_(False)
+
+    @property
+    def robots(self) -> tuple[str, ...]:
+        """The robots whose grippers it was trained to see."""
+        return tuple(self.network.config["robots"])
 
     @staticmethod
     def from_pretrained(
@@ -166,16 +179,16 @@ class Judge:
             out = self.network(latents.to(self.device).contiguous(memory_format=torch.channels_last))
         places_px = peaks_px(out["heat"], out["offset"])
         state = out["state"].sigmoid()
-        segmentation = F.interpolate(out["labels"], scale_factor=2, mode="bilinear").argmax(1).to(torch.uint8)
+        size = (STRIDE_PX * latents.shape[2], STRIDE_PX * latents.shape[3])
         objects_px, held = places_px[:, :-1], state[:, :-1, 1]
         return Reading(
             gripper_px=places_px[:, -1],
             gripper_confidence=state[:, -1, 0],
             objects_px=objects_px,
-            objects_world_m=_in_world(objects_px, out["height_m"][:, :-1], held, camera, tool_m),
+            objects_world_m=in_world(objects_px, out["height_m"][:, :-1], held, camera, tool_m),
             objects_confidence=state[:, :-1, 0],
             objects_held=held,
-            segmentation=segmentation,
+            segmentation=labels_of(out["labels"], size),
         )
 
     def _autocast(self) -> torch.autocast:
@@ -191,14 +204,21 @@ def peaks_px(heat: Float[Tensor, "N P h w"], offset: Float[Tensor, "N P 2 h w"])
     return (cell + 0.5 + moved) * STRIDE_PX
 
 
-def _in_world(
+def labels_of(logits: Float[Tensor, "N L h w"], size: tuple[int, int]) -> UInt8[Tensor, "N H W"]:
+    """Return the likeliest label of each pixel of frames of that size."""
+    if logits.shape[-2:] != size:
+        logits = F.interpolate(logits, size=size, mode="bilinear")
+    return logits.argmax(1).to(torch.uint8)
+
+
+def in_world(
     objects_px: Float[Tensor, "B N 2"],
     height_m: Float[Tensor, "B N"],
     held: Float[Tensor, "B N"],
     camera: Camera,
     tool_m: Tensor | None,
 ) -> Float[Tensor, "B N 3"]:
-    # A mirror of what the oracle knows: resting objects lie on the table, held ones are between the fingers.
+    """Return where objects are whose pixels are known: resting ones on the table, held ones between the fingers."""
     camera = camera.to(dtype=torch.float32, device=objects_px.device)
     resting = camera.unproject_to_plane(objects_px, height_m)
     if tool_m is None:

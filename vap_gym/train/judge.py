@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int64, UInt8
+from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
 from vap_gym.data import EpisodeSet
-from vap_gym.geometry import Camera
-from vap_gym.judge import HEIGHT_SCALE_M, STRIDE_PX, JudgeNetwork, peaks_px
+from vap_gym.judge import HEIGHT_SCALE_M, STRIDE_PX, JudgeNetwork, in_world, labels_of, peaks_px
+from vap_gym.sim.scene import LABELS
+from vap_gym.sim.spec import COLOURS
 from vap_gym.train.fit import fit
+from vap_gym.train.judge_data import Truths, load_truths
 from vap_gym.train.run import Run, Schedule, autocast, initialised_with, load_recipe, seeded
-from vap_gym.world.codec import FrameCodec, to_frames, to_pictures
+from vap_gym.train.things_data import scored
+from vap_gym.world.codec import FrameCodec, to_pictures
 
-LIFTED_M = 0.015  # an object this far above its lowest place is off the table
+FIRST_OBJECT = LABELS.index(COLOURS[0])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,23 +39,13 @@ class JudgeRecipe:
     learning_rate: float = 1.5e-3
     latent_noise: float = 0.08
     ema_decay: float = 0.998
-    held_out: int = 600
+    scored: int = 300  # held-out frames of each robot that are scored
     log_every: int = 50
     save_every: int = 500
     seed: int = 0
-    init: str = ""  # folder of a judge to start from
-    episodes: int = 0  # the first so many of the data; 0: all
-
-
-@dataclass(frozen=True, kw_only=True)
-class Truths:
-    """N frames and what is true of them; points are the palette's colours, then the tool centre."""
-
-    latents: Float[Tensor, "N C h w"]
-    labels: UInt8[Tensor, "N H W"]
-    points_px: Float[Tensor, "N P 2"]  # NaN where there is nothing, or it is out of the picture
-    held: Bool[Tensor, "N P"]
-    height_m: Float[Tensor, "N P"]  # of things at rest, else NaN
+    init: str = ""  # folder of a judge to start from; its labels may be coarser or fewer
+    init_codec: str = ""  # folder of the codec whose latents that one reads, where it is another one
+    episodes: int = 0  # the first so many of each set; 0: all
 
 
 def main(
@@ -73,26 +66,28 @@ def main(
     run, place = Run(out, resume=resume), torch.device(device)
     codec = FrameCodec.from_pretrained(settings.codec, torch_dtype=torch.float32).eval().requires_grad_(False)
     codec = codec.to(memory_format=torch.channels_last)
-    data = load_truths(
+    data, robots = load_truths(
         [Path(p) for p in settings.data], codec, every=settings.every, view=settings.view, episodes=settings.episodes
     )
-    held_out, train = torch.arange(settings.held_out), torch.arange(settings.held_out, len(data.latents))
+    held_out, train = scored(data, settings.scored), (~data.held_out).nonzero()[:, 0]
     with initialised_with(settings.seed):
-        model = JudgeNetwork(**settings.model).to(place, memory_format=torch.channels_last)
+        model = JudgeNetwork(robots=list(robots), **settings.model).to(place, memory_format=torch.channels_last)
     if settings.init:
         given = JudgeNetwork.from_pretrained(settings.init, torch_dtype=torch.float32)
-        model.load_state_dict(given.state_dict())
+        begin_from(model, given)
+        if settings.init_codec:
+            other = FrameCodec.from_pretrained(settings.init_codec, torch_dtype=torch.float32)
+            translate(model, given, codec, other, some_pictures(settings))
     rng = seeded(settings.seed + 1)
 
     def loss(_: int) -> Tensor:
-        pick = train[torch.randint(len(train), (settings.batch_size,), generator=rng)]
-        latents = data.latents[pick].float()
-        level = settings.latent_noise * torch.rand(len(pick), 1, 1, 1, generator=rng)
+        drawn = data.pick(train[torch.randint(len(train), (settings.batch_size,), generator=rng)])
+        latents = drawn.latents.float()
+        level = settings.latent_noise * torch.rand(len(drawn), 1, 1, 1, generator=rng)
         latents = latents + level * torch.randn(latents.shape, generator=rng)
         with autocast(place):
             said = model(latents.to(place).contiguous(memory_format=torch.channels_last))
-        truths = (data.labels, data.points_px, data.held, data.height_m)
-        return judge_loss(said, *(t[pick].to(place) for t in truths))
+        return judge_loss(said, drawn.to(place))
 
     fit(
         run,
@@ -100,58 +95,52 @@ def main(
         settings,
         name="judge",
         loss=loss,
-        score=lambda averaged: score(averaged, data, held_out),
+        score=lambda averaged: score(averaged, held_out, robots),
         schedule=Schedule(peak=settings.learning_rate, steps=settings.steps),
         rng=rng,
         weight_decay=1e-3,
     )
 
 
-def load_truths(folders: list[Path], codec: FrameCodec, *, every: int, view: str, episodes: int = 0) -> Truths:
-    """Every `every`-th frame of the sets' first `episodes` (0: all), half of them after a round trip of the codec."""
-    from tqdm import tqdm
+def begin_from(model: JudgeNetwork, given: JudgeNetwork) -> None:
+    """Take another judge's weights where they fit: labels that it did not tell, or told coarser, are learned anew."""
+    mine = model.state_dict()
+    model.load_state_dict({k: v for k, v in given.state_dict().items() if mine[k].shape == v.shape}, strict=False)
 
-    parts: dict[str, list[Tensor]] = {"latents": [], "labels": [], "points_px": [], "held": [], "height_m": []}
-    for folder in folders:
+
+@torch.no_grad()
+def translate(
+    model: JudgeNetwork, given: JudgeNetwork, codec: FrameCodec, other: FrameCodec, pictures: Float[Tensor, "N 3 H W"]
+) -> None:
+    """Let the first convolution say of `codec`'s latents what that of `given` says of the `other` codec's, as nearly as
+    least squares over some pictures can: so a judge's training goes on where a codec was trained anew."""
+    conv, wanted = model.enter[0], given.enter[0](other.encode(pictures))
+    latents = codec.encode(pictures)
+    around = F.unfold(latents, 3, padding=1).mT.flatten(0, 1).double()
+    around = torch.cat([around, torch.ones_like(around[:, :1])], 1)
+    said = wanted.flatten(2).mT.flatten(0, 1).double()
+    ridge = 1e-3 * len(around) * torch.eye(around.shape[1], dtype=torch.float64)
+    solved = torch.linalg.solve(around.T @ around + ridge, around.T @ said).T.float()
+    conv.weight.copy_(solved[:, :-1].reshape(conv.weight.shape))
+    conv.bias.copy_(solved[:, -1])
+
+
+def some_pictures(settings: JudgeRecipe, most: int = 12) -> Float[Tensor, "N 3 H W"]:
+    """First pictures of a few episodes of each set."""
+    frames = []
+    for folder in settings.data:
         source = EpisodeSet(folder)
-        count = min(episodes or len(source), len(source))
-        for i in tqdm(range(count), desc=f"encoding {folder}", unit="episode", mininterval=5):
-            episode = source.read(i)
-            pick = np.arange(i % every, len(episode), every)
-            frames = torch.from_numpy(episode.frames[view][pick])
-            with torch.no_grad(), autocast(torch.device("cpu")):
-                latents = codec.encode(to_pictures(frames).contiguous(memory_format=torch.channels_last))
-                if i % 2:  # what the judge gets from a world model has been through the codec
-                    again = to_pictures(to_frames(codec.decode(latents)))
-                    latents = codec.encode(again.contiguous(memory_format=torch.channels_last))
-            columns = {k: torch.from_numpy(np.ascontiguousarray(v[pick])) for k, v in episode.columns.items()}
-            size = (frames.shape[2], frames.shape[1])
-            camera = Camera(K=columns["camera.K"], T_world_camera=columns["camera.T_world_camera"], frame_size_px=size)
-            points = torch.cat([columns["objects_m"], columns["tool_m"][:, None]], 1)
-            pixels, _ = camera.project(points)
-            inside = ((pixels >= 0) & (pixels < torch.tensor(size))).all(-1, keepdim=True)
-            lowest = torch.from_numpy(np.ascontiguousarray(episode.columns["objects_m"][..., 2].min(0)))
-            lifted = columns["objects_m"][..., 2] > lowest + LIFTED_M
-            parts["latents"].append(latents.half())
-            parts["labels"].append(torch.from_numpy(episode.labels[view][pick]))
-            parts["points_px"].append(torch.where(inside, pixels, torch.nan))
-            parts["held"].append(torch.cat([lifted, torch.zeros(len(pick), 1, dtype=torch.bool)], 1))
-            height = torch.where(lifted, torch.nan, columns["objects_m"][..., 2])
-            parts["height_m"].append(torch.cat([height, torch.full((len(pick), 1), torch.nan)], 1))
-    return Truths(**{k: torch.cat(v) for k, v in parts.items()})
+        for i in range(min(most, len(source))):
+            episode = source.read(i, stop=1, views=[settings.view], labels=[], columns=[])
+            frames.append(torch.from_numpy(episode.frames[settings.view]))
+    return to_pictures(torch.cat(frames))
 
 
-def judge_loss(
-    out: dict[str, Tensor],
-    labels: UInt8[Tensor, "N H W"],
-    points_px: Float[Tensor, "N P 2"],
-    held: Bool[Tensor, "N P"],
-    height_m: Float[Tensor, "N P"],
-) -> Tensor:
+def judge_loss(out: dict[str, Tensor], data: Truths) -> Tensor:
     """Cross-entropy of heat maps against narrow Gaussians and of the segmentation; offsets, presence, held, height."""
     h, w = out["heat"].shape[-2:]
-    there = ~points_px.isnan().any(-1)
-    cells = torch.nan_to_num(points_px) / STRIDE_PX - 0.5
+    there = ~data.points_px.isnan().any(-1)
+    cells = torch.nan_to_num(data.points_px) / STRIDE_PX - 0.5
     y, x = torch.meshgrid(torch.arange(h, device=cells.device), torch.arange(w, device=cells.device), indexing="ij")
     delta = torch.stack([cells[..., 0, None, None] - x, cells[..., 1, None, None] - y], 2)  # N P 2 h w
     goal = torch.exp(-delta.square().sum(2) / (2 * 0.8**2))
@@ -159,51 +148,106 @@ def judge_loss(
     heat = -(goal.flatten(2) * out["heat"].flatten(2).log_softmax(-1)).sum(-1)
     near = (delta.abs().amax(2) < 1.6) & there[..., None, None]
     offset = ((out["offset"] - delta).abs().sum(2) * near).sum() / near.sum().clamp_min(1)
-    present = F.binary_cross_entropy_with_logits(out["state"][..., 0], there.float())
-    lifted = F.binary_cross_entropy_with_logits(out["state"][..., 1], held.float(), reduction="none")
+    known = ~data.present.isnan()
+    present = F.binary_cross_entropy_with_logits(out["state"][..., 0], data.present.nan_to_num(), reduction="none")
+    present = (present * known).sum() / known.sum().clamp_min(1)
+    lifted = F.binary_cross_entropy_with_logits(out["state"][..., 1], data.held.float(), reduction="none")
     lifted = (lifted * there).sum() / there.sum().clamp_min(1)
-    rests = there & ~height_m.isnan()
-    height = ((out["height_m"] - height_m.nan_to_num()).abs() * rests).sum() / rests.sum().clamp_min(1) / HEIGHT_SCALE_M
+    rests = there & ~data.height_m.isnan()
+    height = ((out["height_m"] - data.height_m.nan_to_num()).abs() * rests).sum()
+    height = height / rests.sum().clamp_min(1) / HEIGHT_SCALE_M
     classes = out["labels"].shape[1]
-    coarse: Int64[Tensor, "N h2 w2"] = _known(labels[:, ::2, ::2].long(), classes)
+    step = data.labels.shape[-1] // out["labels"].shape[-1]
     rare = torch.full((classes,), 3.0, device=cells.device)
     rare[:2] = 1.0
-    pixels = F.cross_entropy(out["labels"], coarse, weight=rare)
+    rare[FIRST_OBJECT + len(COLOURS) :] = 1.0  # drawers are large
+    pixels = F.cross_entropy(out["labels"], _known(data.labels[:, ::step, ::step], classes), weight=rare)
     return (heat * there).sum() / there.sum().clamp_min(1) + offset + 2 * present + lifted + height + 2 * pixels
 
 
 @torch.no_grad()
-def score(model: JudgeNetwork, data: Truths, pick: Int64[Tensor, " n"]) -> dict[str, float]:
-    """Errors on true frames: pixels of tool and objects, accuracy of presence and held, IoU of object pixels."""
+def score(model: JudgeNetwork, data: Truths, robots: Sequence[str]) -> dict[str, float]:
+    """Errors on true frames, over all and of each robot's: tool and objects in px and cm, presence, held, J&F.
+
+    `false` is how often an absent or hidden object is read as there (of all that are absent); `missed` how often one
+    that is there is not; `ece` how far said probabilities of presence are from shares that came true (ten bins).
+    """
     place = next(model.parameters()).device
-    errors, seen, lifted, heights, union, common = [], [], [], [], 0, 0
-    for part in pick.split(64):
+    rows: dict[str, list[Tensor]] = {}
+    for part in torch.arange(len(data)).split(64):
+        batch = data.pick(part)
         with autocast(place):
-            out = model(data.latents[part].float().to(place).contiguous(memory_format=torch.channels_last))
-        truth = data.points_px[part].to(place)
-        there = ~truth.isnan().any(-1)
-        errors.append(torch.where(there, (peaks_px(out["heat"], out["offset"]) - truth).norm(dim=-1), torch.nan))
-        seen.append((out["state"][..., 0] > 0) == there)
-        lifted.append(((out["state"][..., 1] > 0) == data.held[part].to(place))[there])
-        heights.append((out["height_m"] - data.height_m[part].to(place)).abs()[there])
-        mine, real = (
-            out["labels"].argmax(1),
-            _known(data.labels[part][:, ::2, ::2].long(), out["labels"].shape[1]).to(place),
-        )
-        common += int(((mine == real) & (real >= 4)).sum())
-        union += int(((mine >= 4) | (real >= 4)).sum())
-    error = torch.cat(errors)
+            out = model(batch.latents.float().to(place).contiguous(memory_format=torch.channels_last))
+        for name, value in _compared({k: v.cpu().float() for k, v in out.items()}, batch).items():
+            rows.setdefault(name, []).append(value)
+    figures = {name: torch.cat(values) for name, values in rows.items()}
+    scores = _figures(figures, torch.ones(len(data), dtype=torch.bool))
+    for i, robot in enumerate(robots):
+        mine = _figures(figures, data.robot == i)
+        kept = ("tool_px", "object_cm", "object_cm_p90", "j_and_f", "false", "missed")
+        scores |= {f"{name}_{robot}": mine[name] for name in kept}
+    return scores
+
+
+def _compared(out: dict[str, Tensor], data: Truths) -> dict[str, Tensor]:
+    """What was read in N frames beside what is true: a row for each frame."""
+    truth, there = data.points_px, data.present == 1.0
+    places = peaks_px(out["heat"], out["offset"])
+    error = torch.where(there, (places - truth).norm(dim=-1), torch.nan)
+    objects_m = in_world(
+        places[:, :-1], out["height_m"][:, :-1], out["state"][:, :-1, 1].sigmoid(), data.camera(), data.place_m[:, -1]
+    )
+    off = (objects_m - data.place_m[:, :-1]).norm(dim=-1)
+    known = ~data.present.isnan()
+    mine, real = labels_of(out["labels"], data.labels.shape[-2:]), data.labels
     return {
-        "tool_px": float(error[:, -1].nanmedian()),
-        "object_px": float(error[:, :-1].nanmedian()),
-        "object_px_p90": float(error[:, :-1].flatten().nanquantile(0.9)),
-        "present": float(torch.cat(seen).float().mean()),
-        "held": float(torch.cat(lifted).float().mean()),
-        "height_cm": 100 * float(torch.cat(heights).nanmedian()),
-        "object_iou": common / max(union, 1),
+        "tool_px": error[:, -1],
+        "object_px": error[:, :-1],
+        "off": torch.where(there[:, :-1], off, torch.nan),
+        "said": torch.where(known, out["state"][..., 0].sigmoid(), torch.nan)[:, :-1],
+        "there": there[:, :-1],
+        "held": torch.where(there, ((out["state"][..., 1] > 0) == data.held).float(), torch.nan)[:, :-1],
+        "height": (out["height_m"] - data.height_m).abs()[:, :-1],
+        "j_and_f": _agreement(mine, real, there),
     }
 
 
-def _known(labels: Int64[Tensor, "N h w"], classes: int) -> Int64[Tensor, "N h w"]:
-    """Labels that the network has no class for (drawers) as background."""
-    return torch.where(labels < classes, labels, 0)
+def _agreement(mine: UInt8[Tensor, "N H W"], real: UInt8[Tensor, "N H W"], there: Tensor) -> Tensor:
+    """J&F of each object that is there to be seen, (N, K); NaN of others."""
+    from vap_gym.metrics.masks import boundary_f_per_frame, region_j_per_frame
+
+    values = torch.full((len(mine), len(COLOURS)), torch.nan)
+    for k in range(len(COLOURS)):
+        which = there[:, k].nonzero()[:, 0]
+        if len(which):
+            said, true = ((labels[which] == FIRST_OBJECT + k).numpy() for labels in (mine, real))
+            both = region_j_per_frame(said, true) + boundary_f_per_frame(said, true)
+            values[which, k] = torch.from_numpy(both / 2).float()
+    return values
+
+
+def _figures(rows: dict[str, Tensor], which: Tensor) -> dict[str, float]:
+    of = {name: value[which] for name, value in rows.items()}
+    said, there = of["said"].flatten(), of["there"].flatten()
+    said, there = said[~said.isnan()], there[~said.isnan()]
+    bins = (10 * said).long().clamp(max=9)
+    gaps = [
+        (said[bins == b] - there[bins == b].float()).mean().abs() * (bins == b).float().mean() for b in bins.unique()
+    ]
+    return {
+        "tool_px": float(of["tool_px"].nanmedian()),
+        "object_px": float(of["object_px"].nanmedian()),
+        "object_cm": 100 * float(of["off"].nanmedian()),
+        "object_cm_p90": 100 * float(of["off"].flatten().nanquantile(0.9)),
+        "false": float((said[~there] > 0.5).float().mean()),
+        "missed": float((said[there] <= 0.5).float().mean()),
+        "ece": float(torch.stack(gaps).sum()),
+        "held": float(of["held"].nanmean()),
+        "height_cm": 100 * float(of["height"].nanmedian()),
+        "j_and_f": float(of["j_and_f"].nanmean()),
+    }
+
+
+def _known(labels: UInt8[Tensor, "N h w"], classes: int) -> Tensor:
+    """Labels that the network has no class for (drawers, with some) as background."""
+    return torch.where(labels < classes, labels, 0).long()

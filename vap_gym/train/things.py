@@ -16,7 +16,7 @@ from vap_gym.errors import VapError
 from vap_gym.sim.spec import COLOURS
 from vap_gym.train.fit import fit
 from vap_gym.train.run import Run, Schedule, autocast, initialised_with, load_recipe, seeded
-from vap_gym.train.things_data import FIRST_OBJECT, Scenes, given, load_scenes, recoloured, some_mirrored
+from vap_gym.train.things_data import FIRST_OBJECT, Scenes, given, load_scenes, recoloured, scored, some_mirrored
 from vap_gym.world.things import HEAT_PX, HEIGHT_M, SIZE_M, VOTE_PX, Found, ThingFinder, find_things, seen_from
 from vap_gym.world.views import on_plane, rays
 
@@ -103,15 +103,6 @@ def begin_from(model: ThingFinder, given: ThingFinder) -> None:
             "init must name a finder of the same widths with as many blocks or fewer, got one with "
             f"{dict(given.config)['widths']} and {dict(given.config)['blocks']}."
         )
-
-
-def scored(data: Scenes, most: int) -> Scenes:
-    """Up to `most` held-out frames of each robot, spread evenly over its episodes."""
-    kept = []
-    for robot in data.robot.unique():
-        mine = (data.held_out & (data.robot == robot)).nonzero()[:, 0]
-        kept.append(mine[torch.linspace(0, len(mine) - 1, min(most, len(mine))).round().long()])
-    return data.pick(torch.cat(kept))
 
 
 def things_loss(said: dict[str, Tensor], data: Scenes) -> Tensor:
