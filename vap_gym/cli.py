@@ -34,13 +34,16 @@ COMMANDS: dict[str, Command] = {
     ),
     "train codec": Command(module="vap_gym.train.codec", summary="train the autoencoder of a world model"),
     "train world": Command(module="vap_gym.train.world", summary="train the dynamics of a world model"),
+    "train video": Command(module="vap_gym.train.video", summary="train the video model, of any size"),
     "train appearance": Command(module="vap_gym.train.appearance", summary="train what the robot looks like"),
     "train things": Command(module="vap_gym.train.things", summary="train the finder of things in first pictures"),
     "train motion": Command(module="vap_gym.train.motion", summary="train how things move when touched"),
     "train judge": Command(module="vap_gym.train.judge", summary="train the judge that reads gripper and objects"),
     "train publish": Command(module="vap_gym.train.publish", summary="gather trained parts into a model folder"),
     "bench fidelity": Command(module="vap_gym.evaluate.fidelity", summary="how true the imagined frames are"),
+    "bench real": Command(module="vap_gym.evaluate.real_droid", summary="how true real DROID recordings come out"),
     "bench speed": Command(module="vap_gym.evaluate.speed", summary="how fast steps, roll-outs and prompts are"),
+    "bench tables": Command(module="vap_gym.evaluate.tables", summary="the paper's tables, of models trained for it"),
     "metrics": Command(module="vap_gym.commands.metrics", summary="score clips or masks against the true ones"),
     "calibrate clicks": Command(
         module="vap_gym.commands.calibrate", function="clicks", summary="fit a camera to clicks on the robot"

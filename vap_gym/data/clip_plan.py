@@ -24,13 +24,15 @@ from vap_gym.data.mixing import Mixture, choose
 class Recorded:
     """What a plan must know of an episode: its position in the set, frames, rate, and its gripper if it tells one.
 
-    `unusable` says why no clip may come from it; empty: one may.
+    `moments` are frames that clips are laid around like gripper changes: contacts, for instance. `unusable` says why no
+    clip may come from it; empty: one may.
     """
 
     episode: int
     frames: int
     rate_hz: float
     closedness: Float[np.ndarray, " T"] | None = None
+    moments: tuple[int, ...] = ()
     unusable: str = ""
 
 
@@ -150,6 +152,7 @@ class _Table:
                 continue
             if episode.closedness is not None:
                 changes += [(len(self.used), int(frame)) for frame in gripper_changes(episode.closedness)]
+            changes += [(len(self.used), frame) for frame in episode.moments]
             self.used.append(episode)
             self.strides.append(fitting)
         if not self.used:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from vap_gym.cards import load_robot
 from vap_gym.data import EpisodeSet
+from vap_gym.errors import VapError
 from vap_gym.geometry import Camera
 from vap_gym.prompts.body import Body
 from vap_gym.prompts.raster import draw
@@ -28,15 +29,15 @@ class LatentEpisodes:
     """E episodes of T frames each, in memory.
 
     `frames` is uint8, `latents` float16; `keypoints_m` are the nominal robot's; `objects_px` and `tool_px` are
-    in pixels of the frame, with NaN where there is no object.
+    in pixels of the frame, with NaN where there is no object; `objects_m` in the robot's base frame moved to its table.
     """
 
     frames: UInt8[Tensor, "E T H W 3"]
     latents: Float[Tensor, "E T C h w"]
     keypoints_m: Float[Tensor, "E T P 3"]
     views: Float[Tensor, "E T L 3 4"]  # of the robot's links, see `prompts.body.Body.views`
-    K: Float[Tensor, "E 3 3"]
-    T_world_camera: Float[Tensor, "E 4 4"]
+    K: Float[Tensor, "E T 3 3"]
+    T_world_camera: Float[Tensor, "E T 4 4"]
     objects_px: Float[Tensor, "E T N 2"]
     objects_m: Float[Tensor, "E T N 3"]
     objects_turn: Float[Tensor, "E T N 3 3"]
@@ -49,11 +50,16 @@ class LatentEpisodes:
 
     def prompts(self, episode: Int64[Tensor, " B"], frame: Int64[Tensor, " B"]) -> np.ndarray:
         """Draw the prompts of single frames: uint8 (B, H, W, 3)."""
-        return draw(self.keypoints_m[episode, frame], self._cameras(episode), _skeleton(self.robot))
+        return draw(self.keypoints_m[episode, frame], self._cameras(episode, frame), _skeleton(self.robot))
 
-    def _cameras(self, episode: Int64[Tensor, " B"]) -> Camera:
-        K, T_world_camera = self.K[episode], self.T_world_camera[episode]
+    def _cameras(self, episode: Int64[Tensor, " B"], frame: Int64[Tensor, " B"]) -> Camera:
+        K, T_world_camera = self.K[episode, frame], self.T_world_camera[episode, frame]
         return Camera(K=K, T_world_camera=T_world_camera, frame_size_px=self.frame_size_px)
+
+    def pick(self, part: slice) -> LatentEpisodes:
+        """Some of the episodes."""
+        tensors = {k: v[part] for k, v in vars(self).items() if isinstance(v, Tensor)}
+        return LatentEpisodes(**tensors, frame_size_px=self.frame_size_px, robot=self.robot)
 
 
 @lru_cache
@@ -70,7 +76,7 @@ def _skeleton(robot: str) -> Skeleton:
 def load_latents(
     folders: list[Path], codec: FrameCodec, *, robot: str, view: str, episodes: int = 0, cache: Path | None = None
 ) -> LatentEpisodes:
-    """Encode the first `episodes` of every set (0: all; they must be of one length), or read them from `cache`."""
+    """Encode the first `episodes` of every set of that robot (0: all; all of one length), or read them from `cache`."""
     if cache is not None and cache.exists():
         stored: LatentEpisodes = torch.load(cache, weights_only=False, mmap=True)
         return stored
@@ -80,6 +86,8 @@ def load_latents(
     size = (0, 0)
     for folder in folders:
         source = EpisodeSet(folder)
+        if str(source.meta.get("robot_type")) != robot:
+            continue
         count = min(episodes or len(source), len(source))
         for i in tqdm(range(count), desc=f"encoding {folder}", unit="episode", mininterval=5):
             episode = source.read(i, labels=[])
@@ -87,6 +95,8 @@ def load_latents(
             size = (frames.shape[2], frames.shape[1])
             for key, value in _entry(frames, episode.columns, codec, robot, size).items():
                 parts.setdefault(key, []).append(value)
+    if not parts:
+        raise VapError(f"No set among {', '.join(map(str, folders))} is of the robot '{robot}'. Make one first.")
     stored = LatentEpisodes(**{k: torch.stack(v) for k, v in parts.items()}, frame_size_px=size, robot=robot)
     if cache is not None:
         temporary = cache.with_suffix(".tmp")
@@ -109,10 +119,10 @@ def _entry(
         "latents": latents.half(),
         "keypoints_m": _skeleton(robot).at_joints(*pose),
         "views": _body(robot).views(*pose, camera),
-        "K": camera.K[0],
-        "T_world_camera": camera.T_world_camera[0],
+        "K": camera.K,
+        "T_world_camera": camera.T_world_camera,
         "objects_px": camera.project(data["objects_m"])[0],
-        "objects_m": data["objects_m"],
+        "objects_m": data["objects_m"] - torch.tensor([0.0, 0.0, load_robot(robot).skeleton.drop_to_z_m]),
         "objects_turn": rotation_from_quaternion_xyzw(data["objects_xyzw"]),
         "tool_px": camera.project(data["tool_m"][:, None])[0][:, 0],
     }
@@ -138,10 +148,12 @@ def loss_weight(
     size = data.latents.shape[-2:]
     now, then = data.objects_px[episode, frame], data.objects_px[episode, first]
     has_moved = _has_moved(data, episode, frame, first)
-    here = _blobs(now, 1.6, size)
+    here = blobs(now / STRIDE_PX, 1.6, size)
     strength = torch.where(has_moved, objects + moved, objects)[..., None, None]
-    weight = (strength * here).amax(1) + (objects * has_moved[..., None, None] * _blobs(then, 1.6, size)).amax(1)
-    weight = torch.maximum(weight, gripper * _blobs(data.tool_px[episode, frame], 2.5, size))
+    weight = (strength * here).amax(1) + (
+        objects * has_moved[..., None, None] * blobs(then / STRIDE_PX, 1.6, size)
+    ).amax(1)
+    weight = torch.maximum(weight, gripper * blobs(data.tool_px[episode, frame] / STRIDE_PX, 2.5, size))
     return 1.0 + weight[:, None]
 
 
@@ -151,7 +163,10 @@ def _has_moved(data: LatentEpisodes, episode: Tensor, frame: Tensor, first: Tens
     return moved
 
 
-def _blobs(points_px: Tensor, sigma_cells: float, size: torch.Size | tuple[int, int]) -> Tensor:
+def blobs(
+    points: Float[Tensor, "*batch 2"], sigma_cells: float, size: torch.Size | tuple[int, int]
+) -> Float[Tensor, "*batch h w"]:
+    """Return a Gaussian of height 1 around each point, given in latent cells; nothing where a point is NaN."""
     y, x = torch.meshgrid(torch.arange(size[0]) + 0.5, torch.arange(size[1]) + 0.5, indexing="ij")
-    cells = torch.nan_to_num(points_px / STRIDE_PX, nan=-1e4)[..., None, None]
+    cells = torch.nan_to_num(points, nan=-1e4)[..., None, None]
     return torch.exp(-((x - cells[..., 0, :, :]) ** 2 + (y - cells[..., 1, :, :]) ** 2) / (2 * sigma_cells**2))
