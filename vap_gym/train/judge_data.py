@@ -19,7 +19,7 @@ from vap_gym.sim.scene import LABELS
 from vap_gym.sim.spec import COLOURS
 from vap_gym.train.motion import ROUND
 from vap_gym.train.run import autocast
-from vap_gym.train.things_data import is_held_out
+from vap_gym.train.things_data import chosen_episodes, is_held_out
 from vap_gym.world.codec import FrameCodec, to_frames, to_pictures
 
 LIFTED_M = 0.015  # an object whose lowest point is this far above the table is off it
@@ -67,7 +67,14 @@ class Truths:
 
 
 def load_truths(
-    folders: list[Path], codec: FrameCodec, *, every: int, view: str, episodes: int = 0, seed: int = 0
+    folders: list[Path],
+    codec: FrameCodec,
+    *,
+    every: int,
+    view: str,
+    episodes: int = 0,
+    only_held_out: bool = False,
+    seed: int = 0,
 ) -> tuple[Truths, tuple[str, ...]]:
     """Every `every`-th frame of the sets' first `episodes` (0: all), and the robots that `robot` counts.
 
@@ -85,7 +92,7 @@ def load_truths(
         if robot not in robots:
             robots.append(robot)
         table_z_m = load_robot(robot).skeleton.drop_to_z_m
-        for i in tqdm(range(min(episodes or len(source), len(source))), desc=f"encoding {folder}", mininterval=5):
+        for i in tqdm(chosen_episodes(source, episodes, only_held_out), desc=f"encoding {folder}", mininterval=5):
             length, index = source.length(i), source.index(i)
             pick = np.arange(index % min(every, length), length, every)
             episode, kept = source.read(i), is_held_out(index)

@@ -82,7 +82,9 @@ class Scenes:
         return Scenes(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
 
 
-def load_scenes(folders: list[Path], *, every: int, view: str, episodes: int = 0) -> tuple[Scenes, tuple[str, ...]]:
+def load_scenes(
+    folders: list[Path], *, every: int, view: str, episodes: int = 0, only_held_out: bool = False
+) -> tuple[Scenes, tuple[str, ...]]:
     """Every `every`-th frame of the sets' first `episodes` (0: all), and the robots that `robot` counts."""
     from tqdm import tqdm
 
@@ -94,7 +96,7 @@ def load_scenes(folders: list[Path], *, every: int, view: str, episodes: int = 0
         if robot not in robots:
             robots.append(robot)
         body = Body(load_robot(robot))
-        for i in tqdm(range(min(episodes or len(source), len(source))), desc=f"reading {folder}", mininterval=5):
+        for i in tqdm(chosen_episodes(source, episodes, only_held_out), desc=f"reading {folder}", mininterval=5):
             length = source.length(i)
             pick = np.arange(source.index(i) % min(every, length), length, every)
             entry = _entry(source.read(i), pick, body, view)
@@ -103,6 +105,12 @@ def load_scenes(folders: list[Path], *, every: int, view: str, episodes: int = 0
             for key, value in entry.items():
                 parts.setdefault(key, []).append(value)
     return Scenes(**{k: torch.cat(v) for k, v in parts.items()}), tuple(robots)
+
+
+def chosen_episodes(source: EpisodeSet, episodes: int, only_held_out: bool) -> list[int]:
+    """Return which of the first `episodes` (0: all) are to be read."""
+    first = range(min(episodes or len(source), len(source)))
+    return [i for i in first if not only_held_out or is_held_out(source.index(i))]
 
 
 def is_held_out(index: int) -> bool:
