@@ -48,8 +48,8 @@ def episodes(frames: int) -> LatentEpisodes:
         latents=name[..., None, None, None].expand(-1, -1, 3, HEIGHT, WIDTH).half(),
         keypoints_m=torch.zeros(EPISODES, frames, 1, 3),
         views=name[..., None, None, None].expand(-1, -1, 2, 3, 4) - 1e6,  # behind the camera
-        K=torch.eye(3).repeat(EPISODES, 1, 1),
-        T_world_camera=torch.eye(4).repeat(EPISODES, 1, 1),
+        K=torch.eye(3).repeat(EPISODES, frames, 1, 1),
+        T_world_camera=torch.eye(4).repeat(EPISODES, frames, 1, 1),
         objects_px=torch.full((EPISODES, frames, OBJECTS, 2), torch.nan),
         objects_m=objects,
         objects_turn=torch.eye(3).expand(EPISODES, frames, OBJECTS, 3, 3).clone(),

@@ -11,7 +11,7 @@ from vap_gym.cards import load_robot
 from vap_gym.geometry import Camera
 from vap_gym.prompts.body import Body
 from vap_gym.sim.scene import LABELS
-from vap_gym.train.appearance import Sights, fill_colours, of_body
+from vap_gym.train.appearance import Sights, fill_colours, of_bodies
 from vap_gym.world.appearance import FirstSight, RobotAppearance, background, first_sight
 from vap_gym.world.model import WorldModel
 from vap_gym.world.posing import cell_means, posed_picture
@@ -302,7 +302,7 @@ def test_colours_are_means_of_the_robots_pixels_alone() -> None:
 
 def test_an_appearance_is_made_of_the_cards_body() -> None:
     body = Body(load_robot("panda_robotiq"))
-    model = of_body(body, widths=(4, 8))
+    model = of_bodies({"panda_robotiq": body}, widths=(4, 8))
     assert torch.equal(model.points_m, body.points_m)
     assert torch.equal(model.surfels.link, body.link)
     assert model.knows(torch.zeros(1, len(body.links), 3, 4))
@@ -324,7 +324,7 @@ def test_the_background_is_the_picture_where_nothing_stands_before_it() -> None:
 
 
 def test_surface_and_colours_travel_with_the_weights(tmp_path: Path) -> None:
-    model = of_body(Body(load_robot("panda_robotiq")), widths=(4, 8))
+    model = of_bodies({"panda_robotiq": Body(load_robot("panda_robotiq"))}, widths=(4, 8))
     model.colour.uniform_()
     model.save_pretrained(tmp_path)
     again = RobotAppearance.from_pretrained(tmp_path)

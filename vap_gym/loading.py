@@ -51,20 +51,23 @@ def build_stage(
     }
     rig = Rig(card_of_robot, **settings)
     world_of_robot = fitted(world, rig)
-    if world_of_robot is not world:  # things were learned to move with another gripper: it stands in for this one
+    known = world_of_robot is world or bool(getattr(world_of_robot, "learned", False))
+    if not known:  # things were learned to move with another gripper: it stands in for this one
         rig = Rig(card_of_robot, **settings, stand_in=load_robot(TRAINED_ON))
         world_of_robot = fitted(world, rig)
+    read_by = load_judge(str(judge), str(device)) if isinstance(judge, str | Path) else judge
+    trained_on = (card_of_robot.name,) if read_by is judge else getattr(read_by, "robots", ())
     return Stage(
         card=env_card,
         imagination=Imagination(rig=rig, world=world_of_robot, device=device),
-        judge=load_judge(str(judge), str(device)) if isinstance(judge, str | Path) else judge,
+        judge=read_by,
         reads_latents=isinstance(judge, str | Path) and str(judge) == str(named),
         reward=reward,
         obs_type=obs_type or env_card.obs_type,
         trust_samples=trust_samples,
         max_adherence_px=max_adherence_px,
         viewpoints=read_viewpoints(views, env_card, world.frame_size_px),
-        knows_gripper=not isinstance(judge, str | Path) or world_of_robot is world,
+        knows_gripper=card_of_robot.name in trained_on or world_of_robot is world,
     )
 
 
@@ -89,8 +92,15 @@ def fitted(world: World, rig: Rig) -> World:
 
 @lru_cache(maxsize=8)
 def load_world(name: str, device: str, dtype: torch.dtype | None) -> World:
-    """Return a world model by name or folder; every env of this process shares it."""
-    from vap_gym.world.model import WorldModel
+    """Return a world model by name or folder; every env of this process shares it. Its index says of which kind."""
+    from vap_gym.world.checkpoint import read_json
+    from vap_gym.world.model import INDEX, WorldModel
+
+    index = Path(name) / INDEX
+    if index.is_file() and read_json(index).get("_class_name") == "StreamWorld":
+        from vap_gym.video.world import StreamWorld
+
+        return StreamWorld.from_pretrained(name, device=device, dtype=dtype)
 
     return WorldModel.from_pretrained(name, device=device, dtype=dtype)
 

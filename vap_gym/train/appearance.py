@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from torch.nn import functional as F
 
 from vap_gym.cards import load_robot
 from vap_gym.data import EpisodeSet
+from vap_gym.errors import VapError
 from vap_gym.geometry import Camera
 from vap_gym.prompts.body import Body
 from vap_gym.sim.scene import LABELS
@@ -32,7 +34,7 @@ class AppearanceRecipe:
 
     data: list[str]
     steps: int
-    robot: str = "panda_robotiq"
+    robots: list[str] = field(default_factory=lambda: ["panda_robotiq"])
     view: str = "front"
     model: dict[str, Any] = field(default_factory=dict)
     every: int = 10
@@ -71,20 +73,29 @@ def main(
     if threads:
         torch.set_num_threads(threads)
     run, place = Run(out, resume=resume), torch.device(device)
-    body = Body(load_robot(settings.robot))
+    bodies = {name: Body(load_robot(name)) for name in settings.robots}
     folders = [Path(p) for p in settings.data]
-    data = load_sights(folders, body=body, every=settings.every, view=settings.view, episodes=settings.episodes)
-    held_out, train = torch.arange(settings.held_out), torch.arange(settings.held_out, len(data.frames))
+    data = {
+        name: load_sights(folders, body=body, every=settings.every, view=settings.view, episodes=settings.episodes)
+        for name, body in bodies.items()
+    }
+    held_out, train = (
+        torch.arange(settings.held_out),
+        {name: torch.arange(settings.held_out, len(one.frames)) for name, one in data.items()},
+    )
     with initialised_with(settings.seed):
-        model = of_body(body, **settings.model).to(place)
-    fill_colours(model, data, train)
+        model = of_bodies(bodies, **settings.model).to(place)
+    for name, one in data.items():
+        fill_colours(model.of(name), one, train[name])
     rng = seeded(settings.seed + 1)
 
-    def loss(_: int) -> Tensor:
-        pick = train[torch.randint(len(train), (settings.batch_size,), generator=rng)]
-        pictures, views, robot = _batch(data, pick, place)
-        seen = seen_points(model.surfels, views, (pictures.shape[2], pictures.shape[3]))
-        return F.binary_cross_entropy_with_logits(model.mask_logits(pictures, seen), robot)
+    def loss(step: int) -> Tensor:
+        name = settings.robots[step % len(settings.robots)]
+        pick = train[name][torch.randint(len(train[name]), (settings.batch_size,), generator=rng)]
+        pictures, views, robot = _batch(data[name], pick, place)
+        mine = model.of(name)
+        seen = seen_points(mine.surfels, views, (pictures.shape[2], pictures.shape[3]))
+        return F.binary_cross_entropy_with_logits(mine.mask_logits(pictures, seen), robot)
 
     fit(
         run,
@@ -92,28 +103,35 @@ def main(
         settings,
         name="appearance",
         loss=loss,
-        score=lambda averaged: score(averaged, data, held_out),
+        score=lambda averaged: scores(averaged, data, held_out),
         schedule=Schedule(peak=settings.learning_rate, steps=settings.steps, warmup_steps=50),
         rng=rng,
         weight_decay=1e-3,
     )
 
 
-def of_body(body: Body, **settings: Any) -> RobotAppearance:
-    """An appearance of a robot's surface, in no colour yet."""
-    model = RobotAppearance(points=len(body.points_m), links=len(body.links), **settings)
+def of_bodies(bodies: Mapping[str, Body], **settings: Any) -> RobotAppearance:
+    """An appearance of robots' surfaces, in no colour yet."""
+    model = RobotAppearance(
+        points=[len(body.points_m) for body in bodies.values()],
+        links=[len(body.links) for body in bodies.values()],
+        robots=list(bodies),
+        **settings,
+    )
     for name in ("points_m", "normals", "spacing_m", "link"):
-        getattr(model, name).copy_(getattr(body, name))
+        getattr(model, name).copy_(torch.cat([getattr(body, name) for body in bodies.values()]))
     return model  # type: ignore[no-any-return]
 
 
 def load_sights(folders: list[Path], *, body: Body, every: int, view: str, episodes: int = 0) -> Sights:
-    """Every `every`-th frame of the sets' first `episodes` (0: all)."""
+    """Every `every`-th frame of the first `episodes` (0: all) of the sets of that robot."""
     from tqdm import tqdm
 
     parts: dict[str, list[Tensor]] = {"frames": [], "labels": [], "views": []}
     for folder in folders:
         source = EpisodeSet(folder)
+        if str(source.meta.get("robot_type")) != body.robot.name:
+            continue
         count = min(episodes or len(source), len(source))
         for i in tqdm(range(count), desc=f"reading {folder}", unit="episode", mininterval=5):
             episode = source.read(i)
@@ -126,13 +144,16 @@ def load_sights(folders: list[Path], *, body: Body, every: int, view: str, episo
             parts["frames"].append(frames)
             parts["labels"].append(torch.from_numpy(episode.labels[view][pick]))
             parts["views"].append(body.views(*robot, camera))
+    if not parts["frames"]:
+        names = ", ".join(map(str, folders))
+        raise VapError(f"No set among {names} is of the robot '{body.robot.name}'. Make one: vap-gym data generate")
     return Sights(**{k: torch.cat(v) for k, v in parts.items()})
 
 
 @torch.no_grad()
 def fill_colours(model: RobotAppearance, data: Sights, pick: Int64[Tensor, " n"]) -> None:
     """Set each point's colour: the mean of the robot's pixels that show it; of its link's where it is hardly seen."""
-    points = len(model.colour)
+    points = len(model.look)
     count, colour = torch.zeros(points), torch.zeros(points, 3)
     for part in pick.split(32):
         frames, labels = data.frames[part], data.labels[part]
@@ -141,13 +162,22 @@ def fill_colours(model: RobotAppearance, data: Sights, pick: Int64[Tensor, " n"]
         which = seen.point.cpu()[shown]
         count.index_add_(0, which, torch.ones(len(which)))
         colour.index_add_(0, which, frames[shown].float() / 255)
-    known, link = count >= ENOUGH, model.link.cpu()
+    known, link = count >= ENOUGH, model.surfels.link.cpu()
     mean = colour / count.clamp_min(1.0)[:, None]
     for number in link.unique():
         mine = link == number
         if (mine & known).any():
             mean[mine & ~known] = mean[mine & known].mean(0)
-    model.colour.copy_(mean)
+    model.look.copy_(mean)
+
+
+def scores(model: RobotAppearance, data: Mapping[str, Sights], pick: Int64[Tensor, " n"]) -> dict[str, float]:
+    """The figures of `score` for every robot."""
+    found = {}
+    for name, one in data.items():
+        mine = score(model.of(name), one, pick)
+        found |= mine if len(data) == 1 else {f"{name} {key}": value for key, value in mine.items()}
+    return found
 
 
 @torch.no_grad()

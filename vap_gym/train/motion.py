@@ -231,9 +231,7 @@ def load_motions(folders: list[Path], model: ThingMotion, robot: RobotCard) -> M
             T, empty = len(views), MOST - len(objects)
             entry = {
                 "grip": model.grip(views),
-                "place_m": torch.cat(
-                    [columns["objects_m"][:, which] - floor, torch.full((T, empty, 3), torch.nan)], 1
-                ),
+                "place_m": torch.cat([columns["objects_m"][:, which] - floor, torch.full((T, empty, 3), torch.nan)], 1),
                 "turn": torch.cat(
                     [
                         rotation_from_quaternion_xyzw(columns["objects_xyzw"][:, which]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,8 @@ from vap_gym.train.latents import LatentEpisodes, load_latents, loss_weight
 from vap_gym.train.run import Run, Schedule, autocast, initialised_with, load_recipe, seeded
 from vap_gym.train.slots import Slots, SlotSettings
 from vap_gym.world.appearance import FirstSight, RobotAppearance, first_sight
-from vap_gym.world.codec import FrameCodec, charbonnier, to_frames, to_pictures
-from vap_gym.world.dynamics import PROMPT_TAPS, FrameDynamics
+from vap_gym.world.codec import FrameCodec, charbonnier, codec_loss, to_frames, to_pictures, upsample_weight
+from vap_gym.world.dynamics import LAGS, PROMPT_TAPS, FrameDynamics, composed
 from vap_gym.world.posing import cell_means, posed_picture
 from vap_gym.world.things import ThingFinder
 
@@ -32,10 +33,10 @@ class WorldRecipe:
     things: str
     model: dict[str, Any]
     steps: int
-    robot: str = "panda_robotiq"
+    robots: list[str] = field(default_factory=lambda: ["panda_robotiq"])
+    shares: list[int] = field(default_factory=lambda: [32])  # of the batch, for each robot
     view: str = "front"
-    cache: str = ""
-    batch_size: int = 32
+    cache: str = ""  # a folder; empty: the run's own
     learning_rate: float = 6e-4
     warmup_steps: int = 300
     decay: float = 0.5
@@ -48,6 +49,8 @@ class WorldRecipe:
     gripper_weight: float = 2.0
     object_weight: float = 3.0
     moved_weight: float = 6.0
+    pixel_weight: float = 1.0  # of the composed picture's error, where there is a gate
+    pixel_share: float = 0.5  # of the batch whose pictures are composed
     ema_decay: float = 0.999
     held_out: int = 24
     log_every: int = 50
@@ -56,6 +59,11 @@ class WorldRecipe:
     init: str = ""  # folder of dynamics to start from
     episodes: int = 0  # the first so many of the data; 0: all
     strides: list[float] = field(default_factory=lambda: [0.75, 0.15, 0.10])
+
+    @property
+    def batch_size(self) -> int:
+        """Samples of a step."""
+        return sum(self.shares)
 
 
 class Eyes:
@@ -76,14 +84,40 @@ class Eyes:
         return FirstSight(*(x.cpu() for x in first_sight(self.appearance, self.things, *there)))
 
     @torch.no_grad()
-    def posed(self, sight: FirstSight, place_m: Tensor, turn: Tensor, views: Tensor) -> tuple[Tensor, Tensor]:
-        """Latents of the posed picture, and what its cells are made of."""
+    def posed(
+        self, sight: FirstSight, place_m: Tensor, turn: Tensor, views: Tensor
+    ) -> tuple[Float[Tensor, "N 3 H W"], Float[Tensor, "N C h w"], Float[Tensor, "N 4 h w"]]:
+        """The posed picture, its latents, and what its cells are made of."""
         there = FirstSight(*(x.to(self.place) for x in sight))
         given = (x.to(self.place) for x in (place_m, turn, views))
         posed = posed_picture(self.appearance, there, *given, base=int(self.things.config.base))
         with autocast(self.place):
             latents = self.codec.encode(posed.picture.contiguous(memory_format=torch.channels_last)).float()
-        return latents, cell_means(posed.source, (latents.shape[2], latents.shape[3]))
+        return posed.picture, latents, cell_means(posed.source, (latents.shape[2], latents.shape[3]))
+
+
+@dataclass(frozen=True)
+class Group:
+    """What of a batch shows one robot: ongoing rollouts, and who looks at them."""
+
+    eyes: Eyes
+    slots: Slots
+
+
+class Groups:
+    """All of a batch, robot after robot; remembered from step to step."""
+
+    def __init__(self, groups: Sequence[Group]) -> None:
+        self.groups = tuple(groups)
+
+    def state(self) -> dict[str, Any]:
+        """All that a resumed run needs."""
+        return {str(i): group.slots.state() for i, group in enumerate(self.groups)}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take up a saved state."""
+        for i, group in enumerate(self.groups):
+            group.slots.restore(state[str(i)])
 
 
 def main(
@@ -105,32 +139,50 @@ def main(
     place = torch.device(device)
     codec = FrameCodec.from_pretrained(settings.codec, torch_dtype=torch.float32).eval().requires_grad_(False)
     codec = codec.to(memory_format=torch.channels_last)
-    cache = Path(settings.cache) if settings.cache else run.folder / "latents.pt"
-    everything = load_latents(
-        [Path(p) for p in settings.data],
-        codec,
-        robot=settings.robot,
-        view=settings.view,
-        episodes=settings.episodes,
-        cache=cache,
-    )
+    cache = Path(settings.cache) if settings.cache else run.folder
     looks = RobotAppearance.from_pretrained(settings.appearance, torch_dtype=torch.float32)
-    eyes = Eyes(codec, looks, ThingFinder.from_pretrained(settings.things, torch_dtype=torch.float32), place)
+    finder = ThingFinder.from_pretrained(settings.things, torch_dtype=torch.float32)
+    eyes = [Eyes(codec, looks.of(robot), finder, place) for robot in settings.robots]
+    data = [
+        load_latents(
+            [Path(p) for p in settings.data],
+            codec,
+            robot=robot,
+            view=settings.view,
+            episodes=settings.episodes,
+            cache=cache / f"latents_{robot}.pt",
+        )
+        for robot in settings.robots
+    ]
     with initialised_with(settings.seed):
         model = FrameDynamics(**settings.model).to(place, memory_format=torch.channels_last)
     if settings.init:
         given = FrameDynamics.from_pretrained(settings.init, torch_dtype=torch.float32)
         model.load_state_dict(given.state_dict())
-    train = _slice(everything, slice(settings.held_out, None))
-    held = _slice(everything, slice(0, settings.held_out))
     rng = seeded(settings.seed + 1)
-    slots = Slots(train, _slot_settings(settings, model), rng, eyes.look)
+    held = [one.pick(slice(0, settings.held_out)) for one in data]
+    groups = Groups(
+        [
+            Group(
+                sees, Slots(one.pick(slice(settings.held_out, None)), _slot_settings(settings, share), rng, sees.look)
+            )
+            for sees, one, share in zip(eyes, data, settings.shares, strict=True)
+        ]
+    )
 
     def loss(step: int) -> Tensor:
         ramp = min(1.0, step / max(1, 0.3 * settings.steps))
         horizon = round(settings.first_horizon + (settings.horizon - settings.first_horizon) * ramp)
-        slots.begin_finished(settings.own_rollouts * min(1.0, step / max(1, 0.05 * settings.steps)), horizon)
-        return _loss(model, eyes, slots, settings, rng)
+        for group in groups.groups:
+            group.slots.begin_finished(settings.own_rollouts * min(1.0, step / max(1, 0.05 * settings.steps)), horizon)
+        return _loss(model, groups.groups, settings, rng)
+
+    def scored(averaged: FrameDynamics) -> dict[str, float]:
+        found = {}
+        for sees, one in zip(eyes, held, strict=True):
+            mine = score(averaged, sees, one, run.folder / f"samples_{one.robot}.png")
+            found |= mine if len(eyes) == 1 else {f"psnr {one.robot}{k[4:]}": v for k, v in mine.items()}
+        return found
 
     fit(
         run,
@@ -138,46 +190,68 @@ def main(
         settings,
         name="world",
         loss=loss,
-        score=lambda averaged: score(averaged, eyes, held, run.folder / "samples.png"),
+        score=scored,
         schedule=Schedule(
             peak=settings.learning_rate, steps=settings.steps, warmup_steps=settings.warmup_steps, decay=settings.decay
         ),
         rng=rng,
         weight_decay=settings.weight_decay,
-        memory=slots,
+        memory=groups,
     )
 
 
-def _loss(model: FrameDynamics, eyes: Eyes, slots: Slots, settings: WorldRecipe, rng: torch.Generator) -> Tensor:
+def _loss(model: FrameDynamics, groups: Sequence[Group], settings: WorldRecipe, rng: torch.Generator) -> Tensor:
     """One step of every slot: predict the next latents, compare, and advance."""
-    given, place = slots.inputs(), eyes.place
-    batch = len(given.truth)
+    place = groups[0].eyes.place
+    given = [group.slots.inputs() for group in groups]
+    truth = torch.cat([one.truth for one in given])
+    batch = len(truth)
     level = torch.sigmoid(torch.randn(batch, generator=rng))
     level = torch.where(torch.rand(batch, generator=rng) < settings.pure_noise, torch.ones(batch), level)
-    noise = float(model.config.noise_scale) * torch.randn(given.truth.shape, generator=rng)
-    noisy = (1 - level)[:, None, None, None] * given.truth + level[:, None, None, None] * noise
-    weight = loss_weight(
-        slots.data, slots.episode, given.target, slots.first,
-        gripper=settings.gripper_weight, objects=settings.object_weight, moved=settings.moved_weight,
-    )  # fmt: skip
-    posed, source = eyes.posed(slots.sight, given.place_m, given.turn, given.views)
+    noise = float(model.config.noise_scale) * torch.randn(truth.shape, generator=rng)
+    noisy = (1 - level)[:, None, None, None] * truth + level[:, None, None, None] * noise
+    weight = torch.cat([
+        loss_weight(
+            group.slots.data, group.slots.episode, one.target, group.slots.first,
+            gripper=settings.gripper_weight, objects=settings.object_weight, moved=settings.moved_weight,
+        )
+        for group, one in zip(groups, given, strict=True)
+    ])  # fmt: skip
+    posed, latents, source = (
+        torch.cat(parts)
+        for parts in zip(
+            *(g.eyes.posed(g.slots.sight, x.place_m, x.turn, x.views) for g, x in zip(groups, given, strict=True)),
+            strict=True,
+        )
+    )
+    prompts = torch.cat([one.prompts for one in given])
     with autocast(place):
-        now = model.trajectory.features(_pictures(given.prompts[:, 0], place))[:, None]
+        now = model.trajectory.features(_pictures(prompts[:, 0], place))[:, None]
         with torch.no_grad():  # those of earlier prompts come out of the state, as in use
-            past = model.trajectory.features(_pictures(given.prompts[:, 1:].flatten(0, 1), place))
+            past = model.trajectory.features(_pictures(prompts[:, 1:].flatten(0, 1), place))
         features = torch.cat([now, past.unflatten(0, (batch, PROMPT_TAPS - 1))], dim=1)
-        predicted = model(
-            given.seen.to(place),
-            slots.anchor.to(place),
+        predicted, gate = model(
+            torch.cat([one.seen for one in given]).to(place),
+            torch.cat([group.slots.anchor for group in groups]).to(place),
             noisy.to(place),
             level.to(place),
-            slots.stride.float().to(place),
+            torch.cat([group.slots.stride for group in groups]).float().to(place),
             features,
-            posed,
+            latents,
             source,
         )
-    loss = latent_loss(predicted, given.truth.to(place), weight.to(place))
-    slots.advance(predicted, given.truth)
+    loss = latent_loss(predicted, truth.to(place), weight.to(place))
+    if gate is not None:
+        pick = torch.randperm(batch, generator=rng)[: round(settings.pixel_share * batch)]
+        frames = torch.cat([g.slots.data.frames[g.slots.episode, x.target] for g, x in zip(groups, given, strict=True)])
+        with autocast(place):
+            decoded = groups[0].eyes.codec.decode(predicted[pick].contiguous(memory_format=torch.channels_last))
+        picture, true = composed(decoded, posed[pick], gate[pick]), to_pictures(frames[pick]).to(place)
+        there = upsample_weight(weight[pick], (true.shape[2], true.shape[3])).to(place)
+        loss = loss + settings.pixel_weight * codec_loss(picture, true, there)
+    parts = predicted.split([len(one.truth) for one in given])
+    for group, part, one in zip(groups, parts, given, strict=True):
+        group.slots.advance(part, one.truth)
     return loss
 
 
@@ -200,8 +274,8 @@ def score(
     """Roll out `steps` frames on held-out episodes, from shortly before an object moves where one does; things are
     posed where they truly are.
 
-    Returns PSNR against the true frames; beside it that of the posed pictures as the codec shows them, and of the
-    frozen first frame. Writes a strip of frames.
+    Returns PSNR against the true frames; beside it that of the posed pictures, and of the frozen first frame. Writes a
+    strip of frames.
     """
     place, n, steps = eyes.place, len(held), min(steps, held.latents.shape[1] - 1)
     settings = SlotSettings(batch_size=n, lags=tuple(model.config.lags), horizon=steps, strides=(1.0,))
@@ -217,15 +291,14 @@ def score(
         given = slots.inputs()
         noise = float(model.config.noise_scale) * torch.randn(slots.anchor.shape, generator=seeded(t)).to(place)
         ones = torch.ones(n, device=place)
-        posed, source = eyes.posed(slots.sight, given.place_m, given.turn, given.views)
+        picture, posed, source = eyes.posed(slots.sight, given.place_m, given.turn, given.views)
         with autocast(place):
             features = model.trajectory.features(_pictures(given.prompts.flatten(0, 1), place))
             features = features.unflatten(0, (n, PROMPT_TAPS))
-            latent = model(given.seen.to(place), slots.anchor.to(place), noise, ones, ones, features, posed, source)
-            imagined, carried = (
-                to_frames(eyes.codec.decode(z.contiguous(memory_format=torch.channels_last))).cpu()
-                for z in (latent, posed)
-            )
+            seen, anchor = given.seen.to(place), slots.anchor.to(place)
+            latent, gate = model(seen, anchor, noise, ones, ones, features, posed, source)
+            decoded = eyes.codec.decode(latent.contiguous(memory_format=torch.channels_last))
+        imagined, carried = to_frames(composed(decoded, picture, gate)).cpu(), to_frames(picture).cpu()
         truth = held.frames[slots.episode, given.target]
         frames = {"imagined": imagined, "posed": carried, "frozen": held.frames[slots.episode, slots.first]}
         for name, made in frames.items():
@@ -245,17 +318,12 @@ def score(
     return scores
 
 
-def _slot_settings(settings: WorldRecipe, model: FrameDynamics) -> SlotSettings:
+def _slot_settings(settings: WorldRecipe, share: int) -> SlotSettings:
     return SlotSettings(
-        batch_size=settings.batch_size,
-        lags=tuple(model.config.lags),
+        batch_size=share,
+        lags=tuple(settings.model.get("lags", LAGS)),
         horizon=settings.horizon,
         own_rollouts=settings.own_rollouts,
         contact_share=settings.contact_share,
         strides=tuple(settings.strides),
     )
-
-
-def _slice(data: LatentEpisodes, part: slice) -> LatentEpisodes:
-    tensors = {k: v[part] for k, v in vars(data).items() if isinstance(v, Tensor)}
-    return LatentEpisodes(**tensors, frame_size_px=data.frame_size_px, robot=data.robot)

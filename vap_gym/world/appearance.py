@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import copy
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -13,16 +13,21 @@ from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vap_gym.world.codec import to_frames, to_pictures
 from vap_gym.world.filling import filled_in
 from vap_gym.world.layers import ResBlock, listed
 from vap_gym.world.surfels import FAR_M, Seen, Surfels, seen_points, turned_normals
 from vap_gym.world.things import ThingFinder, find_things
+
+if TYPE_CHECKING:
+    from tensordict import TensorDict
 
 NEAR_PX = 6  # nothing further than this from where the surface is drawn is taken for the robot
 MARGIN_PX = 1  # background so near the robot is not told from it: pixels mix
 STRIDE_PX = 2  # one pixel in so many, across and down, is looked at to measure the light
 LIGHT = (0.4, 2.0)  # how far one picture's robot may differ in brightness from the robot in general
 PULL = 3.0  # so many pixels' worth of belief that light comes from everywhere
+SHARES = ("mask", "filled", "alpha")  # of a first sight: kept as bytes, like its pictures
 ENOUGH_PX = 8  # so many pixels of the robot must be seen (of those looked at) for its light to be measured
 
 
@@ -92,10 +97,11 @@ class RobotAppearance(ModelMixin, ConfigMixin):
         """Return which of the robots has this surface, or None."""
         for name in self.names:
             known = self.of(name)
-            same = known.links == links and known.surfels.points_m.shape == surfels.points_m.shape
-            if same and torch.equal(known.surfels.link.cpu(), surfels.link):
-                if bool((known.surfels.points_m.cpu() - surfels.points_m).abs().max() < 1e-3):
-                    return name
+            points, link = known.surfels.points_m.cpu(), known.surfels.link.cpu()
+            if known.links != links or not torch.equal(link, surfels.link):
+                continue
+            if bool((points - surfels.points_m).abs().max() < 1e-3):
+                return name
         return None
 
     @property
@@ -242,3 +248,18 @@ def _light(
     left = summed(terms[:, :, None] * terms[:, None, :]) + PULL * torch.eye(4, device=terms.device)
     right = summed(terms * real.mean(1, keepdim=True)) + PULL * torch.cat([bright, torch.zeros_like(gain)], 1)
     return torch.cat([torch.linalg.solve(left, right), gain / bright], 1)
+
+
+def kept(sight: FirstSight, frames: UInt8[Tensor, "B H W 3"]) -> dict[str, Tensor]:
+    """A first sight as it is kept in a state."""
+    values = {f"first_{name}": value for name, value in sight._asdict().items()}
+    shares = {f"first_{name}": (255.0 * getattr(sight, name)).round().to(torch.uint8) for name in SHARES}
+    return values | shares | {"first_picture": frames.clone(), "first_plate": to_frames(sight.plate)}
+
+
+def sight_of(state: TensorDict) -> FirstSight:
+    """The first sight that is kept in a state."""
+    values = {name: state[f"first_{name}"] for name in FirstSight._fields}
+    shares = {name: values[name].float().div(255.0) for name in SHARES}
+    pictures = {name: to_pictures(values[name]) for name in ("picture", "plate")}
+    return FirstSight(**(values | shares | pictures))

@@ -62,6 +62,15 @@ def read_json(path: Path) -> dict[str, Any]:
     return data
 
 
+def check_kind(index: dict[str, Any], wanted: str, folder: Path) -> None:
+    """Raise CheckpointError where a folder's index names another kind of model, and say what loads that."""
+    if (kind := index.get("_class_name", wanted)) != wanted:
+        raise CheckpointError(
+            f"'{folder}' must hold a {wanted}, but holds a {kind}. Models of whole clips are loaded with "
+            "vap_gym.video.model.VideoModel.from_pretrained."
+        )
+
+
 def load_part(kind: type[PartT], folder: Path, name: str, index: dict[str, Any]) -> PartT:
     """Read folder/name into a model of class `kind`, float32.
 

@@ -17,6 +17,9 @@ from vap_gym.world.layers import ResBlock, zeroed
 from vap_gym.world.transformer import ControlledTransformer
 
 SOURCES = 4  # of a posed picture
+LAGS = (1, 2, 4)  # earlier frames that are seen, unless told otherwise
+CELL_PX = 4  # of a latent cell, across and down
+GATE = 1.0  # logit of a gate at the start: mostly open to the posed picture
 PROMPT_TAPS = 4  # prompt features joined for one frame: this frame's, the two before it, the anchor's
 
 
@@ -27,17 +30,17 @@ class TrajectoryEncoder(nn.Module):
     latents see its own prompt, the two before it and the anchor's: a causal kernel of three plus the first frame.
     """
 
-    def __init__(self, *, action_channels: int, features: int) -> None:
+    def __init__(self, *, action_channels: int, features: int, width: int = 48) -> None:
         super().__init__()
         self.per_frame = nn.Sequential(
             nn.PixelUnshuffle(4), nn.Conv2d(48, 48, 3, padding=1), nn.SiLU(), nn.Conv2d(48, features, 3, padding=1)
         )
         self.join_frames = nn.Sequential(
             nn.SiLU(),
-            nn.Conv2d(PROMPT_TAPS * features, 48, 3, padding=1),
-            ResBlock(48),
+            nn.Conv2d(PROMPT_TAPS * features, width, 3, padding=1),
+            ResBlock(width),
             nn.SiLU(),
-            nn.Conv2d(48, action_channels, 3, padding=1),
+            nn.Conv2d(width, action_channels, 3, padding=1),
         )
 
     def features(self, prompts: Float[Tensor, "N 3 H W"]) -> Float[Tensor, "N F h w"]:
@@ -67,6 +70,8 @@ class FrameDynamics(ModelMixin, ConfigMixin):
         heads, layers: of the CogVideoX transformer at a quarter of the latent size (head width 64).
         control_layers: of the ControlNet.
         action_channels, prompt_features: of the trajectory encoder.
+        gated: also say of each pixel how far it is to be taken from the posed picture as it is, which has not been
+            through the codec, instead of from the decoded latents.
     """
 
     @register_to_config
@@ -74,7 +79,7 @@ class FrameDynamics(ModelMixin, ConfigMixin):
         self,
         latent_channels: int = 8,
         latent_size: Sequence[int] = (24, 36),
-        lags: Sequence[int] = (1, 2, 4),
+        lags: Sequence[int] = LAGS,
         widths: Sequence[int] = (64, 128),
         blocks: Sequence[int] = (1, 2),
         heads: int = 3,
@@ -84,11 +89,15 @@ class FrameDynamics(ModelMixin, ConfigMixin):
         action_channels: int = 16,
         prompt_features: int = 24,
         noise_scale: float = 0.5,
+        gated: bool = False,
+        action_width: int = 48,
     ) -> None:
         super().__init__()
         fine, coarse = widths
         seen = latent_channels * (len(lags) + 3) + SOURCES + 2  # history, anchor, posed, noisy; sources; time, interval
-        self.trajectory = TrajectoryEncoder(action_channels=action_channels, features=prompt_features)
+        self.trajectory = TrajectoryEncoder(
+            action_channels=action_channels, features=prompt_features, width=action_width
+        )
         self.conv_in = nn.Conv2d(seen, fine, 3, padding=1)
         self.action_fine = zeroed(nn.Conv2d(action_channels, fine, 3, padding=1))
         self.down_fine = nn.Sequential(*[ResBlock(fine) for _ in range(blocks[0])])
@@ -121,7 +130,8 @@ class FrameDynamics(ModelMixin, ConfigMixin):
         self.up_coarse = nn.Sequential(*[ResBlock(coarse) for _ in range(blocks[1])])
         self.to_fine = nn.Sequential(nn.SiLU(), nn.Conv2d(coarse, 4 * fine, 3, padding=1), nn.PixelShuffle(2))
         self.up_fine = nn.Sequential(*[ResBlock(fine) for _ in range(blocks[0] + 1)])
-        self.head = nn.Sequential(nn.SiLU(), zeroed(nn.Conv2d(fine, latent_channels, 3, padding=1)))
+        said = latent_channels + (CELL_PX**2 if gated else 0)
+        self.head = nn.Sequential(nn.SiLU(), zeroed(nn.Conv2d(fine, said, 3, padding=1)))
         self.interval = nn.Sequential(
             nn.Linear(4, time_embed_dim), nn.SiLU(), nn.Linear(time_embed_dim, time_embed_dim)
         )
@@ -136,8 +146,8 @@ class FrameDynamics(ModelMixin, ConfigMixin):
         prompt_taps: Float[Tensor, "B taps F h w"],
         posed: Float[Tensor, "B C h w"],
         source: Float[Tensor, "B 4 h w"],
-    ) -> Float[Tensor, "B C h w"]:
-        """Predict the next clean latents (x0) from noisy ones.
+    ) -> tuple[Float[Tensor, "B C h w"], Float[Tensor, "B 1 H W"] | None]:
+        """Predict the next clean latents (x0) from noisy ones, and the gate of each pixel if there is one.
 
         Args:
             history: latents at the lags of the config, the last frame first.
@@ -167,7 +177,16 @@ class FrameDynamics(ModelMixin, ConfigMixin):
         )[:, 0]
         coarse = self.up_coarse(coarse + tokens.contiguous(memory_format=torch.channels_last))
         fine = self.up_fine(fine + self.to_fine(coarse))
-        return posed + self.head(fine).float()  # type: ignore[no-any-return]
+        said, channels = self.head(fine).float(), posed.shape[1]
+        gate = F.pixel_shuffle(GATE + said[:, channels:], CELL_PX).sigmoid() if self.config["gated"] else None
+        return posed + said[:, :channels], gate
+
+
+def composed(
+    decoded: Float[Tensor, "B 3 H W"], posed: Float[Tensor, "B 3 H W"], gate: Float[Tensor, "B 1 H W"] | None
+) -> Float[Tensor, "B 3 H W"]:
+    """Return a frame's picture: the posed one where its gate is open, else the decoded one."""
+    return decoded.float() if gate is None else torch.lerp(decoded.float(), posed.float(), gate)
 
 
 def transformer_settings(dynamics: FrameDynamics) -> dict[str, Any]:

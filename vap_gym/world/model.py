@@ -15,13 +15,13 @@ from torch import Tensor
 
 from vap_gym.assets import weights_dir
 from vap_gym.errors import CheckpointError, VapError, unknown_name
-from vap_gym.world.appearance import FirstSight, RobotAppearance, first_sight
-from vap_gym.world.checkpoint import load_part, read_json, save_part
+from vap_gym.world.appearance import FirstSight, RobotAppearance, first_sight, kept, sight_of
+from vap_gym.world.checkpoint import check_kind, load_part, read_json, save_part
 from vap_gym.world.codec import FrameCodec, to_frames, to_pictures
-from vap_gym.world.dynamics import PROMPT_TAPS, FrameDynamics
+from vap_gym.world.dynamics import PROMPT_TAPS, FrameDynamics, composed
 from vap_gym.world.motion import ThingMotion, ThingState
 from vap_gym.world.noise import counter_noise
-from vap_gym.world.posing import cell_means, posed_picture
+from vap_gym.world.posing import Posed, cell_means, posed_picture
 from vap_gym.world.surfels import Surfels
 from vap_gym.world.things import ThingFinder
 
@@ -36,7 +36,6 @@ PARTS: dict[str, type[ModelMixin]] = {
     "things": ThingFinder,
     "motion": ThingMotion,
 }
-SHARES = ("mask", "filled", "alpha")  # of a first sight: kept as bytes, like its pictures
 STATE_KEYS = (
     "latent", "history", "anchor", "prompt_features", "anchor_prompt", "step", "seed",
     *(f"first_{name}" for name in FirstSight._fields), *(f"thing_{name}" for name in ThingState._fields),
@@ -110,25 +109,39 @@ class WorldModel:
     ) -> WorldModel:
         """Return this model, or one of the same weights that poses another robot: of that surface, in those colours.
 
-        A robot that the model was not trained on moves as its surface does, in the first picture's pixels. A robot
-        without a surface is left to the network.
+        A robot that the model was not trained on moves as its surface does, in the first picture's pixels; one without
+        a surface is left to the network.
 
         Args:
             surfels, colour, links: see `prompts.body.Body`.
-            gripper: which of the links stand in for those of the gripper that things were learned to move with; none:
-                things do not move.
+            gripper: of a robot that the model does not know: which of the links stand in for those of the gripper that
+                things were learned to move with; none: things do not move.
             motion_steps: in how many steps of the trained rate things move while the robot makes one.
         """
-        known = self.appearance.surfels
-        same = known.points_m.shape == surfels.points_m.shape and torch.equal(known.link.cpu(), surfels.link)
-        if links == 0 or (same and bool((known.points_m.cpu() - surfels.points_m).abs().max() < 1e-3)):
+        known = self.appearance.named(surfels, links)
+        if links == 0 or known == self.appearance.name:
             return self
         other = copy(self)
+        other.motion_steps = motion_steps
+        if known is not None:
+            other.appearance = self.appearance.of(known)
+            if known in self.motion.names:
+                other.motion = self.motion.of(known)
+            return other
         other.appearance = RobotAppearance.of_surface(surfels, colour, links).to(self.device).eval()
         other.appearance.requires_grad_(False)
         other.motion = self.motion.for_links(tuple(gripper), links)
-        other.motion_steps = motion_steps
         return other
+
+    @property
+    def robots(self) -> tuple[str, ...]:
+        """The robots that the model was trained on, by the names of their cards: what they look like, how they move."""
+        return tuple(name for name in self.appearance.names if name in self.motion.names)
+
+    @property
+    def learned(self) -> bool:
+        """Whether the robot that it poses is one of those."""
+        return self.appearance.name in self.robots
 
     # --- files ---
 
@@ -152,6 +165,7 @@ class WorldModel:
         if not (folder / INDEX).is_file():
             raise CheckpointError(f"'{folder}' must hold {INDEX}, but does not. Give a folder from save_pretrained.")
         index = read_json(folder / INDEX)
+        check_kind(index, "WorldModel", folder)
         return WorldModel(
             **{name: load_part(kind, folder, name, index) for name, kind in PARTS.items()},
             evaluations=int(index.get("evaluations", 1)),
@@ -235,7 +249,7 @@ class WorldModel:
                 "anchor_prompt": features,
                 "step": torch.zeros(batch, dtype=torch.int64, device=self.device),
                 "seed": seed.to(self.device, torch.int64),
-                **_kept(sight, frames.to(self.device)),
+                **kept(sight, frames.to(self.device)),
                 **{f"thing_{name}": value for name, value in things._asdict().items()},
             },
             batch_size=[batch],
@@ -276,12 +290,21 @@ class WorldModel:
             )
         frames = []
         for k in range(prompts.shape[1]):
-            state = self._step(state, prompts[:, k], links[:, k], evaluations, interval)
+            state, posed, gate = self._step(state, prompts[:, k], links[:, k], evaluations, interval)
             if decode:
-                frames.append(self.decode(state["latent"]))
+                frames.append(self._frames(state["latent"], posed, gate))
         return state, torch.stack(frames, dim=1) if decode else None
 
-    def _step(self, state: TensorDict, prompts: Tensor, links: Tensor, evaluations: int, interval: int) -> TensorDict:
+    def _frames(
+        self, latents: Float[Tensor, "B C h w"], posed: Posed, gate: Float[Tensor, "B 1 H W"] | None
+    ) -> UInt8[Tensor, "B H W 3"]:
+        with self._autocast():
+            decoded = self.codec.decode(latents.contiguous(memory_format=torch.channels_last))
+        return to_frames(composed(decoded, posed.picture, gate))
+
+    def _step(
+        self, state: TensorDict, prompts: Tensor, links: Tensor, evaluations: int, interval: int
+    ) -> tuple[TensorDict, Posed, Tensor | None]:
         history, batch = state["history"], len(state)
         now = self._features(prompts)
         taps = torch.cat([now[:, None], state["prompt_features"], state["anchor_prompt"][:, None]], dim=1)
@@ -291,8 +314,11 @@ class WorldModel:
             grip = self._grip(links)
             for left in range(self.motion_steps, 0, -1):
                 things, _ = self.motion(things, torch.lerp(things.grip, grip, 1.0 / left))
-        posed, source = self._posed(state, things, links)
-        scale, made = float(self.dynamics.config.noise_scale), None
+        posed = self._posed(state, things, links)
+        with self._autocast():
+            seen_now = self.codec.encode(posed.picture.contiguous(memory_format=torch.channels_last)).float()
+        source = cell_means(posed.source, (seen_now.shape[2], seen_now.shape[3]))
+        scale, made, gate = float(self.dynamics.config.noise_scale), None, None
         spans = torch.full((batch,), float(interval), device=self.device)
         for i in range(evaluations):
             level = 1.0 if made is None else NEAR_CLEAN
@@ -300,7 +326,7 @@ class WorldModel:
             noisy = scale * noise if made is None else (1 - level) * made + level * scale * noise
             times = torch.full((batch,), level, device=self.device)
             with self._autocast():
-                made = self.dynamics(seen, state["anchor"], noisy, times, spans, taps, posed, source)
+                made, gate = self.dynamics(seen, state["anchor"], noisy, times, spans, taps, seen_now, source)
         assert made is not None
         following = state.copy()
         following["latent"] = made
@@ -309,30 +335,21 @@ class WorldModel:
         following["step"] = state["step"] + 1
         for name, value in things._asdict().items():
             following[f"thing_{name}"] = value
-        return following
+        return following, posed, gate
 
-    def _posed(
-        self, state: TensorDict, things: ThingState, links: Tensor
-    ) -> tuple[Float[Tensor, "B C h w"], Float[Tensor, "B 4 h w"]]:
-        """Latents of the posed picture, and what it is made of."""
-        posed = posed_picture(
-            self.appearance, _sight(state), things.place_m, things.turn, links, base=int(self.things.config.base)
-        )
-        with self._autocast():
-            latents: Tensor = self.codec.encode(posed.picture.contiguous(memory_format=torch.channels_last))
-        return latents.float(), cell_means(posed.source, (latents.shape[2], latents.shape[3]))
+    def _posed(self, state: TensorDict, things: ThingState, links: Tensor) -> Posed:
+        base = int(self.things.config.base)
+        return posed_picture(self.appearance, sight_of(state), things.place_m, things.turn, links, base=base)
 
     def _grip(self, links: Tensor) -> Float[Tensor, "B G 12"]:
         if not self.motion.knows(links):
-            return links.new_zeros(len(links), len(self.motion.config.gripper), 12)
-        grip: Tensor = self.motion.grip(links)
-        return grip
+            return links.new_zeros(len(links), len(self.motion.grippers[0]), 12)
+        return self.motion.grip(links)  # type: ignore[no-any-return]
 
     def _features(self, prompts: Tensor) -> Tensor:
         pictures = to_pictures(prompts.to(self.device)).contiguous(memory_format=torch.channels_last)
         with self._autocast():
-            features: Tensor = self.dynamics.trajectory.features(pictures).float()
-        return features
+            return self.dynamics.trajectory.features(pictures).float()  # type: ignore[no-any-return]
 
     def _checked_views(self, views: Tensor | None, batch: tuple[int, ...]) -> Float[Tensor, "*batch L 3 4"]:
         if views is None:
@@ -355,21 +372,6 @@ class WorldModel:
                 f"{what} must be uint8 (…, {height}, {width}, 3), got {frames.dtype} {tuple(frames.shape)}. "
                 "Crop and resize them first."
             )
-
-
-def _kept(sight: FirstSight, frames: UInt8[Tensor, "B H W 3"]) -> dict[str, Tensor]:
-    """A first sight as it is kept in a state."""
-    kept = {f"first_{name}": value for name, value in sight._asdict().items()}
-    shares = {f"first_{name}": (255.0 * getattr(sight, name)).round().to(torch.uint8) for name in SHARES}
-    return kept | shares | {"first_picture": frames.clone(), "first_plate": to_frames(sight.plate)}
-
-
-def _sight(state: TensorDict) -> FirstSight:
-    """The first sight that is kept in a state."""
-    kept = {name: state[f"first_{name}"] for name in FirstSight._fields}
-    shares = {name: kept[name].float().div(255.0) for name in SHARES}
-    pictures = {name: to_pictures(kept[name]) for name in ("picture", "plate")}
-    return FirstSight(**(kept | shares | pictures))
 
 
 def checked_device(device: torch.device | str) -> torch.device:
