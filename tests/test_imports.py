@@ -35,6 +35,7 @@ LAYERS = (
         "starts",
         "trust",
         "stage",
+        "outcome",
         "observations",
         "viewpoints",
         "imagine",

@@ -32,7 +32,9 @@ class VapEnv(gym.Env[Observation, np.ndarray]):
 
     Args:
         card: id or path of the env card whose defaults the others override. None means the card's own.
-        world_model: a name ("tiny"), a checkpoint folder, or a `World`.
+        world_model: a name ("tiny"), a checkpoint folder, or a `World`. One that imagines c control steps at once (the
+            `chunk` of a `StreamWorld` on a codec that is c× in time) makes a step of the env a chunk of c actions:
+            `action_space` is (c, A), and observation and info are those after the last of them.
         device, dtype: where and in which precision the world model runs; None is the model's own precision.
         prompt: "skeleton", "mesh", "depth" or "none" (see docs/prompts.md).
         action_mode: "cartesian_velocity", "cartesian_delta", "cartesian_pose", "joint_velocity" or "joint_position".
@@ -134,7 +136,7 @@ class VapEnv(gym.Env[Observation, np.ndarray]):
             ActionError: an action of the wrong shape or type, or not finite.
         """
         action_row = actions_tensor(action, shape=self._action_shape)
-        self._state, outcome = self._stage.advance(self.state, action_row[None, None])
+        self._state, outcome = self._stage.advance(self.state, self._rows(action_row))
         self._show()
         info = self._stage.info(self._state, outcome, 0)
         terminated, truncated = self._ends(outcome.success[0, 0]), bool(outcome.untrusted[0, 0])
@@ -154,7 +156,7 @@ class VapEnv(gym.Env[Observation, np.ndarray]):
         """
         rows = actions_tensor(actions, shape=(None, *self._action_shape))
         count = len(rows)
-        self._state, outcome = self._stage.advance(self.state, rows[None])
+        self._state, outcome = self._stage.advance(self.state, self._rows(rows))
         self._show()
         steps = [self._stage.observation_at(outcome, 0, k) for k in range(count)]
         infos = [self._stage.info(self._state, outcome, 0, k) for k in range(count)]
@@ -206,7 +208,12 @@ class VapEnv(gym.Env[Observation, np.ndarray]):
 
     @property
     def _action_shape(self) -> tuple[int, ...]:
-        return (self._stage.rig.controller.action_size,)
+        size = self._stage.rig.controller.action_size
+        return (size,) if self._stage.chunk == 1 else (self._stage.chunk, size)
+
+    def _rows(self, actions: torch.Tensor) -> Float[torch.Tensor, "1 K A"]:
+        """Actions one after the other, as the stage takes them."""
+        return actions.reshape(1, -1, actions.shape[-1])
 
     def _observation(self) -> Observation:
         return self._stage.observation(self.state, 0)

@@ -76,11 +76,13 @@ def observation_space(rig: Rig, obs_type: str, views: Sequence[str] = ()) -> spa
     return spaces.Dict({"pixels": pixels, "agent_pos": spaces.Box(low.astype(np.float32), high.astype(np.float32))})
 
 
-def action_space(rig: Rig) -> spaces.Box:
-    """Return the space of one action of the rig's action mode, float32."""
-    return spaces.Box(
-        rig.controller.action_space_low.numpy(), rig.controller.action_space_high.numpy(), dtype=np.float32
-    )
+def action_space(rig: Rig, chunk: int = 1) -> spaces.Box:
+    """Return the space of one action (A,) of the rig's action mode, float32; of a world model that imagines `chunk`
+    steps at once, of so many actions (chunk, A)."""
+    low, high = rig.controller.action_space_low.numpy(), rig.controller.action_space_high.numpy()
+    if chunk > 1:
+        low, high = np.tile(low, (chunk, 1)), np.tile(high, (chunk, 1))
+    return spaces.Box(low, high, dtype=np.float32)
 
 
 def about_bytes(instruction: str, scene: SceneSpec | None) -> UInt8[Tensor, " bytes"]:

@@ -22,13 +22,14 @@ from vap_gym.imagine import Motion, Rig, actions_tensor
 from vap_gym.kinematics import Clipped, RobotState
 from vap_gym.loading import StartSource
 from vap_gym.observations import Observation, action_space, observation_space, observed, robot_info
+from vap_gym.outcome import Timings
 from vap_gym.photo import check_names, read_camera
 from vap_gym.sim.layouts import LAYOUTS, draw_scene
 from vap_gym.sim.rollout import NominalRobot, start_episode
 from vap_gym.sim.scene import LABELS, Scene, Truth
 from vap_gym.sim.spec import COLOURS, SceneSpec
 from vap_gym.sim.tasks import progress
-from vap_gym.stage import REWARDS, Timings
+from vap_gym.stage import REWARDS
 from vap_gym.starts import Start, save_starts
 from vap_gym.viewer import Viewer
 from vap_gym.viewpoints import read_viewpoints, shown

@@ -9,20 +9,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Float, UInt8
 from tensordict import TensorDict
 from torch import Tensor
 
 from vap_gym.cards import EnvCard
-from vap_gym.errors import VapError, unknown_name
+from vap_gym.errors import ActionError, VapError, unknown_name
 from vap_gym.geometry import Camera
-from vap_gym.imagine import Imagination, Motion, read_state
+from vap_gym.imagine import Imagination, Motion, mapped, read_state
 from vap_gym.interfaces import Judge, Reading
 from vap_gym.observations import (
     Observation,
@@ -33,6 +33,7 @@ from vap_gym.observations import (
     read_about,
     robot_info,
 )  # fmt: skip
+from vap_gym.outcome import Outcome, Timings, per_chunk
 from vap_gym.sim.spec import SceneSpec
 from vap_gym.sim.tasks import progress
 from vap_gym.starts import Start
@@ -41,32 +42,6 @@ from vap_gym.viewpoints import ExtraViews, ViewFrames, Viewpoint, sways, view_ke
 
 REWARDS = ("progress", "success")
 SEEN = 0.5  # an object that the judge is less sure of stays where it was last seen
-
-
-@dataclass(frozen=True, kw_only=True)
-class Timings:
-    """How long a call of `step` (or `step_chunk`) took, ms. Measured, not part of what happened: any two are equal."""
-
-    robot: float = field(compare=False)  # kinematics and prompt
-    world: float = field(compare=False)
-    judge: float = field(compare=False)
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Outcome:
-    """What K steps gave, per slot and step."""
-
-    frames: UInt8[np.ndarray, "B K H W 3"]
-    reward: Float[np.ndarray, "B K"]
-    progress: Float[np.ndarray, "B K"]
-    success: Bool[np.ndarray, "B K"]
-    motion: Motion
-    adherence_px: Float[np.ndarray, "B K"] | None  # None without a judge that knows the gripper
-    gripper_confidence: Float[np.ndarray, "B K"] | None
-    spread_grey: Float[np.ndarray, "B K"] | None  # None unless trust_samples are asked for
-    views: Mapping[str, ViewFrames]  # frames and prompts (B, K, H, W, 3) of further views
-    untrusted: Bool[np.ndarray, "B K"]  # the gripper is seen further from where it should be than is allowed
-    timings: Timings
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -122,7 +97,13 @@ class Stage:
         self.imagination = imagination
         self.rig = imagination.rig
         self.judge = judge
-        self.reads_latents = reads_latents
+        self.chunk: int = getattr(imagination.world, "chunk", 1)  # control steps that the world imagines at once
+        if self.chunk > 1 and (trust_samples or viewpoints):
+            raise VapError(
+                f"trust_samples and views need a world model of single steps, got one that imagines {self.chunk} at "
+                "once. Leave them out."
+            )
+        self.reads_latents = reads_latents and self.chunk == 1
         self.reward = reward
         self.obs_type = obs_type
         self.spread = SampleSpread(imagination.world, trust_samples) if trust_samples else None
@@ -130,7 +111,7 @@ class Stage:
         self.knows_gripper = knows_gripper
         self.extra = ExtraViews(imagination, viewpoints)
         self.observation_space = observation_space(self.rig, obs_type, self.extra.names)
-        self.action_space = action_space(self.rig)
+        self.action_space = action_space(self.rig, self.chunk)
 
     def begin(self, starts: Sequence[Start], seeds: Sequence[int]) -> TensorDict:
         """Return the state of one slot per start, each with its own noise seed."""
@@ -169,32 +150,39 @@ class Stage:
 
     @torch.no_grad()
     def advance(self, state: TensorDict, actions: Float[Tensor, "B K A"]) -> tuple[TensorDict, Outcome]:
-        """Return the state K actions later and what happened on the way.
+        """Return the state K actions later and what happened on the way: a column per step, or per chunk of steps where
+        the world model imagines several at once.
 
         Raises:
             ActionError: actions of the wrong shape or type, or not finite.
         """
+        if actions.shape[1] % self.chunk:
+            raise ActionError(f"actions must come in chunks of {self.chunk}, got {actions.shape[1]} of them.")
         began = time.perf_counter()
         motion = self.imagination.follow(state, actions)
-        robot_s, world_s, judge_s = time.perf_counter() - began, 0.0, 0.0
+        robot_s, world_s, judge_s, frames = time.perf_counter() - began, 0.0, 0.0, None
         rows: list[dict[str, Any]] = []
         views: list[dict[str, ViewFrames]] = []
-        for k in range(actions.shape[1]):  # one by one: the judge reads every latent
-            began = time.perf_counter()
-            state, frames = self.imagination.imagine(state, motion.at(k))
+        for k in range(actions.shape[1]):  # one by one: the judge reads every latent, or every frame of a chunk
+            began, now = time.perf_counter(), motion.at(k)
+            if k % self.chunk == 0:
+                part = mapped(motion, lambda x, k=k: x[:, k : k + self.chunk])  # type: ignore[misc]
+                state, frames = self.imagination.imagine(state, part)
             assert frames is not None
-            state["frame"] = frames[:, 0].cpu()
-            views.append(self.extra.step(state, motion.at(k)))
+            newest = frames[:, k % self.chunk]
+            state["frame"], state["camera_T_world_camera"] = newest.cpu(), now.T_world_camera[:, 0]
+            views.append(self.extra.step(state, now))
             imagined = time.perf_counter()
-            rows.append(self._score(state, motion.at(k)))
+            rows.append(self._score(state, now))
             if self.spread is not None:
-                rows[-1]["spread_grey"] = self._spread(state, motion.at(k), frames[:, 0])
+                rows[-1]["spread_grey"] = self._spread(state, now, newest)
             world_s, judge_s = world_s + imagined - began, judge_s + time.perf_counter() - imagined
         columns: dict[str, Any] = {
             key: None if rows[0][key] is None else np.stack([row[key] for row in rows], 1) for key in rows[0]
         }
         timings = Timings(robot=1e3 * robot_s, world=1e3 * world_s, judge=1e3 * judge_s)
-        return state, Outcome(motion=motion, timings=timings, views=_in_time(views), **columns)
+        outcome = Outcome(motion=motion, timings=timings, views=_in_time(views), **columns)
+        return state, per_chunk(outcome, self.chunk, reward=self.reward)
 
     def observation(self, state: TensorDict, i: int) -> Observation:
         """Return slot i's newest observation."""

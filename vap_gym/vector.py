@@ -19,8 +19,9 @@ from vap_gym.imagine import actions_tensor
 from vap_gym.interfaces import Judge, World
 from vap_gym.loading import StartSource, build_stage
 from vap_gym.observations import Observation, stacked
+from vap_gym.outcome import Outcome
 from vap_gym.photo import RESET_OPTIONS, check_names
-from vap_gym.stage import Outcome, Stage, fitting_snapshot
+from vap_gym.stage import Stage, fitting_snapshot
 
 Flags = Bool[np.ndarray, " B"]
 Rewards = Float[np.ndarray, " B"]
@@ -157,8 +158,8 @@ class VapVectorEnv(VectorEnv[Observation, np.ndarray, np.ndarray]):
         Raises:
             ActionError: actions of the wrong shape or type, or not finite.
         """
-        rows = actions_tensor(actions, shape=(self.num_envs, self._stage.rig.controller.action_size))
-        self._state, outcome = self._stage.advance(self.state, rows[:, None])
+        rows = actions_tensor(actions, shape=(self.num_envs, *self._stage.action_space.shape))
+        self._state, outcome = self._stage.advance(self.state, rows.reshape(self.num_envs, -1, rows.shape[-1]))
         rewards, success = outcome.reward[:, 0].copy(), outcome.success[:, 0]
         terminated = success & self._stage.card.terminate_on_success
         truncated = self._truncated() | outcome.untrusted[:, 0]
@@ -227,7 +228,7 @@ class VapVectorEnv(VectorEnv[Observation, np.ndarray, np.ndarray]):
     def _truncated(self) -> np.ndarray:
         if self.max_episode_steps is None:
             return np.zeros(self.num_envs, bool)
-        return np.asarray(self.state["step"].numpy() >= self.max_episode_steps)
+        return np.asarray(self.state["step"].numpy() // self._stage.chunk >= self.max_episode_steps)
 
     def _observation(self, i: int) -> Observation:
         return self._stage.observation(self.state, i)

@@ -1,0 +1,282 @@
+"""StreamWorld: a causal video model and its codec as a `World`, so that envs and planners stream it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from diffusers import AutoencoderKLCogVideoX
+from diffusers.models.modeling_utils import ModelMixin
+from jaxtyping import Float, Int64, UInt8
+from torch import Tensor
+
+from vap_gym.errors import CheckpointError, VapError
+from vap_gym.video.causal import CausalVideoNetwork
+from vap_gym.video.stream import TRAJECTORY, Stream, levels
+from vap_gym.world.checkpoint import load_part, read_json, replaced_text, save_part
+from vap_gym.world.codec import FrameCodec, to_frames, to_pictures
+from vap_gym.world.model import INDEX, checked_device, native_dtype
+from vap_gym.world.noise import counter_noise
+
+if TYPE_CHECKING:
+    from tensordict import TensorDict
+
+CODECS: dict[str, type[ModelMixin]] = {
+    "FrameCodec": FrameCodec,
+    "AutoencoderKLCogVideoX": AutoencoderKLCogVideoX,
+}
+RECENT = (
+    2  # latents before the newest that CogVideoX's decoder is shown: its own way to make 4 frames of one takes three
+)
+
+
+class StreamWorld:
+    """A streamed video model with explicit state: a flat TensorDict with batch size [B].
+
+    `latent` (B, C, h, w) is the newest latent frame, `seed` drives the noise, the rest is the stream's memory (see
+    `stream.Stream`); index assignment is a partial reset, `expand` a branch. With CogVideoX's codec (4× in time) it
+    imagines four control steps at a time, see `chunk`, and `recent` keeps the latents that the decoder is shown.
+
+    Args:
+        network, codec: the causal model; frames ↔ latents.
+        evaluations: network evaluations per latent frame when none is named at a call, 1 to 4.
+        window, control: see `Stream`.
+        text: what is told to models that take words; or, for others, embeddings (1, L, E). None: no instruction.
+        dtype: bfloat16 or float32 arithmetic; None takes bfloat16 where the device multiplies it natively.
+    """
+
+    def __init__(
+        self,
+        network: CausalVideoNetwork,
+        codec: FrameCodec | AutoencoderKLCogVideoX,
+        *,
+        evaluations: int = 1,
+        window: int | None = None,
+        control: str = "once",
+        text: str | Tensor | None = None,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        settings = network.settings
+        strides = (1, 4) if isinstance(codec, FrameCodec) else (4, 8)
+        channels = int(codec.config["latent_channels"])
+        if (settings.time_stride, settings.space_stride) != strides or settings.latent_channels != channels:
+            raise CheckpointError(
+                f"The network is for a codec that is {settings.time_stride}× in time and {settings.space_stride}× in "
+                f"space with {settings.latent_channels} channels, got {type(codec).__name__}, {strides[0]}× and "
+                f"{strides[1]}× with {channels}. Load both from one folder."
+            )
+        if settings.condition == "raw_state":
+            raise VapError(
+                "A world is told what the robot does by pictures, got a network of condition 'raw_state'. Take one of "
+                "condition skeleton, mesh or depth."
+            )
+        levels(settings.prediction, evaluations)  # says which numbers would do
+        self.device = checked_device(device)
+        self.dtype = dtype or native_dtype(self.device)
+        self.network = network.to(self.device).eval().requires_grad_(False)
+        self.codec = codec.to(self.device).eval().requires_grad_(False)
+        self.stream = Stream(self.network, window=window, control=control)
+        self.evaluations, self.text = evaluations, text
+        self.chunk = settings.time_stride
+        self.frame_size_px = settings.frame_size_px
+
+    @property
+    def state_keys(self) -> tuple[str, ...]:
+        """What a state holds."""
+        trajectory = [f"trajectory_{i}" for i in range(TRAJECTORY)] if self.network.trajectory is not None else []
+        recent = ["recent"] if self.chunk > 1 else []
+        return ("latent", "anchor", "step", "seed", *trajectory, *recent, *self.stream.ring(0, 1).keys)
+
+    # --- files ---
+
+    @staticmethod
+    def from_pretrained(
+        folder: str | Path, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+    ) -> StreamWorld:
+        """Load a folder that `save_pretrained` wrote.
+
+        Raises:
+            CheckpointError: where files are missing, cut short, tampered with, or do not fit the configuration.
+        """
+        folder = Path(folder)
+        if not (folder / INDEX).is_file():
+            raise CheckpointError(f"'{folder}' must hold {INDEX}, but does not. Give a folder from save_pretrained.")
+        index = read_json(folder / INDEX)
+        kind = str(index.get("codec"))
+        if index.get("_class_name") != "StreamWorld" or kind not in CODECS:
+            raise CheckpointError(
+                f"'{folder / INDEX}' must be of a StreamWorld with a codec of {', '.join(CODECS)}, "
+                f"got {index.get('_class_name')} with {kind}. Give a folder from StreamWorld.save_pretrained."
+            )
+        codec: Any = load_part(CODECS[kind], folder, "codec", index)
+        return StreamWorld(
+            load_part(CausalVideoNetwork, folder, "network", index),
+            codec,
+            evaluations=int(index.get("evaluations", 1)),
+            window=index.get("window"),
+            control=str(index.get("control", "once")),
+            text=index.get("text"),
+            device=device,
+            dtype=dtype,
+        )
+
+    def save_pretrained(self, folder: str | Path, *, dtype: torch.dtype = torch.float16, **notes: Any) -> None:
+        """Write network and codec as diffusers folders, with an index that holds settings and sha256."""
+        if isinstance(self.text, Tensor):
+            raise VapError("A text that is embeddings is not saved. Save with text=None and give it when loading.")
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        index: dict[str, Any] = {
+            "_class_name": "StreamWorld",
+            "codec": type(self.codec).__name__,
+            "evaluations": self.evaluations,
+            "window": self.stream.window,
+            "control": self.stream.control,
+            "text": self.text,
+            **notes,
+        }
+        parts: dict[str, ModelMixin] = {"network": self.network, "codec": self.codec}
+        index["sha256"] = {name: save_part(part, folder, name, dtype) for name, part in parts.items()}
+        replaced_text(folder / INDEX, json.dumps(index, indent=2) + "\n")
+
+    # --- pictures and latents ---
+
+    @torch.no_grad()
+    def encode(self, frames: UInt8[Tensor, "B H W 3"]) -> Float[Tensor, "B C h w"]:
+        """Single frames → latents, float32."""
+        pictures = to_pictures(frames.to(self.device))
+        with self._autocast():
+            if isinstance(self.codec, FrameCodec):
+                return self.codec.encode(pictures).float()
+            latents: Tensor = self.codec.encode(pictures[:, :, None]).latent_dist.mode()[:, :, 0]
+        return latents.float() * float(self.codec.config["scaling_factor"])
+
+    @torch.no_grad()
+    def decode(self, latents: Float[Tensor, "*batch C h w"]) -> UInt8[Tensor, "*batch H W 3"]:
+        """Latents → frames, one of each: of CogVideoX's codec, what the latent would be as a first frame."""
+        flat = latents.reshape(-1, *latents.shape[-3:])
+        with self._autocast():
+            if isinstance(self.codec, FrameCodec):
+                frames = to_frames(self.codec.decode(flat))
+            else:
+                frames = self._decoded(flat[:, None])[:, 0]
+        return frames.reshape(*latents.shape[:-3], *frames.shape[1:])
+
+    def _decoded(self, latents: Float[Tensor, "B F C h w"]) -> UInt8[Tensor, "B T H W 3"]:
+        """Clips by CogVideoX's decoder: 1 + 4·(F − 1) frames of an odd number of latents."""
+        assert isinstance(self.codec, AutoencoderKLCogVideoX)
+        clip = latents.transpose(1, 2) / float(self.codec.config["scaling_factor"])
+        with self._autocast():
+            pictures: Tensor = self.codec.decoder(clip)[0]  # at once: its wrapper would cut them in two
+        return to_frames(pictures.transpose(1, 2).flatten(0, 1)).unflatten(0, (len(latents), -1))
+
+    # --- imagining ---
+
+    @torch.no_grad()
+    def start(
+        self,
+        frames: UInt8[Tensor, "B H W 3"],
+        prompts: UInt8[Tensor, "B H W 3"],
+        seed: Int64[Tensor, " B"],
+        *,
+        views: Float[Tensor, "B L 3 4"] | None = None,
+    ) -> TensorDict:
+        """Return the state after seeing each slot's first frame and its prompt; `views` are not used."""
+        from tensordict import TensorDict
+
+        self._check(frames, "frames")
+        self._check(prompts, "prompts")
+        if prompts.shape != frames.shape or tuple(seed.shape) != (len(frames),):
+            raise VapError(
+                "frames and prompts must have shape (B, H, W, 3) and seed (B,), "
+                f"got {tuple(frames.shape)}, {tuple(prompts.shape)} and {tuple(seed.shape)}. Give one of each per slot."
+            )
+        latent = self.encode(frames)
+        with self._autocast():
+            memory = self.stream.begin(latent, self._pictures(prompts[:, None]), text=self._text(len(frames)))
+        memory |= {"latent": latent.clone(), "seed": seed.to(self.device, torch.int64)}
+        if self.chunk > 1:
+            memory["recent"] = latent[:, None].expand(-1, RECENT, -1, -1, -1).clone()
+        return TensorDict(dict(memory), batch_size=[len(frames)])
+
+    @torch.no_grad()
+    def predict(
+        self,
+        state: TensorDict,
+        prompts: UInt8[Tensor, "B K H W 3"],
+        *,
+        views: Float[Tensor, "B K L 3 4"] | None = None,
+        decode: bool = True,
+        evaluations: int | None = None,
+    ) -> tuple[TensorDict, UInt8[Tensor, "B K H W 3"] | None]:
+        """Imagine K frames, one per prompt; K is a multiple of `chunk`. The given state is left as it is.
+
+        Args:
+            state: from `start` or an earlier call; slots may be at different steps.
+            prompts: the visual action prompts of the K frames to come.
+            views: not used.
+            decode: False leaves the frames out: for planners, which read latents.
+            evaluations: network evaluations per latent frame, 1 to 4.
+        """
+        from tensordict import TensorDict
+
+        self._check(prompts, "prompts")
+        if prompts.ndim != 5 or len(prompts) != len(state) or not prompts.shape[1] or prompts.shape[1] % self.chunk:
+            wanted = "K" if self.chunk == 1 else f"{self.chunk}·k"
+            raise VapError(f"prompts must have shape ({len(state)}, {wanted}, H, W, 3), got {tuple(prompts.shape)}.")
+        count = self.evaluations if evaluations is None else evaluations
+        memory: dict[str, Tensor] = dict(state.items())
+        frames = []
+        for part in prompts.split(self.chunk, 1):
+            with self._autocast():
+                memory, latent = self._next(memory, part, count)
+            if decode:
+                frames.append(self._shown(memory, latent))
+            if self.chunk > 1:
+                memory["recent"] = torch.cat([memory["recent"][:, 1:], latent[:, None]], 1)
+        following = TensorDict(memory, batch_size=state.batch_size)
+        return following, torch.cat(frames, 1) if decode else None
+
+    def _next(self, memory: dict[str, Tensor], prompts: Tensor, evaluations: int) -> tuple[dict[str, Tensor], Tensor]:
+        shape = tuple(memory["latent"].shape[1:])
+        seed, step = memory["seed"], memory["step"]
+        kept, latent = self.stream.advance(
+            memory, self._pictures(prompts), lambda i: counter_noise(seed, step, i, shape), evaluations=evaluations
+        )
+        latent = latent.float()
+        return kept | {"latent": latent}, latent
+
+    def _shown(self, memory: dict[str, Tensor], latent: Tensor) -> UInt8[Tensor, "B K H W 3"]:
+        if self.chunk == 1:
+            return self.decode(latent)[:, None]
+        return self._decoded(torch.cat([memory["recent"], latent[:, None]], 1))[:, -self.chunk :]
+
+    def _pictures(self, prompts: UInt8[Tensor, "B T H W 3"]) -> Float[Tensor, "B T P H W"] | None:
+        channels = self.network.settings.prompt_channels
+        if not channels:
+            return None
+        pictures = to_pictures(prompts.to(self.device))[:, :channels]  # depth is grey: one channel tells all
+        return pictures.unflatten(0, prompts.shape[:2])
+
+    def _text(self, batch: int) -> Tensor | None:
+        if self.text is None:
+            return None
+        if isinstance(self.text, Tensor):
+            return self.text.to(self.device).expand(batch, -1, -1)
+        if self.network.vocabulary is None:
+            raise VapError("This model has no vocabulary: it takes text as embeddings (1, L, E) or None, got words.")
+        return self.network.vocabulary.encode([self.text] * batch).to(self.device)
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16)
+
+    def _check(self, frames: Tensor, what: str) -> None:
+        width, height = self.frame_size_px
+        if frames.dtype != torch.uint8 or frames.shape[-3:] != (height, width, 3):
+            raise VapError(
+                f"{what} must be uint8 (…, {height}, {width}, 3), got {frames.dtype} {tuple(frames.shape)}. "
+                "Crop and resize them first."
+            )
