@@ -1,4 +1,4 @@
-"""Trust: how far samples of one imagination have come apart, and when an episode is no longer worth imagining."""
+"""Samples: how far roll-outs of one imagination that differ by their noise have come apart."""
 
 from __future__ import annotations
 
