@@ -32,7 +32,7 @@ def has_lora(network: VideoNetwork) -> bool:
     return any(_WEIGHT.search(name) for name, _ in network.named_parameters())
 
 
-def add_lora(network: VideoNetwork, *, rank: int = 128, alpha: float | None = None, seed: int = 0) -> None:
+def add_lora(network: VideoNetwork, *, rank: int = 128, alpha: int | None = None, seed: int = 0) -> None:
     """Attach LoRA to q, k, v and out of the main branch, in place; it starts at zero, so that nothing changes at first.
 
     Only LoRA's own weights are left trainable in the layers that it is attached to; see `train_branches`.

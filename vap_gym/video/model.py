@@ -77,7 +77,9 @@ class VideoModel:
         if settings.prediction == "v":
             own = next(network.parameters()).dtype
             self.dtype = dtype or (torch.bfloat16 if self.device.type == "cuda" else own)
-            network, codec = network.to(self.dtype), codec.to(self.dtype)
+            for module in (network, codec):
+                if any(p.dtype != self.dtype for p in module.parameters()):
+                    module.to(self.dtype)
         else:
             self.dtype = dtype or native_dtype(self.device)
         self.network = network.to(self.device).eval()
@@ -210,11 +212,11 @@ class VideoModel:
     def generate(
         self,
         image: UInt8[Tensor, "B H W 3"],
-        prompts: UInt8[Tensor, "B T H W 3"] | None = None,
+        prompts: UInt8[Tensor, "N T H2 W2 3"] | None = None,
         *,
         text: str | Sequence[str] | Tensor | None = None,
         negative_text: str | Sequence[str] | Tensor | None = None,
-        states: Float[Tensor, "B T S"] | None = None,
+        states: Float[Tensor, "M T2 S"] | None = None,
         interval: float | Float[Tensor, " B"] | None = None,
         frames: int | None = None,
         steps: int | None = None,
@@ -222,8 +224,8 @@ class VideoModel:
         dynamic_guidance: bool = False,
         seed: int | Int64[Tensor, " B"] = 0,
         generator: torch.Generator | None = None,
-        noise: Float[Tensor, "B F C h w"] | None = None,
-    ) -> UInt8[Tensor, "B T H W 3"]:
+        noise: Float[Tensor, "B2 F C h w"] | None = None,
+    ) -> UInt8[Tensor, "B T3 H W 3"]:
         """Imagine clips from their first frames.
 
         Args:
@@ -242,6 +244,11 @@ class VideoModel:
         """
         self._check_frames(image, "image", 4)
         batch = len(image)
+        if prompts is not None and prompts.shape[2:4] != image.shape[1:3]:
+            raise VapError(
+                f"prompts must be as large as image, {tuple(image.shape[1:3])}, got {tuple(prompts.shape[2:4])}. "
+                "Draw them with the same frame_size_px."
+            )
         count = self._clip_frames(batch, prompts, states, frames)
         latent_frames = self.settings.latent_frames(count)
         is_v = self.settings.prediction == "v"

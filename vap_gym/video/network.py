@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -260,8 +260,3 @@ class VideoNetwork(ModelMixin, ConfigMixin):
                 f"{frames} latent frames are {self.settings.frames(frames)} frames."
             )
         return torch.cat([action[:, :1].expand(-1, missing, -1, -1, -1), action], dim=1)
-
-
-def settings_of(config: Mapping[str, Any]) -> VideoConfig:
-    """Return the settings in a network's saved config. Keys of diffusers' own (with a leading underscore) are left."""
-    return VideoConfig(**{name: value for name, value in config.items() if not name.startswith("_")})

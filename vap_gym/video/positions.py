@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from diffusers.models.embeddings import get_3d_rotary_pos_embed
-from diffusers.pipelines.cogvideo.pipeline_cogvideox_image2video import get_resize_crop_region_for_grid
 from jaxtyping import Float
 from torch import Tensor
 
@@ -37,7 +36,7 @@ def rotary_positions(
     most = (base_config.get("sample_height", 60) // patch, base_config.get("sample_width", 90) // patch)
     settings: dict[str, Any] = {"embed_dim": base_config.get("attention_head_dim", 64), "grid_size": grid}
     if base_config.get("patch_size_t") is None:  # CogVideoX 1.0: stretched onto the trained size
-        crops = get_resize_crop_region_for_grid(grid, most[1], most[0])
+        crops = trained_region(grid, most)
         cos, sin = get_3d_rotary_pos_embed(**settings, crops_coords=crops, temporal_size=count, device=device)
     else:  # 1.5: cut out of the largest size
         if grid[0] > most[0] or grid[1] > most[1]:
@@ -52,3 +51,15 @@ def rotary_positions(
         return cos, sin
     at = torch.tensor(which, device=cos.device)
     return tuple(x.unflatten(0, (count, -1))[at].flatten(0, 1) for x in (cos, sin))  # type: ignore[return-value]
+
+
+def trained_region(grid: tuple[int, int], trained: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Return the largest region of the trained grid with the shape of `grid`, in its middle: (top, left), (bottom,
+    right). Grids are (rows, columns) of tokens. The pipeline has this, too, but importing it takes seconds."""
+    rows, columns = trained
+    if grid[0] / grid[1] > rows / columns:
+        height, width = rows, round(rows / grid[0] * grid[1])
+    else:
+        height, width = round(columns / grid[1] * grid[0]), columns
+    top, left = round((rows - height) / 2.0), round((columns - width) / 2.0)
+    return (top, left), (top + height, left + width)

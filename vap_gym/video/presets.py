@@ -104,6 +104,12 @@ class VideoConfig:
         if self.text == "words" and not self.words:
             raise VapError("text='words' needs a vocabulary, got none. Give words=vap_gym.video.words.WORDS.")
 
+    @classmethod
+    def of(cls, settings: Mapping[str, Any]) -> VideoConfig:
+        """Return the settings that `to_dict` wrote; lists become tuples, keys of diffusers' own (`_…`) are left out."""
+        plain = {name: value for name, value in settings.items() if not name.startswith("_")}
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()})
+
     @property
     def prompt_channels(self) -> int:
         """P: channels of the pictures of the condition; 0 where it has none."""
@@ -131,10 +137,10 @@ class VideoConfig:
         for name in changes:
             if name not in known:
                 raise unknown_name("setting of a video model", name, known)
-        return dataclasses.replace(self, **changes)
+        return VideoConfig.of({**{name: getattr(self, name) for name in known}, **changes})
 
     def to_dict(self) -> dict[str, Any]:
-        """All settings as what JSON knows; `VideoConfig(**settings)` makes them again."""
+        """All settings as what JSON knows; `VideoConfig.of(settings)` makes them again."""
         plain = dataclasses.asdict(self)
         return {name: list(value) if isinstance(value, tuple) else value for name, value in plain.items()}
 

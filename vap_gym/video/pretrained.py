@@ -111,7 +111,7 @@ def _ours(
 
         kind = CausalVideoNetwork
     config = read_config(VideoNetwork, folder / "network")
-    if VideoConfig(**config).prediction == "x0":
+    if VideoConfig.of(config).prediction == "x0":
         dtype = torch.float32  # arithmetic is autocast's business
     try:
         with default_dtype(dtype):

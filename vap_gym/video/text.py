@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -16,6 +16,7 @@ from torch import Tensor
 from vap_gym.errors import CheckpointError, unknown_name
 
 
+@runtime_checkable
 class TextSource(Protocol):
     """Gives the embeddings of instructions."""
 

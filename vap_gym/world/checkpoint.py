@@ -62,13 +62,15 @@ def read_json(path: Path) -> dict[str, Any]:
     return data
 
 
-def check_kind(index: dict[str, Any], wanted: str, folder: Path) -> None:
-    """Raise CheckpointError where a folder's index names another kind of model, and say what loads that."""
-    if (kind := index.get("_class_name", wanted)) != wanted:
+def read_index(file: Path, kind: str) -> dict[str, Any]:
+    """Read a model folder's index. Raises CheckpointError where it is of another kind, and says what loads that."""
+    index = read_json(file)
+    if (found := index.get("_class_name", kind)) != kind:
         raise CheckpointError(
-            f"'{folder}' must hold a {wanted}, but holds a {kind}. Models of whole clips are loaded with "
+            f"'{file.parent}' must hold a {kind}, but holds a {found}. Models of whole clips are loaded with "
             "vap_gym.video.model.VideoModel.from_pretrained."
         )
+    return index
 
 
 def load_part(kind: type[PartT], folder: Path, name: str, index: dict[str, Any]) -> PartT:
