@@ -80,6 +80,7 @@ def clip(network: VideoNetwork, frames: int = FRAMES, *, seed: int = 2) -> dict[
 def test_with_nothing_hidden_it_is_the_bidirectional_model(changes: dict[str, Any]) -> None:
     network, both_ways = made(**changes), made(VideoNetwork, **changes)
     both_ways.load_state_dict(network.state_dict())  # the same names and shapes
+    network = CausalVideoNetwork.with_weights_of(both_ways)
     given = clip(network)
     everything = torch.ones(FRAMES, FRAMES, dtype=torch.bool)
     sees_all = network(**given, sees=everything, control="each")

@@ -42,6 +42,18 @@ class CausalVideoNetwork(VideoNetwork):
     evaluation, as the bidirectional model does.
     """
 
+    @classmethod
+    def with_weights_of(cls, network: VideoNetwork) -> CausalVideoNetwork:
+        """Return a causal network with the very weights of a bidirectional one; it has to be trained before it is good
+        at seeing less."""
+        with torch.device("meta"):
+            made = cls(**network.settings.to_dict())
+        made.load_state_dict(network.state_dict(), assign=True)
+        for name, value in network.named_buffers():  # tables that are no weights are not in a state dict
+            owner, _, last = name.rpartition(".")
+            setattr(made.get_submodule(owner), last, value)
+        return made.train(network.training)
+
     def forward(  # type: ignore[override]
         self,
         noisy: Float[Tensor, "B F C h w"],

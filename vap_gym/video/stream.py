@@ -45,15 +45,22 @@ def levels(prediction: str, evaluations: int, noise_scale: float = 1.0) -> tuple
     shares = [1.0 - i / evaluations for i in range(evaluations)]
     if prediction == "x0":
         return tuple(Level(timestep=1000.0 * s, signal=1.0 - s, noise=s * noise_scale) for s in shares)
-    from diffusers.schedulers.scheduling_ddim_cogvideox import CogVideoXDDIMScheduler
-
-    kept = CogVideoXDDIMScheduler(  # as CogVideoX-5B-I2V has it
-        snr_shift_scale=1.0, rescale_betas_zero_snr=True, prediction_type="v_prediction", timestep_spacing="trailing"
-    ).alphas_cumprod
+    kept = kept_of_clean()
     steps = [round(1000 * s) - 1 for s in shares]
     return tuple(
         Level(timestep=float(t), signal=float(kept[t].sqrt()), noise=float((1 - kept[t]).sqrt())) for t in steps
     )
+
+
+@lru_cache(maxsize=1)
+def kept_of_clean() -> Float[Tensor, "1000"]:
+    """Return the share of clean latents' variance at CogVideoX-5B-I2V's time steps 0 … 999; 0 at the last."""
+    from diffusers.schedulers.scheduling_ddim_cogvideox import CogVideoXDDIMScheduler
+
+    kept: Tensor = CogVideoXDDIMScheduler(
+        snr_shift_scale=1.0, rescale_betas_zero_snr=True, prediction_type="v_prediction", timestep_spacing="trailing"
+    ).alphas_cumprod
+    return kept.float()
 
 
 def clean_of(prediction: str, predicted: Tensor, noisy: Tensor, level: Level) -> Tensor:
