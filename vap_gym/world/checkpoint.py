@@ -66,9 +66,9 @@ def read_index(file: Path, kind: str) -> dict[str, Any]:
     """Read a model folder's index. Raises CheckpointError where it is of another kind, and says what loads that."""
     index = read_json(file)
     if (found := index.get("_class_name", kind)) != kind:
+        loads = "vap_gym.video." + ("world.StreamWorld" if found == "StreamWorld" else "model.VideoModel")
         raise CheckpointError(
-            f"'{file.parent}' must hold a {kind}, but holds a {found}. Models of whole clips are loaded with "
-            "vap_gym.video.model.VideoModel.from_pretrained."
+            f"'{file.parent}' must hold a {kind}, but holds a {found}. Load it with {loads}.from_pretrained."
         )
     return index
 

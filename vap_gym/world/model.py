@@ -16,7 +16,7 @@ from torch import Tensor
 from vap_gym.assets import weights_dir
 from vap_gym.errors import CheckpointError, VapError, unknown_name
 from vap_gym.world.appearance import FirstSight, RobotAppearance, first_sight, kept, sight_of
-from vap_gym.world.checkpoint import check_kind, load_part, read_json, save_part
+from vap_gym.world.checkpoint import load_part, read_index, save_part
 from vap_gym.world.codec import FrameCodec, to_frames, to_pictures
 from vap_gym.world.dynamics import PROMPT_TAPS, FrameDynamics, composed
 from vap_gym.world.motion import ThingMotion, ThingState
@@ -164,8 +164,7 @@ class WorldModel:
             folder = shipped
         if not (folder / INDEX).is_file():
             raise CheckpointError(f"'{folder}' must hold {INDEX}, but does not. Give a folder from save_pretrained.")
-        index = read_json(folder / INDEX)
-        check_kind(index, "WorldModel", folder)
+        index = read_index(folder / INDEX, "WorldModel")
         return WorldModel(
             **{name: load_part(kind, folder, name, index) for name, kind in PARTS.items()},
             evaluations=int(index.get("evaluations", 1)),
