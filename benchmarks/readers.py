@@ -37,7 +37,7 @@ def main() -> None:
         scenes, robots = load_scenes(
             given.data, every=given.every, view="front", episodes=given.episodes, only_held_out=True
         )
-        scenes = scored(scenes, len(scenes))
+        scenes = scenes.pick(scored(scenes.robot, scenes.held_out, len(scenes)))
         for surface in (False, True):
             told = "its surface" if surface else "its own pixels"
             print(f"finder, the robot told by {told}; {len(scenes)} frames, {_ms_finder(finder):.2f} ms a picture")
@@ -48,7 +48,7 @@ def main() -> None:
         truths, robots = load_truths(
             given.data, codec, every=given.every, view="front", episodes=given.episodes, only_held_out=True
         )
-        truths = scored(truths, len(truths))
+        truths = truths.pick(scored(truths.robot, truths.held_out, len(truths)))
         print(f"judge; {len(truths)} frames, {_ms_judge(network):.2f} ms a latent")
         _print(judge_training.score(network, truths, robots), robots)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, UInt8
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vap_gym.data import EpisodeSet
@@ -69,7 +69,8 @@ def main(
     data, robots = load_truths(
         [Path(p) for p in settings.data], codec, every=settings.every, view=settings.view, episodes=settings.episodes
     )
-    held_out, train = scored(data, settings.scored), (~data.held_out).nonzero()[:, 0]
+    train = (~data.held_out).nonzero()[:, 0]
+    held_out = data.pick(scored(data.robot, data.held_out, settings.scored))
     with initialised_with(settings.seed):
         model = JudgeNetwork(robots=list(robots), **settings.model).to(place, memory_format=torch.channels_last)
     if settings.init:
@@ -114,7 +115,10 @@ def translate(
 ) -> None:
     """Let the first convolution say of `codec`'s latents what that of `given` says of the `other` codec's, as nearly as
     least squares over some pictures can: so a judge's training goes on where a codec was trained anew."""
-    conv, wanted = model.enter[0], given.enter[0](other.encode(pictures))
+    conv, was = model.enter[0], given.enter[0]
+    assert isinstance(conv, nn.Conv2d)
+    assert isinstance(was, nn.Conv2d)
+    wanted = was(other.encode(pictures))
     latents = codec.encode(pictures)
     around = F.unfold(latents, 3, padding=1).mT.flatten(0, 1).double()
     around = torch.cat([around, torch.ones_like(around[:, :1])], 1)
@@ -122,6 +126,7 @@ def translate(
     ridge = 1e-3 * len(around) * torch.eye(around.shape[1], dtype=torch.float64)
     solved = torch.linalg.solve(around.T @ around + ridge, around.T @ said).T.float()
     conv.weight.copy_(solved[:, :-1].reshape(conv.weight.shape))
+    assert conv.bias is not None
     conv.bias.copy_(solved[:, -1])
 
 
@@ -199,7 +204,8 @@ def _compared(out: dict[str, Tensor], data: Truths) -> dict[str, Tensor]:
     )
     off = (objects_m - data.place_m[:, :-1]).norm(dim=-1)
     known = ~data.present.isnan()
-    mine, real = labels_of(out["labels"], data.labels.shape[-2:]), data.labels
+    _, height, width = data.labels.shape
+    mine, real = labels_of(out["labels"], (height, width)), data.labels
     return {
         "tool_px": error[:, -1],
         "object_px": error[:, :-1],

@@ -64,7 +64,8 @@ def main(
     run, place = Run(out, resume=resume), torch.device(device)
     folders = [Path(p) for p in settings.data]
     data, robots = load_scenes(folders, every=settings.every, view=settings.view, episodes=settings.episodes)
-    held_out, train = scored(data, settings.scored), (~data.held_out).nonzero()[:, 0]
+    train = (~data.held_out).nonzero()[:, 0]
+    held_out = data.pick(scored(data.robot, data.held_out, settings.scored))
     with initialised_with(settings.seed):
         model = ThingFinder(links=1, **settings.model)
     if settings.init:
@@ -96,9 +97,9 @@ def main(
 
 
 def begin_from(model: ThingFinder, given: ThingFinder) -> None:
-    """Take another finder's weights. Blocks that it lacks change nothing at first: they end in zeros."""
+    """Take another finder's weights. What it lacks changes nothing at first: it ends in zeros."""
     kept = model.load_state_dict(given.state_dict(), strict=False)
-    if kept.unexpected_keys or any(not name.startswith("middle.") for name in kept.missing_keys):
+    if kept.unexpected_keys or any(not name.startswith(("middle.", "whole.")) for name in kept.missing_keys):
         raise VapError(
             "init must name a finder of the same widths with as many blocks or fewer, got one with "
             f"{dict(given.config)['widths']} and {dict(given.config)['blocks']}."

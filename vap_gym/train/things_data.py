@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -27,28 +26,6 @@ FIRST_OBJECT = LABELS.index(COLOURS[0])
 ENOUGH_PX = 10  # so many pixels of an object must be seen for it to be looked for
 HELD_OUT_EVERY = 10  # one episode in so many is not trained on
 SURFACE = 0.3  # share of pictures whose robot is told by its surface
-
-
-@runtime_checkable
-class Frames(Protocol):
-    """Frames of several robots' sets, some of them held out."""
-
-    @property
-    def robot(self) -> Tensor:
-        """Whose scene each is."""
-        ...
-
-    @property
-    def held_out(self) -> Tensor:
-        """Which are not trained on."""
-        ...
-
-    def pick(self, which: Tensor) -> "Frames":
-        """Some of the frames."""
-        ...
-
-
-SetT = TypeVar("SetT", bound=Frames)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,14 +95,13 @@ def is_held_out(index: int) -> bool:
     return index % HELD_OUT_EVERY == 0
 
 
-def scored(data: SetT, most: int) -> SetT:
-    """Up to `most` held-out frames of each robot, spread evenly over its episodes."""
-    kept = []
-    for robot in data.robot.unique():
-        mine = (data.held_out & (data.robot == robot)).nonzero()[:, 0]
+def scored(robot: Int64[Tensor, " N"], held_out: Bool[Tensor, " N"], most: int) -> Int64[Tensor, " n"]:
+    """Return which frames to score: up to `most` held-out ones of each robot, spread evenly over its episodes."""
+    kept: list[Tensor] = []
+    for number in robot.unique():
+        mine = (held_out & (robot == number)).nonzero()[:, 0]
         kept.append(mine[torch.linspace(0, len(mine) - 1, min(most, len(mine))).round().long()])
-    chosen: SetT = data.pick(torch.cat(kept))
-    return chosen
+    return torch.cat(kept)
 
 
 def _entry(episode: Episode, pick: np.ndarray, body: Body, view: str) -> dict[str, Tensor]:
