@@ -232,7 +232,7 @@ class _Scorer:
         if scores is None:
             print(f"scoring {job.name} on {name}, {split}", flush=True)
             told = told_of(clips, load_env(self.plan.sets[name].env).robot, **conditions_of(self.plan, job))
-            model = model_of(self.plan, job, device=self.device)
+            model = model_of(job, device=self.device)
             made = generate(
                 model, clips, told, batch=self.plan.batch, evaluations=self.plan.evaluations,
                 frames=recipe_of(self.plan, job).frames,

@@ -6,17 +6,14 @@ import json
 import time
 from typing import Any
 
-import torch
-
 from vap_gym.cards import load_env
 from vap_gym.errors import CardError, unknown_name
 from vap_gym.evaluate.tables_plan import Plan
 from vap_gym.evaluate.tables_runs import Job, begin, note
 from vap_gym.train.video import train_video
-from vap_gym.train.video_parts import load_codec, network_folder
+from vap_gym.train.video_parts import model_folder
 from vap_gym.train.video_recipe import VideoRecipe
 from vap_gym.video.model import VideoModel
-from vap_gym.video.network import VideoNetwork
 
 BY_THE_PLAN = ("data", "seed", "base", "init")  # keys of a video recipe that follow from the rest of the plan
 
@@ -65,11 +62,9 @@ def steps_of(job: Job) -> int:
     return int(json.loads(lines[-1])["step"]) if lines else 0
 
 
-def model_of(plan: Plan, job: Job, *, device: str) -> VideoModel:
+def model_of(job: Job, *, device: str) -> VideoModel:
     """Load what a training left."""
-    place = torch.device(device)
-    network = VideoNetwork.from_pretrained(network_folder(job.folder), torch_dtype=torch.float32)
-    return VideoModel(network, load_codec(recipe_of(plan, job).codec, place), device=place, name=job.name)
+    return VideoModel.from_pretrained(model_folder(str(job.folder)), device=device)
 
 
 def conditions_of(plan: Plan, job: Job) -> dict[str, Any]:
