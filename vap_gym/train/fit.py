@@ -112,7 +112,8 @@ def fit(
             run.draw_curves([("loss",), *_panels(scores)])
             averaged.save_pretrained(run.folder / "model")
             state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "ema": ema.shadow}
-            state |= {"rng": rng.get_state(), "step": done, "recipe": asdict(settings)}  # type: ignore[call-overload]
+            recipe = asdict(settings) | {"batch_size": settings.batch_size}  # type: ignore[call-overload]
+            state |= {"rng": rng.get_state(), "step": done, "recipe": recipe}
             run.save(state | {"memory": memory.state() if memory is not None else {}})
             since = time.monotonic()
 

@@ -291,14 +291,14 @@ def score(
         given = slots.inputs()
         noise = float(model.config.noise_scale) * torch.randn(slots.anchor.shape, generator=seeded(t)).to(place)
         ones = torch.ones(n, device=place)
-        picture, posed, source = eyes.posed(slots.sight, given.place_m, given.turn, given.views)
+        whole, posed, source = eyes.posed(slots.sight, given.place_m, given.turn, given.views)
         with autocast(place):
             features = model.trajectory.features(_pictures(given.prompts.flatten(0, 1), place))
             features = features.unflatten(0, (n, PROMPT_TAPS))
             seen, anchor = given.seen.to(place), slots.anchor.to(place)
             latent, gate = model(seen, anchor, noise, ones, ones, features, posed, source)
             decoded = eyes.codec.decode(latent.contiguous(memory_format=torch.channels_last))
-        imagined, carried = to_frames(composed(decoded, picture, gate)).cpu(), to_frames(picture).cpu()
+        imagined, carried = to_frames(composed(decoded, whole, gate)).cpu(), to_frames(whole).cpu()
         truth = held.frames[slots.episode, given.target]
         frames = {"imagined": imagined, "posed": carried, "frozen": held.frames[slots.episode, slots.first]}
         for name, made in frames.items():
