@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from vap_gym.errors import CardError
 from vap_gym.train.run import Ema, Run, Schedule, cpu_has_bf16, load_recipe, seeded
 from vap_gym.train.video_cache import sha256_of
 from vap_gym.train.video_data import Batch, ClipBatches, VideoSet, dropped
@@ -53,6 +54,11 @@ def train_video(recipe: VideoRecipe, out: Path, *, resume: bool = False, device:
     """
     accelerator = _accelerator(recipe, device)
     is_main, rank, ranks = accelerator.is_main_process, accelerator.process_index, accelerator.num_processes
+    if ranks > 1 and recipe.forcing != "none":
+        raise CardError(
+            f"forcing = '{recipe.forcing}' goes through the network frame by frame and is for one process, got {ranks}. "
+            "Start one, or use forcing = 'none'."
+        )
     run = Run(out, resume=resume) if is_main else None
     accelerator.wait_for_everyone()
     run = run or Run(out, resume=True)
@@ -76,10 +82,10 @@ def train_video(recipe: VideoRecipe, out: Path, *, resume: bool = False, device:
     parts = {"model": model, "optimizer": optimizer, "ema": ema}
     first = load_state(accelerator, run, parts, recipe=recipe)
     noise = noise_of(plain.settings, pure_noise=recipe.pure_noise, snr_shift_scale=recipe.snr_shift_scale)
-    loss_of, schedule = objective(recipe.forcing), _schedule(recipe)
+    loss_of, schedule = objective(recipe.forcing, pure_noise=recipe.pure_noise), _schedule(recipe)
 
     def inputs(batch: Batch) -> Inputs:
-        return _inputs(plain, batch, text_of, accelerator.device)
+        return inputs_of(plain, batch, text_of, accelerator.device)
 
     clips = ClipBatches(train, batch_size=recipe.batch_size, rank=rank, ranks=ranks)
     batches = _batches(clips, recipe, first)
@@ -100,7 +106,8 @@ def train_video(recipe: VideoRecipe, out: Path, *, resume: bool = False, device:
             }
             given = without_some(inputs(batch), drop, no_text=text_of([""]))
             with _syncing(accelerator, model, recipe, part):
-                value = loss_of(model, given, noise, rng) / recipe.accumulate
+                with accelerator.autocast():
+                    value = loss_of(model, given, noise, rng) / recipe.accumulate
                 accelerator.backward(value)
             losses.append(value.detach() * recipe.accumulate)
         accelerator.clip_grad_norm_(trained_of(model), recipe.max_gradient)
@@ -182,7 +189,7 @@ def _same(batch: Batch) -> Batch:
     return batch
 
 
-def _inputs(network: VideoNetwork, batch: Batch, text_of: TextOf, place: torch.device) -> Inputs:
+def inputs_of(network: VideoNetwork, batch: Batch, text_of: TextOf, place: torch.device) -> Inputs:
     """A batch as the network takes it."""
     latents = batch.latents.to(place)
     said: dict[str, Any] = {}
@@ -205,9 +212,10 @@ def _save(accelerator: Any, run: Run, parts: dict[str, Any], recipe: VideoRecipe
     with Averaged(plain, parts["ema"]):
         model.eval()
         with accelerator.autocast():
+            picture = run.folder / "samples.png" if accelerator.is_main_process else None
             scores = score(
                 plain, scored["codec"], scored["held"], scored["inputs"], clips=recipe.score_clips,
-                evaluations=recipe.evaluations, picture=run.folder / "samples.png" if accelerator.is_main_process else None,
+                evaluations=recipe.evaluations, picture=picture,
             )  # fmt: skip
         weights = accelerator.get_state_dict(model)  # all of them, on the main process
         if accelerator.is_main_process:

@@ -30,7 +30,7 @@ from vap_gym.train.video_store import Store
 Encode = Callable[[UInt8[np.ndarray, "T H W 3"]], Float32[np.ndarray, "F C h w"]]
 FORMAT = 1
 SPOT = 0.06
-"""So far may a picture's latents be from those of the cache, in the mean: other threads and machines round otherwise."""
+"""So far may a picture's latents be from the cache's, in the mean: other threads and machines round otherwise."""
 
 PROMPT_VIEW = "prompt"
 COLUMNS: Mapping[str, tuple[tuple[str, slice | None], ...]] = {
@@ -269,8 +269,8 @@ def _same(store: Store, source: Source, i: int) -> None:
     name = _name(source, i)
     if store.entries[name].digest != source.digest(i):
         raise CheckpointError(
-            f"The {store.what} '{store.folder}' holds another episode {name} than '{source.episodes.root}' has now: the "
-            "set was written anew. Remove the cache's folder to make it anew."
+            f"The {store.what} '{store.folder}' holds another episode {name} than '{source.episodes.root}' has now: "
+            "the set was written anew. Remove the cache's folder to make it anew."
         )
 
 

@@ -7,14 +7,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from diffusers import CogVideoXDDIMScheduler
 from jaxtyping import Float
 from torch import Tensor
 
-from vap_gym.errors import VapError, unknown_name
+from vap_gym.errors import unknown_name
 from vap_gym.video.presets import VideoConfig
 from vap_gym.world.codec import charbonnier
 
@@ -32,6 +32,7 @@ class Inputs:
     conditions: dict[str, Any]
 
 
+@runtime_checkable
 class Noise(Protocol):
     """How noise is put on latents, and what a network is to say of the result."""
 
@@ -135,6 +136,7 @@ def clip_loss(network: Any, given: Inputs, noise: Noise, rng: torch.Generator) -
     return weighted(noise.error(predicted, noise.target(given.latents, drawn, of_frames)), given.weights)
 
 
+@runtime_checkable
 class Objective(Protocol):
     """A loss of a batch; draws from `rng` alone."""
 
@@ -143,22 +145,36 @@ class Objective(Protocol):
         ...
 
 
-def objective(forcing: str) -> Objective:
-    """The loss for a way of forcing: "none" (whole clips), or those of the causal variant, from `video_forcing`.
-
-    `video_forcing.forced(kind)` returns an Objective for "frames" (a noise level for every frame) and "rollout" (on
-    the model's own past).
-    """
+def objective(forcing: str, *, pure_noise: float) -> Objective:
+    """The loss for a way of forcing: "none" (whole clips), or, for the causal variant, "frames" (a noise level for every
+    frame, after a clean past) and "rollout" (that, and the model's own past)."""
     if forcing not in FORCINGS:
         raise unknown_name("forcing", forcing, FORCINGS)
-    if forcing == "none":
-        return clip_loss
-    from importlib import import_module, util
+    return clip_loss if forcing == "none" else Forced(forcing, pure_noise=pure_noise)
 
-    if util.find_spec("vap_gym.train.video_forcing") is None:
-        raise VapError(f"forcing='{forcing}' needs vap_gym.train.video_forcing, which is not there. Use 'none'.")
-    made: Objective = import_module("vap_gym.train.video_forcing").forced(forcing)
-    return made
+
+class Forced:
+    """The objective of the causal variant, see `video_forcing`. The network must not be wrapped by DDP."""
+
+    def __init__(self, forcing: str, *, pure_noise: float) -> None:
+        self.forcing, self.pure_noise = forcing, pure_noise
+
+    def __call__(self, network: Any, given: Inputs, noise: Noise, rng: torch.Generator) -> Tensor:
+        """See `Objective`."""
+        from vap_gym.train.video_forcing import forcing_loss, rollout_loss
+        from vap_gym.video.stream import Stream
+
+        def compare(predicted: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
+            error = noise.error(predicted.float(), target.float())
+            return weighted(error, torch.ones_like(error[:, :, 0]) if weight is None else weight[:, :, 0])
+
+        said = {name: given.conditions.get(name) for name in ("prompts", "text", "interval")}
+        shared: dict[str, Any] = {"rng": rng, "weight": given.weights[:, 1:, None], "compare": compare}
+        value = forcing_loss(network, given.latents, pure_noise=self.pure_noise, **said, **shared)
+        if self.forcing == "frames":
+            return value
+        own = rollout_loss(Stream(network), given.latents, said["prompts"], text=said["text"], **shared)
+        return 0.5 * (value + own)
 
 
 def without_some(given: Inputs, drop: dict[str, Tensor], *, no_text: Tensor | None) -> Inputs:

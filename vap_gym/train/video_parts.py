@@ -30,8 +30,8 @@ def load_codec(folder: str, place: torch.device) -> ClipCodec:
     path = Path(folder) / "config.json"
     if not path.is_file():
         raise CheckpointError(
-            f"The codec's folder '{folder}' must hold config.json and weights, got none. Train one: vap-gym train codec, "
-            "or name the `vae` folder of a CogVideoX download."
+            f"The codec's folder '{folder}' must hold config.json and weights, got none. Train one: vap-gym train "
+            "codec, or name the `vae` folder of a CogVideoX download."
         )
     kind = FrameCodec if "FrameCodec" in str(json.loads(path.read_text())["_class_name"]) else AutoencoderKLCogVideoX
     codec = kind.from_pretrained(folder, torch_dtype=torch.float32).eval().requires_grad_(False).to(place)
@@ -135,8 +135,8 @@ def _take(network: VideoNetwork, run: str, *, may_lack: tuple[str, ...]) -> set[
     if bad or extra:
         raise CheckpointError(
             f"The weights of '{run}' must fit the recipe's model, got {len(bad)} missing or of another shape "
-            f"({', '.join(bad[:3]) or 'none'}) and {len(extra)} too many ({', '.join(extra[:3]) or 'none'}). Use the same "
-            "preset and [model] settings, up to the condition."
+            f"({', '.join(bad[:3]) or 'none'}) and {len(extra)} too many ({', '.join(extra[:3]) or 'none'}). Use the "
+            "same preset and [model] settings, up to the condition."
         )
     brought = {n: w for n, w in given.items() if n in mine and n not in lacking}
     network.load_state_dict(brought, strict=False)

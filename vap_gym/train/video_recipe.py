@@ -102,6 +102,10 @@ class VideoRecipe:
         for name in ("prompt_dropout", "image_dropout", "text_dropout", "near_changes", "pure_noise"):
             if not 0 <= getattr(self, name) <= 1:
                 raise CardError(f"{name} is a share of clips, 0 to 1, got {getattr(self, name)}. Try 0.1.")
+        if self.forcing == "rollout" and any(one.max_stride > 1 for one in self.sets):
+            raise CardError(
+                "forcing = 'rollout' makes frames at the recorded rate, got a set with max_stride above 1. Set it to 1."
+            )
         if not self.data:
             raise CardError("data must name at least one set, got none. Make one: vap-gym data generate data/droid")
         settings = self.settings

@@ -15,7 +15,7 @@ from vap_gym.train.run import Ema, Run
 from vap_gym.train.video_recipe import VideoRecipe
 
 MAY_CHANGE = ("steps", "save_every", "log_every", "workers", "score_clips", "cache", "evaluations")
-"""Keys of a recipe that another value of which gives no other weights up to a given step, or that tell how far to go."""
+"""Keys of a recipe that a run may go on with changed: how far it goes, what it writes, where it keeps things."""
 
 
 def save_state(accelerator: Any, run: Run, parts: dict[str, Any], *, step: int, recipe: VideoRecipe) -> None:

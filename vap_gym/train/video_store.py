@@ -122,7 +122,8 @@ class Store:
 
     def _damaged(self, why: str) -> CheckpointError:
         return CheckpointError(
-            f"The {self.what} '{self.folder}' must be as it was written, got: {why}. Remove that folder to make it anew."
+            f"The {self.what} '{self.folder}' must be as it was written, got: {why}. Remove that folder to make it "
+            "anew."
         )
 
 
