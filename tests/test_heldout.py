@@ -8,11 +8,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vap_gym.cards import load_robot
+from vap_gym.cards import load_env, load_robot
 from vap_gym.errors import CardError
-from vap_gym.evaluate.heldout import COUNTS, STEPS, HeldOut, _inline, belongs, candidates, load_heldout, play
+from vap_gym.evaluate.heldout import (
+    COUNTS,
+    ENVS,
+    MAIN_KINDS,
+    STEPS,
+    HeldOut,
+    _inline,
+    belongs,
+    candidates,
+    first_of,
+    list_path,
+    load_heldout,
+    play,
+)
 from vap_gym.sim.draw import NOVEL_SHAPES, NOVEL_TEXTURES
 from vap_gym.sim.generate import HELDOUT_FIRST_SEED
+from vap_gym.sim.layouts import LAYOUTS
 from vap_gym.sim.rollout import NominalRobot
 from vap_gym.sim.scene import Scene
 
@@ -106,3 +120,39 @@ def test_a_missing_or_malformed_list_says_what_would_work(tmp_path: Path) -> Non
         path.write_text(text)
         with pytest.raises(CardError, match=r"is no held-out list: .*Make one: python -m vap_gym.evaluate.heldout"):
             load_heldout(path)
+
+
+@pytest.mark.parametrize("env", ENVS[1:])
+def test_every_env_has_its_own_list_of_its_own_scenes(env: str, repo: Path) -> None:
+    items, layout = load_heldout(list_path(env, repo / "benchmarks")), load_env(env).layout
+    assert dict(Counter(item.kind for item in items)) == COUNTS
+    assert min(item.seed for item in items) >= HELDOUT_FIRST_SEED
+    assert len({item.seed for item in items}) == len(items)
+    place = LAYOUTS[layout]
+    for item in items:
+        assert item.layout == layout
+        new = place.novel_tasks if item.kind == "novel" and place.novel_tasks else place.tasks
+        assert item.task in new
+    for kind in COUNTS:
+        mine = [item for item in items if item.kind == kind]
+        drawn = {item.seed: item for item in islice(candidates(kind, layout), 3000)}
+        assert [drawn[item.seed] for item in mine] == mine
+
+
+@pytest.mark.parametrize("env", ENVS[1:])
+def test_an_episode_of_another_env_is_what_its_kind_promises(env: str, repo: Path) -> None:
+    pytest.importorskip("pybullet", reason="the oracle needs pybullet")
+    items, card = load_heldout(list_path(env, repo / "benchmarks")), load_robot(load_env(env).robot)
+    with Scene(card) as scene:
+        for kind in ("contact", "free"):
+            item = next(i for i in items if i.kind == kind)
+            assert belongs(kind, play(scene, NominalRobot(card), item, render=False))
+
+
+def test_a_limit_takes_the_first_of_every_kind(listed: list[HeldOut]) -> None:
+    few = [listed[i] for i in first_of(listed, 64)]
+    counts = Counter(item.kind for item in few)
+    assert sum(counts[kind] for kind in MAIN_KINDS) == 64
+    assert set(counts) == set(COUNTS)
+    assert [item for item in few if item.kind == "novel"] == [i for i in listed if i.kind == "novel"][: counts["novel"]]
+    assert first_of(listed, 10**6) == list(range(len(listed)))

@@ -42,6 +42,7 @@ COMMANDS: dict[str, Command] = {
     "train publish": Command(module="vap_gym.train.publish", summary="gather trained parts into a model folder"),
     "bench fidelity": Command(module="vap_gym.evaluate.fidelity", summary="how true the imagined frames are"),
     "bench real": Command(module="vap_gym.evaluate.real_droid", summary="how true real DROID recordings come out"),
+    "bench trust": Command(module="vap_gym.evaluate.trust", summary="how far trust in a frame can be trusted"),
     "bench speed": Command(module="vap_gym.evaluate.speed", summary="how fast steps, roll-outs and prompts are"),
     "bench tables": Command(module="vap_gym.evaluate.tables", summary="the paper's tables, of models trained for it"),
     "metrics": Command(module="vap_gym.commands.metrics", summary="score clips or masks against the true ones"),

@@ -78,7 +78,7 @@ class _ToldMotion(nn.Module):
         motion_steps: int,
     ) -> None:
         super().__init__()
-        self.motion, self.config = motion, motion.config
+        self.motion, self.config, self.grippers = motion, motion.config, motion.grippers
         self.place_m, self.turn, self.motion_steps = place_m, turn, motion_steps
 
     def knows(self, views: Float[Tensor, "B L 3 4"]) -> bool:

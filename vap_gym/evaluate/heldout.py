@@ -36,8 +36,8 @@ class HeldOut:
     seed: int
     kind: str
     behaviour: str
-    task: str
-    near: bool
+    task: str | None  # None: as the scene draws it
+    near: bool | None  # likewise
     split: str = "train"
     layout: str = "table"
 

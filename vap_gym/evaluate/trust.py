@@ -1,0 +1,164 @@
+"""How far trust can be trusted: signals calibrated on training seeds, checked on held-out episodes of each env."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+
+from vap_gym.assets import weights_dir
+from vap_gym.cards import load_env
+from vap_gym.errors import VapError
+from vap_gym.evaluate import report as reports
+from vap_gym.evaluate.clips import Clips, played
+from vap_gym.evaluate.fidelity import load_bench
+from vap_gym.evaluate.fidelity_figures import psnr_by_step
+from vap_gym.evaluate.fidelity_rollout import Subject, begun, subject
+from vap_gym.evaluate.heldout import ENVS, MAIN_KINDS, HeldOut
+from vap_gym.evaluate.trust_page import page, plot
+from vap_gym.evaluate.trust_scores import Checked, check
+from vap_gym.sim.generate import HELDOUT_FIRST_SEED, behaviour_of
+from vap_gym.trust import SIGNALS, Calibration, SampleSpread, TrustSignals
+from vap_gym.trust.calibration import FILE, OFF_M, write
+
+FIRST_SEED = 900_000  # of the episodes that are calibrated on: below the held-out ones, above those of trainings
+SAME_M = 0.05  # an object is taken for the thing that was found so near it, and otherwise for one that was not found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Watched:
+    """What was signalled and what was true of N episodes' S steps."""
+
+    signals: Float[np.ndarray, "N S F"]
+    spread_grey: Float[np.ndarray, "N S"]  # over samples; NaN where none were asked for
+    psnr_db: Float[np.ndarray, "N S"]
+    error_m: Float[np.ndarray, "N S"]  # of the object that is furthest off
+
+    @property
+    def off(self) -> Bool[np.ndarray, "N S"]:
+        """Where an object is not where it is shown."""
+        return self.error_m > OFF_M
+
+
+def main(
+    *,
+    world_model: str = "tiny",
+    env: tuple[str, ...] = (),
+    episodes: int = 64,
+    samples: int = 4,
+    cache: Path = Path("runs"),
+    out: Path = Path("docs/trust.md"),
+    limit: int = 0,
+    batch: int = 32,
+    write_calibration: bool = False,
+) -> None:
+    """Calibrate trust on training seeds and check it on held-out episodes; print and write the page.
+
+    Args:
+        world_model: name or folder of the world model.
+        env: ids or paths of env cards; none: the four that are shipped.
+        episodes: of each env, to calibrate on.
+        samples: how many roll-outs with other noise the spread is measured over.
+        cache: folder in which the oracle's clips are kept between runs.
+        out: the markdown page; its picture goes into the folder img beside it.
+        limit: check on about so many held-out episodes only (0: all).
+        batch: imaginations at a time.
+        write_calibration: keep it in the world model's folder, from where envs read it.
+    """
+    checked: dict[str, Checked] = {}
+    calibrations: dict[str, Calibration] = {}
+    for name in env or ENVS:
+        card = load_env(name)
+        measured = subject(name, world_model)
+        fitted = watch(measured, training_clips(name, episodes, cache=cache), batch=batch)
+        flat = fitted.signals.reshape(-1, fitted.signals.shape[-1])
+        calibrations[card.robot] = Calibration.fit(flat, fitted.psnr_db.reshape(-1), fitted.off.reshape(-1))
+        bench = load_bench(name, cache=cache, long=False)
+        rows = np.flatnonzero(np.isin(bench.kinds, MAIN_KINDS))
+        rows = rows[:: max(1, len(rows) // limit)] if limit else rows
+        seen = watch(measured, bench.clips.pick(rows), batch=batch, samples=samples)
+        checked[card.id] = check(calibrations[card.robot], seen.signals, seen.spread_grey, seen.psnr_db, seen.error_m)
+    picture = out.parent / "img" / f"{out.stem}.png"
+    text = page(checked, world_model, episodes, samples, picture.name)
+    print(text)
+    plot(checked, picture)
+    reports.write(out, text)
+    if write_calibration:
+        folder = Path(world_model) if Path(world_model).is_dir() else weights_dir() / world_model
+        write(folder, calibrations)
+        print(f"Wrote {folder / FILE}.")
+
+
+def training_clips(env: str, episodes: int, *, cache: Path | None = Path("runs")) -> Clips:
+    """Play episodes as training data has them, of seeds that no recipe trains on."""
+    if not 1 <= episodes <= HELDOUT_FIRST_SEED - FIRST_SEED:
+        raise VapError(f"episodes must be 1 to {HELDOUT_FIRST_SEED - FIRST_SEED:,}, got {episodes}. Try 64.")
+    card = load_env(env)
+    items = [
+        HeldOut(seed=s, kind="train", behaviour=behaviour_of(s), task=None, near=None, layout=card.layout)
+        for s in range(FIRST_SEED, FIRST_SEED + episodes)
+    ]
+    kept = None if cache is None else cache / f"trust_{card.layout}.npz"
+    return played(items, robot=card.robot, cache=kept)
+
+
+def watch(measured: Subject, clips: Clips, *, batch: int = 32, samples: int = 0) -> Watched:
+    """Imagine clips, and note every step's signals and errors; with `samples` roll-outs also how far they spread."""
+    signals = TrustSignals(measured.world)
+    spread = SampleSpread(measured.world, samples) if samples else None
+    N, S = len(clips), clips.steps
+    made = np.empty((N, S, *clips.frames.shape[2:]), np.uint8)
+    told, error_m = np.empty((N, S, len(SIGNALS))), np.empty((N, S))
+    grey = np.full((N, S), np.nan)
+    for i in range(0, N, batch):
+        part, rows = clips.pick(slice(i, i + batch)), slice(i, min(i + batch, N))
+        imagination, state = begun(measured, part, first=i)
+        signals.start(state)
+        if spread is not None:
+            spread.start(state)
+        places_m = [_places(state)]
+        for t in range(S):
+            motion = imagination.follow(state, torch.from_numpy(part.actions[:, t : t + 1]).float())
+            state, frames = imagination.imagine(state, motion)
+            assert frames is not None
+            made[rows, t] = frames[:, 0].numpy()
+            told[rows, t] = signals.step(state, motion.views[:, 0]).numpy()
+            places_m.append(_places(state))
+            if spread is not None:
+                grey[rows, t] = spread.step(state, motion.prompts[:, 0], motion.views[:, 0], frames[:, 0]).numpy()
+        there = state["world_thing_there"].numpy()
+        error_m[rows] = object_errors(np.stack(places_m, 1), there, part.objects_m, table_m=measured.table_m)
+    return Watched(signals=told, spread_grey=grey, psnr_db=psnr_by_step(made, clips.frames[:, 1:]), error_m=error_m)
+
+
+def object_errors(
+    places_m: Float[np.ndarray, "N T M 3"],
+    there: Bool[np.ndarray, "N M"],
+    objects_m: Float[np.ndarray, "N T K 3"],
+    *,
+    table_m: float,
+) -> Float[np.ndarray, "N S"]:
+    """Return how far off that object is which is furthest off, after each step, m.
+
+    An object is where the model has the thing that was found nearest to it at first; one that was not found (or lies
+    hidden) is taken to stay where it was.
+    """
+    above_m = places_m + [0.0, 0.0, table_m]
+    apart = np.linalg.norm(objects_m[:, 0, :, None] - above_m[:, 0, None], axis=-1)  # N K M
+    apart = np.where(there[:, None] & np.isfinite(apart), apart, np.inf)
+    which, found = apart.argmin(-1), apart.min(-1) < SAME_M
+    rows = np.arange(len(places_m))[:, None]
+    believed = np.where(found[:, None, :, None], above_m[rows, :, which].swapaxes(1, 2), objects_m[:, :1])
+    off = np.linalg.norm(believed - objects_m, axis=-1)[:, 1:]
+    worst: np.ndarray = np.nan_to_num(off, nan=0.0).max(-1).clip(max=1.0)
+    return worst
+
+
+def _places(state: object) -> np.ndarray:
+    from tensordict import TensorDict
+
+    assert isinstance(state, TensorDict)
+    return np.array(state["world_thing_place_m"].cpu().numpy())
