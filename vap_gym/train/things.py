@@ -99,7 +99,7 @@ def main(
 def begin_from(model: ThingFinder, given: ThingFinder) -> None:
     """Take another finder's weights. What it lacks changes nothing at first: it ends in zeros."""
     kept = model.load_state_dict(given.state_dict(), strict=False)
-    if kept.unexpected_keys or any(not name.startswith(("middle.", "whole.")) for name in kept.missing_keys):
+    if kept.unexpected_keys or any(not name.startswith(("middle.", "overview.")) for name in kept.missing_keys):
         raise VapError(
             "init must name a finder of the same widths with as many blocks or fewer, got one with "
             f"{dict(given.config)['widths']} and {dict(given.config)['blocks']}."

@@ -69,7 +69,7 @@ class ThingFinder(ModelMixin, ConfigMixin):
         self.enter = nn.Sequential(nn.PixelUnshuffle(2), nn.Conv2d(4 * 6, fine, 3, padding=1), ResBlock(fine))
         self.down = nn.Sequential(nn.SiLU(), nn.Conv2d(fine, coarse, 4, stride=2, padding=1))
         self.middle = nn.Sequential(*[ResBlock(coarse) for _ in range(blocks)])
-        self.whole = zeroed(nn.Linear(2 * coarse, coarse)) if whole else None
+        self.overview = zeroed(nn.Linear(2 * coarse, coarse)) if whole else None
         self.up = nn.Sequential(nn.SiLU(), nn.Conv2d(coarse, 4 * fine, 3, padding=1), nn.PixelShuffle(2))
         self.mix = nn.Sequential(ResBlock(fine), ResBlock(fine), nn.SiLU())
         self.pixels = nn.Sequential(nn.Conv2d(fine, 4 * 3, 3, padding=1), nn.PixelShuffle(2))
@@ -107,9 +107,9 @@ class ThingFinder(ModelMixin, ConfigMixin):
 
     def _around(self, coarse: Float[Tensor, "B C h w"]) -> Float[Tensor, "B C h w"]:
         for i, block in enumerate(self.middle):
-            if i == len(self.middle) // 2 and self.whole is not None:
+            if i == len(self.middle) // 2 and self.overview is not None:
                 seen = F.silu(coarse)
-                coarse = coarse + self.whole(torch.cat([seen.mean((2, 3)), seen.amax((2, 3))], 1))[..., None, None]
+                coarse = coarse + self.overview(torch.cat([seen.mean((2, 3)), seen.amax((2, 3))], 1))[..., None, None]
             coarse = block(coarse)
         return coarse
 
