@@ -170,7 +170,8 @@ def measure(plan: Plan, jobs: Sequence[Job], folder: Path, *, device: str) -> Re
     scorer = _Scorer(plan=plan, folder=folder, judge=Judge.from_pretrained(plan.judge, device=device), device=device)
     wanted = dict.fromkeys((name, split) for one in plan.tables.values() for name in one.sets for split in one.splits)
     measured: dict[tuple[str, str, str], Sequence[Scores]] = {}
-    moving, counts = {}, {}
+    moving: dict[str, bool] = {}
+    counts: dict[tuple[str, str], int] = {}
     for name, split in wanted:
         clips = held_out_clips(plan.sets[name], split, plan.clips, folder=folder / "heldout", workers=0)
         counts[name, split] = len(clips)

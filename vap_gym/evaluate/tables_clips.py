@@ -160,7 +160,7 @@ def _write(path: Path, key: str, episodes: list[Episode]) -> None:
     about = json.dumps({"key": key, "tasks": [e.task for e in episodes], "infos": [dict(e.info) for e in episodes]})
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp.npz")
-    np.savez_compressed(temporary, about=np.array(about), **arrays)
+    np.savez_compressed(temporary, about=np.array(about), **arrays)  # type: ignore[arg-type]
     temporary.replace(path)
 
 

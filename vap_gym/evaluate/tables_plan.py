@@ -173,10 +173,10 @@ def load_plan(path: Path) -> Plan:
 
 
 def _plan(text: dict[str, Any]) -> Plan:
-    known = ("sets", "runs", "tables", "recipe", "judge", "seeds", "clips", "batch", "evaluations", "episodes")
-    known += ("held_out", "seconds_per_step", "seconds_per_clip")
+    needed = ("sets", "runs", "tables", "recipe", "judge", "seeds", "clips")
+    known = (*needed, "batch", "evaluations", "episodes", "held_out", "seconds_per_step", "seconds_per_clip")
     _check_keys(text, known, "the plan")
-    for key in known[:4] + ("judge", "seeds", "clips"):
+    for key in needed:
         if not text.get(key):
             raise CardError(f"The plan needs '{key}', got {', '.join(text)}. benchmarks/tables.toml is an example.")
     sets = {name: _made(SetPlan, {"name": name, **table}, f"sets.{name}") for name, table in text["sets"].items()}

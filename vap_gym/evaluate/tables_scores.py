@@ -125,4 +125,4 @@ def is_known_gripper(true_scores: Scores, *, limit_px: float = 3.0) -> bool:
 def matched(scores: list[Scores], metric: str) -> tuple[Float[np.ndarray, "S N"], Bool[np.ndarray, " N"]]:
     """A metric of S seeds over N episodes, and in which episodes it applies to all of them."""
     values = np.stack([one[metric] for one in scores])
-    return values, ~np.isnan(values).any(0)
+    return values, np.asarray(~np.isnan(values).any(0))
