@@ -48,6 +48,7 @@ class VapEnv(gym.Env[Observation, np.ndarray]):
         trust_samples: imagine every step so many times with other noise; `info["trust"]["spread_grey"]` then tells how
             far the samples have come apart, in grey levels. 0: not; 4 costs about four times as much.
         max_adherence_px: truncate where the judge sees the gripper further than this from where it was commanded to be.
+        min_trust: truncate where `1 - info["trust"]["object_risk"]` falls below this (see docs/trust.md); None: never.
         views: further cameras whose pictures are imagined too: names of the card's views ("second", "wrist"), or a
             table of cameras (see `viewpoints.read_viewpoints`). `pixels` is then a dict of frames by view, the first
             one's name being "front"; `info["prompts"]` holds the others' prompts.
@@ -74,6 +75,7 @@ class VapEnv(gym.Env[Observation, np.ndarray]):
         reward: str = "progress",
         trust_samples: int = 0,
         max_adherence_px: float | None = None,
+        min_trust: float | None = None,
         views: Sequence[str] | Mapping[str, object] = (),
         render_mode: str | None = None,
     ) -> None:
@@ -82,7 +84,8 @@ class VapEnv(gym.Env[Observation, np.ndarray]):
         self._made_with: dict[str, Any] = {
             "card": card, "world_model": world_model, "device": device, "dtype": dtype, "prompt": prompt,
             "action_mode": action_mode, "obs_type": obs_type, "robot": robot, "judge": judge, "reward": reward,
-            "trust_samples": trust_samples, "max_adherence_px": max_adherence_px, "views": views,
+            "trust_samples": trust_samples, "max_adherence_px": max_adherence_px, "min_trust": min_trust,
+            "views": views,
         }  # fmt: skip
         self._own: dict[str, Any] = {"camera": camera, "task": task, "starts": starts}
         self._stage = build_stage(**self._made_with)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from vap_gym.assets import weights_dir
 from vap_gym.cards import EnvCard, load_env, load_robot
 from vap_gym.errors import VapError
 from vap_gym.imagine import Imagination, Rig
@@ -18,6 +19,8 @@ from vap_gym.interfaces import Judge, World
 from vap_gym.photo import RESET_OPTIONS, check_names, read_camera, start_from_photo
 from vap_gym.stage import Stage
 from vap_gym.starts import Seen, Start, StartSet, starts_path
+from vap_gym.trust import Doubt
+from vap_gym.trust.calibration import read
 from vap_gym.viewpoints import Viewpoint, completed, photographed, read_viewpoints
 
 TRAINED_ON, TRAINED_HZ = "panda_robotiq", 15.0  # the robot and the rate that world models of ours were trained on
@@ -37,6 +40,7 @@ def build_stage(
     reward: str = "progress",
     trust_samples: int = 0,
     max_adherence_px: float | None = None,
+    min_trust: float | None = None,
     views: object = (),
 ) -> Stage:
     """Return the stage that a card and its overrides describe; None takes the card's own."""
@@ -66,6 +70,7 @@ def build_stage(
         obs_type=obs_type or env_card.obs_type,
         trust_samples=trust_samples,
         max_adherence_px=max_adherence_px,
+        doubt=load_doubt(named, world_of_robot, card_of_robot.name, min_trust),
         viewpoints=read_viewpoints(views, env_card, world.frame_size_px),
         knows_gripper=card_of_robot.name in trained_on or world_of_robot is world,
     )
@@ -88,6 +93,23 @@ def fitted(world: World, rig: Rig) -> World:
         gripper=range(L - G, L),
         motion_steps=max(1, round(TRAINED_HZ / rig.robot.controller.control_hz)),
     )
+
+
+def load_doubt(named: object, world: World, robot: str, min_trust: float | None) -> Doubt | None:
+    """Return what tells how far the frames of a world model may be off, where its folder holds a calibration for the
+    robot. Raises VapError where `min_trust` is asked for and there is none."""
+    calibration = None
+    if isinstance(named, str | Path):
+        folder = Path(named) if Path(named).is_dir() else weights_dir() / named
+        calibration = read(folder, robot)
+    if calibration is not None:
+        return Doubt(world, calibration, min_trust=min_trust)
+    if min_trust is not None:
+        raise VapError(
+            f"min_trust needs a world model whose trust is calibrated for a '{robot}', got '{named}'. Calibrate it: "
+            "vap-gym bench trust --world-model FOLDER --write-calibration, or leave min_trust out."
+        )
+    return None
 
 
 @lru_cache(maxsize=8)

@@ -35,6 +35,8 @@ class Outcome:
     adherence_px: Float[np.ndarray, "B K"] | None  # None without a judge that knows the gripper
     gripper_confidence: Float[np.ndarray, "B K"] | None
     spread_grey: Float[np.ndarray, "B K"] | None  # None unless trust_samples are asked for
+    expected_psnr_db: Float[np.ndarray, "B K"] | None  # None without a calibration, see `trust`
+    object_risk: Float[np.ndarray, "B K"] | None  # how likely an object is off by more than 3 cm
     views: Mapping[str, ViewFrames]  # frames and prompts (B, K, H, W, 3) of further views
     untrusted: Bool[np.ndarray, "B K"]  # the gripper is seen further from where it should be than is allowed
     timings: Timings
@@ -73,5 +75,7 @@ def per_chunk(outcome: Outcome, chunk: int, *, reward: str) -> Outcome:
         adherence_px=last(outcome.adherence_px),
         gripper_confidence=last(outcome.gripper_confidence),
         spread_grey=last(outcome.spread_grey),
+        expected_psnr_db=last(outcome.expected_psnr_db),
+        object_risk=last(outcome.object_risk),
         untrusted=grouped(outcome.untrusted).any(2),
     )

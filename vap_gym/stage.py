@@ -37,7 +37,7 @@ from vap_gym.outcome import Outcome, Timings, per_chunk
 from vap_gym.sim.spec import SceneSpec
 from vap_gym.sim.tasks import progress
 from vap_gym.starts import Start
-from vap_gym.trust import SampleSpread
+from vap_gym.trust import Doubt, SampleSpread
 from vap_gym.viewpoints import ExtraViews, ViewFrames, Viewpoint, sways, view_key, without_other_views
 
 REWARDS = ("progress", "success")
@@ -68,6 +68,7 @@ class Stage:
         trust_samples: imagine every slot so many times and tell how much the pictures differ; 0: not.
         max_adherence_px: truncate an episode where the judge sees the gripper further than this from where it was
             commanded to be (and it was to be in the picture); None: never.
+        doubt: tells how far a frame may be off, and when to give an episode up; None: it is not known.
         viewpoints: further cameras whose pictures are imagined, too.
         knows_gripper: the judge was trained on this robot's gripper. False: it is asked for objects only, and there is
             no adherence.
@@ -84,6 +85,7 @@ class Stage:
         obs_type: str = "pixels",
         trust_samples: int = 0,
         max_adherence_px: float | None = None,
+        doubt: Doubt | None = None,
         viewpoints: Sequence[Viewpoint] = (),
         knows_gripper: bool = True,
     ) -> None:
@@ -107,6 +109,7 @@ class Stage:
         self.reward = reward
         self.obs_type = obs_type
         self.spread = SampleSpread(imagination.world, trust_samples) if trust_samples else None
+        self.doubt = doubt
         self.max_adherence_px = max_adherence_px
         self.knows_gripper = knows_gripper
         self.extra = ExtraViews(imagination, viewpoints)
@@ -136,6 +139,8 @@ class Stage:
         state["progress"] = torch.zeros(len(starts), dtype=torch.float64)
         if self.spread is not None:
             self.spread.start(state)
+        if self.doubt is not None:
+            self.doubt.start(state)
         self.extra.start(state, starts, seeds)
         return state
 
@@ -146,7 +151,8 @@ class Stage:
         samples = [f"sample_{key}" for key in memory] if self.spread is not None else []
         own = ("frame", "camera_sway", *(f"world_{key}" for key in memory))
         views = [view_key(name, key) for name in self.extra.names for key in own]
-        return (*own, "about", "robot_q", "step", *samples, *views)
+        doubt = () if self.doubt is None else self.doubt.state_keys
+        return (*own, "about", "robot_q", "step", *samples, *doubt, *views)
 
     @torch.no_grad()
     def advance(self, state: TensorDict, actions: Float[Tensor, "B K A"]) -> tuple[TensorDict, Outcome]:
@@ -174,6 +180,8 @@ class Stage:
             views.append(self.extra.step(state, now))
             imagined = time.perf_counter()
             rows.append(self._score(state, now))
+            if self.doubt is not None:
+                self.doubt.step(state, now.views[:, 0], rows[-1])
             if self.spread is not None:
                 rows[-1]["spread_grey"] = self._spread(state, now, newest)
             world_s, judge_s = world_s + imagined - began, judge_s + time.perf_counter() - imagined
@@ -232,7 +240,7 @@ class Stage:
         row: dict[str, Any] = {
             "frames": state["frame"].numpy(), "reward": np.zeros(B), "progress": np.zeros(B),
             "success": np.zeros(B, bool), "adherence_px": None, "gripper_confidence": None, "spread_grey": None,
-            "untrusted": np.zeros(B, bool),
+            "untrusted": np.zeros(B, bool), "expected_psnr_db": None, "object_risk": None,
         }  # fmt: skip
         if self.judge is None:
             return row
@@ -324,8 +332,9 @@ class Stage:
                     "adherence_px": float(outcome.adherence_px[i, k]),
                     "gripper_confidence": float(outcome.gripper_confidence[i, k]),
                 }
-            if outcome.spread_grey is not None:
-                info["trust"]["spread_grey"] = float(outcome.spread_grey[i, k])
+            for name in ("spread_grey", "expected_psnr_db", "object_risk"):
+                if (told := getattr(outcome, name)) is not None:
+                    info["trust"][name] = float(told[i, k])
         return info
 
 
@@ -377,7 +386,7 @@ def fitting_snapshot(snapshot: TensorDict | str | Path, stage: Stage, *, slots: 
             "Load one that save() of an env made in the same way gave."
         )
     state = without_other_views(state, stage.extra.names)
-    remembered = ("world_", "sample_", *(view_key(name, "world_") for name in stage.extra.names))
+    remembered = ("world_", "sample_", "trust_", *(view_key(name, "world_") for name in stage.extra.names))
     for key in [key for key in state.keys() if key.startswith(remembered)]:  # noqa: SIM118
         state[key] = state[key].to(stage.imagination.device)
     return state

@@ -70,6 +70,7 @@ class VapVectorEnv(VectorEnv[Observation, np.ndarray, np.ndarray]):
         reward: str = "progress",
         trust_samples: int = 0,
         max_adherence_px: float | None = None,
+        min_trust: float | None = None,
         views: Sequence[str] | Mapping[str, object] = (),
         render_mode: str | None = None,
     ) -> None:
@@ -80,7 +81,8 @@ class VapVectorEnv(VectorEnv[Observation, np.ndarray, np.ndarray]):
         self._made_with: dict[str, Any] = {
             "card": card, "world_model": world_model, "device": device, "dtype": dtype, "prompt": prompt,
             "action_mode": action_mode, "obs_type": obs_type, "robot": robot, "judge": judge, "reward": reward,
-            "trust_samples": trust_samples, "max_adherence_px": max_adherence_px, "views": views,
+            "trust_samples": trust_samples, "max_adherence_px": max_adherence_px, "min_trust": min_trust,
+            "views": views,
         }  # fmt: skip
         self._own: dict[str, Any] = {"camera": camera, "task": task, "starts": starts}
         self._stage = build_stage(**self._made_with)

@@ -1,7 +1,8 @@
 """Trust: how far a frame may be off, from signals that cost little, calibrated against the simulator."""
 
 from vap_gym.trust.calibration import Calibration, Expected
+from vap_gym.trust.doubt import Doubt
 from vap_gym.trust.samples import SampleSpread
 from vap_gym.trust.signals import SIGNALS, TrustSignals
 
-__all__ = ["SIGNALS", "Calibration", "Expected", "SampleSpread", "TrustSignals"]
+__all__ = ["SIGNALS", "Calibration", "Doubt", "Expected", "SampleSpread", "TrustSignals"]
