@@ -1,12 +1,16 @@
 """Conditions: prompts by a causal encoder that can be streamed, words of our vocabulary, states, intervals."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
+from vap_gym.cards import load_robot
 from vap_gym.errors import VapError
+from vap_gym.geometry import Camera
+from vap_gym.prompts.kinds import Prompter
 from vap_gym.sim.draw import NOVEL_SHAPES, TRAIN_SHAPES
 from vap_gym.sim.layouts import LAYOUTS, draw_scene
 from vap_gym.sim.spec import ALL_TASKS, PALETTE
@@ -125,6 +129,29 @@ def test_the_order_of_words_counts() -> None:
     forth, back = words(torch.tensor([[2, 3, 0]])), words(torch.tensor([[3, 2, 0]]))
     assert not torch.allclose(forth.sum(1) - forth[:, 0], back.sum(1) - back[:, 0])
     assert torch.equal(words.empty(2), words(torch.zeros(2, 3, dtype=torch.int64)))
+
+
+# --- the skeleton's height cue ---
+
+
+@pytest.mark.parametrize("name", ["panda_robotiq", "google_robot", "hand_21"])
+def test_without_its_height_cue_a_skeleton_lacks_the_drop_line_and_nothing_else(name: str) -> None:
+    robot = load_robot(name)
+    camera = Camera.look_at(
+        torch.tensor([1.3, -0.6, 0.9]), torch.tensor([0.4, 0.0, 0.4]), vertical_fov_rad=1.0, frame_size_px=(72, 48)
+    )
+    q, closed = torch.zeros(1, len(robot.arm_joints)), torch.zeros(1)
+    with_cue, without = (
+        Prompter(robot, "skeleton", frame_size_px=(72, 48), height_cue=cue).draw(q, closed, camera)[0].numpy()
+        for cue in (True, False)
+    )
+    drop = np.asarray(robot.skeleton.drop_colour_rgb)
+    changed = (with_cue != without).any(-1)
+    assert changed.any()
+    # Where they differ there is the drop line's colour, perhaps thinned, on what is there without it.
+    share = np.abs(with_cue[changed].astype(int) - drop).sum(-1)
+    assert (share <= np.abs(without[changed].astype(int) - drop).sum(-1)).all()
+    assert without.any()
 
 
 # --- states and intervals ---

@@ -33,18 +33,19 @@ class Prompter:
         kind: "skeleton" (coloured bones with a drop line), "mesh" (shaded surfaces in the bones' colours), "depth"
             (the surface's depth, see `encode_depth`, the same in all three channels) or "none" (black).
         frame_size_px: (width, height) of the pictures.
+        height_cue: whether a skeleton has its drop line to the table.
 
     Raises:
         UnknownNameError: no such kind.
         CardError: the robot has no surface that could be drawn, or its file is damaged.
     """
 
-    def __init__(self, robot: RobotCard, kind: str, *, frame_size_px: tuple[int, int]) -> None:
+    def __init__(self, robot: RobotCard, kind: str, *, frame_size_px: tuple[int, int], height_cue: bool = True) -> None:
         if kind not in PROMPTS:
             raise unknown_name("prompt", kind, PROMPTS)
         self.kind = kind
         self.frame_size_px = frame_size_px
-        self.skeleton = Skeleton(robot)
+        self.skeleton = Skeleton(robot, height_cue=height_cue)
         self.mesh = Mesh(robot) if kind in ("mesh", "depth") else None
 
     def draw(

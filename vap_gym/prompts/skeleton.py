@@ -39,10 +39,18 @@ class Strokes:
 
 
 class Skeleton:
-    """The stick figure of one robot: settings only, of one dtype and device. P key-points, as in `keypoint_names`."""
+    """The stick figure of one robot: settings only, of one dtype and device. P key-points, as in `keypoint_names`.
+
+    Without its height cue no drop line to the table is drawn, nor its foot: an ablation.
+    """
 
     def __init__(
-        self, robot: RobotCard, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+        self,
+        robot: RobotCard,
+        *,
+        height_cue: bool = True,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
     ) -> None:
         card = robot.skeleton
         self.robot = robot
@@ -56,7 +64,8 @@ class Skeleton:
         width, colour = [1.0] * len(start), [bone.colour_rgb for bone in card.bones]
         radius = [bone.radius_m for bone in card.bones]
         ground = [False] * len(start)
-        if card.drop_from:  # two more points: the top of the drop line, and its foot
+        drop_from = card.drop_from if height_cue else ()
+        if drop_from:  # two more points: the top of the drop line, and its foot
             top, foot = len(index), len(index) + 1
             start, end = [top, foot, *start], [foot, foot, *end]
             width, colour = [DROP_THICKNESS, FOOT_THICKNESS, *width], [card.drop_colour_rgb] * 2 + colour
@@ -74,7 +83,7 @@ class Skeleton:
         self._link_of_point = indices([self.links.index(point.link) for point in card.keypoints])
         self._offset_m = figures([point.offset_m for point in card.keypoints])
         self._per_closing_m = figures([point.offset_per_closing_m for point in card.keypoints])
-        self._drop_from = indices([index[name] for name in card.drop_from])
+        self._drop_from = indices([index[name] for name in drop_from])
         self._start, self._end = indices(start), indices(end)
         self._width, self._radius_m, self._colour = figures(width), figures(radius), figures(colour) / 255
         self._is_ground = torch.tensor(ground, device=device)

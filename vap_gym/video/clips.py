@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, TypeAlias
+
 import torch
 from diffusers import AutoencoderKLCogVideoX
 from jaxtyping import Float, UInt8
@@ -10,7 +12,7 @@ from torch import Tensor
 from vap_gym.errors import CheckpointError
 from vap_gym.world.codec import FrameCodec
 
-ClipCodec = FrameCodec | AutoencoderKLCogVideoX
+ClipCodec: TypeAlias = FrameCodec | AutoencoderKLCogVideoX
 
 
 def pictures_of(frames: UInt8[Tensor, "*batch H W C"], dtype: torch.dtype) -> Float[Tensor, "*batch C H W"]:
@@ -58,9 +60,10 @@ def encode_image(
     if isinstance(codec, FrameCodec):
         latents: Tensor = codec.encode(pictures)
         return latents
-    drawn = [codec.encode(one[None, :, None]).latent_dist.sample(generator) for one in pictures]
-    factor = codec.config.scaling_factor
-    scale = 1 / factor if codec.config.invert_scale_latents else factor
+    vae: Any = codec
+    drawn = [vae.encode(one[None, :, None]).latent_dist.sample(generator) for one in pictures]
+    factor = vae.config.scaling_factor
+    scale = 1 / factor if vae.config.invert_scale_latents else factor
     return scale * torch.cat(drawn)[:, :, 0]  # type: ignore[no-any-return]
 
 
@@ -70,16 +73,18 @@ def encode_clip(
     """Whole clips → latents, as training targets: the VAE's mode without a generator, else drawn."""
     if isinstance(codec, FrameCodec):
         flat: Tensor = codec.encode(pictures.flatten(0, 1))
-        return flat.unflatten(0, pictures.shape[:2])
-    found = codec.encode(pictures.transpose(1, 2)).latent_dist
+        return flat.unflatten(0, pictures.shape[:2])  # type: ignore[no-any-return]
+    vae: Any = codec
+    found = vae.encode(pictures.transpose(1, 2)).latent_dist
     latents = found.mode() if generator is None else found.sample(generator)
-    return codec.config.scaling_factor * latents.transpose(1, 2)  # type: ignore[no-any-return]
+    return vae.config.scaling_factor * latents.transpose(1, 2)  # type: ignore[no-any-return]
 
 
 def decode_clip(codec: ClipCodec, latents: Float[Tensor, "B F C h w"]) -> Float[Tensor, "B T 3 H W"]:
     """Latents → clips, about [−1, 1]."""
     if isinstance(codec, FrameCodec):
         flat: Tensor = codec.decode(latents.flatten(0, 1))
-        return flat.unflatten(0, latents.shape[:2])
-    scaled = 1 / codec.config.scaling_factor * latents.permute(0, 2, 1, 3, 4)
-    return codec.decode(scaled).sample.transpose(1, 2)  # type: ignore[no-any-return]
+        return flat.unflatten(0, latents.shape[:2])  # type: ignore[no-any-return]
+    vae: Any = codec
+    scaled = 1 / vae.config.scaling_factor * latents.permute(0, 2, 1, 3, 4)
+    return vae.decode(scaled).sample.transpose(1, 2)  # type: ignore[no-any-return]

@@ -104,7 +104,7 @@ def filled(kind: type[ModelT], config: dict[str, Any], folder: Path, *, dtype: t
             f"'{folder / CONFIG}' is no configuration of {kind.__name__}: {error} Fetch it again."
         ) from error
     fill(model, folder)
-    return model
+    return model  # type: ignore[no-any-return]
 
 
 def read_config(kind: type, folder: Path) -> dict[str, Any]:

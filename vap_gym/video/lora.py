@@ -82,7 +82,7 @@ def merge_lora(network: VideoNetwork) -> None:
 
     for name, layer in list(network.named_modules()):
         if isinstance(layer, LoraLayer):
-            layer.merge()  # type: ignore[attr-defined]
+            layer.merge()
             parent, _, child = name.rpartition(".")
             setattr(network.get_submodule(parent), child, layer.get_base_layer())
     _forget(network)

@@ -89,7 +89,7 @@ class VideoModel:
     @property
     def settings(self) -> VideoConfig:
         """What the network is."""
-        return self.network.settings
+        return self.network.settings  # type: ignore[no-any-return]
 
     @property
     def frame_size_px(self) -> tuple[int, int]:
@@ -329,7 +329,8 @@ class VideoModel:
             return None
         self._check_frames(prompts, "prompts", 5)
         channels = self.settings.prompt_channels or 3
-        return self.network.encode_prompts(prompt_pictures(prompts.to(self.device), channels, self._input_dtype))
+        pictures = prompt_pictures(prompts.to(self.device), channels, self._input_dtype)
+        return self.network.encode_prompts(pictures)  # type: ignore[no-any-return]
 
     def _interval(self, interval: float | Tensor | None, batch: int) -> Tensor | None:
         if interval is None or isinstance(interval, Tensor):
@@ -345,7 +346,7 @@ class VideoModel:
         if len(texts) != batch:
             raise VapError(f"text must be one instruction or {batch} of them (as image), got {len(texts)}.")
         if self.network.vocabulary is not None:
-            return self.network.vocabulary.encode(texts).to(self.device)
+            return self.network.vocabulary.encode(texts).to(self.device)  # type: ignore[no-any-return]
         if self.text is None:
             raise VapError(
                 f"This model ('{self.name}', text='{self.settings.text}') has nothing to read instructions with, got "
@@ -357,7 +358,7 @@ class VideoModel:
         """The empty instruction: embedded where it can be, else what the network takes for it."""
         if self.text is not None:
             return self._text("", batch)
-        return self.network.no_text(batch)
+        return self.network.no_text(batch)  # type: ignore[no-any-return]
 
     def _negative(self, negative: str | Sequence[str] | Tensor | None, batch: int) -> Tensor | None:
         return self._empty(batch) if negative is None else self._text(negative, batch)

@@ -107,7 +107,7 @@ class VideoNetwork(ModelMixin, ConfigMixin):
     @classmethod
     def of(cls, settings: VideoConfig) -> VideoNetwork:
         """Return a network of these settings with random weights; branches start at zero."""
-        return cls(**settings.to_dict())
+        return cls(**settings.to_dict())  # type: ignore[no-any-return]
 
     def set_attn_processor(self, processor: Any) -> None:
         """Use another attention processor in every block."""
@@ -145,7 +145,7 @@ class VideoNetwork(ModelMixin, ConfigMixin):
         table = base.use_learned_positional_embeddings or not base.use_rotary_positional_embeddings
         if self.settings.text == "t5" or (table and base.max_text_seq_length):
             like = next(self.transformer.base.parameters())
-            return like.new_zeros(batch, base.max_text_seq_length, base.text_embed_dim)
+            return like.new_zeros(batch, base.max_text_seq_length, base.text_embed_dim)  # type: ignore[no-any-return]
         return None
 
     # --- the network ---
@@ -223,7 +223,7 @@ class VideoNetwork(ModelMixin, ConfigMixin):
         )
         if self.stem is not None:
             output = self.stem.leave(output, seen, skips)
-        return image + output if self.settings.residual else output
+        return image + output if self.settings.residual else output  # type: ignore[no-any-return]
 
     def _condition(
         self, states: Tensor | None, interval: Tensor | None, batch: int, groups: int

@@ -50,7 +50,8 @@ def rotary_positions(
     if which is None:
         return cos, sin
     at = torch.tensor(which, device=cos.device)
-    return tuple(x.unflatten(0, (count, -1))[at].flatten(0, 1) for x in (cos, sin))  # type: ignore[return-value]
+    cos, sin = (x.unflatten(0, (count, -1))[at].flatten(0, 1) for x in (cos, sin))
+    return cos, sin
 
 
 def trained_region(grid: tuple[int, int], trained: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:

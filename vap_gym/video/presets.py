@@ -107,8 +107,12 @@ class VideoConfig:
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> VideoConfig:
         """Return the settings that `to_dict` wrote; lists become tuples, keys of diffusers' own (`_…`) are left out."""
-        plain = {name: value for name, value in settings.items() if not name.startswith("_")}
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()})
+        plain: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in settings.items()
+            if not name.startswith("_")
+        }
+        return cls(**plain)
 
     @property
     def prompt_channels(self) -> int:

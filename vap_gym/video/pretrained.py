@@ -19,6 +19,7 @@ from vap_gym.video.text import CachedText, T5Text, TextSource
 from vap_gym.world.checkpoint import read_json
 from vap_gym.world.codec import FrameCodec
 
+OTHERS = {"WorldModel": "vap_gym.world.model.WorldModel", "StreamWorld": "vap_gym.video.world.StreamWorld"}
 STOCK = "CogVideoXImageToVideoPipeline"
 INDEX = "model_index.json"
 CLASS = "VideoModel"
@@ -66,8 +67,8 @@ def load_parts(
         raise CheckpointError(
             f"'{folder}' must hold a {CLASS} or a {STOCK}, but holds a {kind}. "
             + (
-                "Load it with vap_gym.world.model.WorldModel."
-                if kind == "WorldModel"
+                f"Load it with {OTHERS[str(kind)]}."
+                if kind in OTHERS
                 else f"CogVideoX's image-to-video weights are in {', '.join(HUB_IDS.values())}."
             )
         )
@@ -172,7 +173,7 @@ def _scheduler(folder: Path) -> Scheduler:
         raise CheckpointError(
             f"'{file}' must be of {' or '.join(SCHEDULERS)}, got {config.get('_class_name')}. Others sample otherwise."
         )
-    return kind.from_config(config)  # type: ignore[no-any-return]
+    return kind.from_config(config)
 
 
 def _text(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 import torch
 from diffusers import CogVideoXDDIMScheduler, CogVideoXDPMScheduler
@@ -16,7 +17,7 @@ from vap_gym.errors import VapError
 from vap_gym.video.network import VideoNetwork
 from vap_gym.world.noise import counter_noise
 
-Scheduler = CogVideoXDDIMScheduler | CogVideoXDPMScheduler
+Scheduler: TypeAlias = CogVideoXDDIMScheduler | CogVideoXDPMScheduler
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -117,7 +118,7 @@ def sample_v(
         else:
             moved = scheduler.step(output, t, latents, generator=generator, return_dict=False)[0]
         latents = moved.to(first.dtype)
-    return latents[:, total - frames :]
+    return latents[:, total - frames :]  # type: ignore[no-any-return]
 
 
 def flow_times(evaluations: int) -> tuple[float, ...]:

@@ -99,7 +99,7 @@ class SlicedPatchEmbed(CogVideoXPatchEmbed):
                 f"Give clips of at most {self.sample_frames} frames."
             )
         per_frame = (sample_height // self.patch_size) * (sample_width // self.patch_size)
-        return table[:, : self.max_text_seq_length + frames * per_frame]
+        return table[:, : self.max_text_seq_length + frames * per_frame]  # type: ignore[no-any-return]
 
 
 def per_token(per_frame: Tensor, tokens: int) -> Tensor:
@@ -118,4 +118,4 @@ def make_framewise(base: CogVideoXTransformer3DModel) -> None:
 
 def frame_groups(frames: Tensor, size: int) -> Tensor:
     """(B, F, C, h, w) → (B, F/size, size·C, h, w): what becomes the tokens of one row of patches."""
-    return frames.unflatten(1, (-1, size)).flatten(2, 3)
+    return frames.unflatten(1, (-1, size)).flatten(2, 3)  # type: ignore[no-any-return]
