@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from vap_gym.evaluate.clips import played
-from vap_gym.evaluate.fidelity import MAIN_KINDS, prompts_of
-from vap_gym.evaluate.heldout import load_heldout
+from vap_gym.evaluate.fidelity_rollout import begun, subject
+from vap_gym.evaluate.heldout import MAIN_KINDS, list_path, load_heldout
 from vap_gym.metrics import psnr_per_frame
 from vap_gym.sim.scene import LABELS
 from vap_gym.world.appearance import first_sight
@@ -21,17 +21,20 @@ from vap_gym.world.model import WorldModel
 from vap_gym.world.posing import posed_picture
 from vap_gym.world.surfels import seen_points
 
-ROBOT, EVERY, STEPS = "panda_robotiq", 7, (1, 4, 8, 16, 24)
+ENV, ROBOT, EVERY, STEPS = "VAP-DROID-v0", "panda_robotiq", 7, (1, 4, 8, 16, 24)
 
 
 def main() -> None:
     """Play the episodes and print the figures."""
     root = Path(__file__).resolve().parent
-    items = [item for item in load_heldout(root / "heldout.toml") if item.kind in MAIN_KINDS][::EVERY]
+    items = [item for item in load_heldout(list_path(ENV, root)) if item.kind in MAIN_KINDS][::EVERY]
     clips = played(items, robot=ROBOT, cache=root.parent / "runs" / "posed_picture.npz")
-    views = torch.from_numpy(prompts_of(clips, ROBOT).views)
+    imagination, state = begun(subject(ENV, "tiny"), clips)
+    moved = imagination.follow(state, torch.from_numpy(clips.actions[:, : clips.steps]).float()).views
+    views = torch.cat([state["world_first_views"][:, None], moved], 1)
     pictures = to_pictures(torch.from_numpy(clips.frames)).unflatten(0, clips.frames.shape[:2])
-    world = WorldModel.from_pretrained("tiny")
+    world = imagination.world
+    assert isinstance(world, WorldModel)
     appearance, motion = world.appearance, world.motion
     labels = torch.from_numpy(clips.labels)[:, ::6].flatten(0, 1)
     seen = seen_points(appearance.surfels, views[:, ::6].flatten(0, 1), (labels.shape[1], labels.shape[2]))
