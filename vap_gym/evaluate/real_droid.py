@@ -48,7 +48,7 @@ def main(
     droid: Path = Path("../shared/data/droid"),
     world_model: str = "tiny",
     aligned: Path = Path("benchmarks/droid_cameras.json"),
-    out: Path = Path("docs/real_droid.md"),
+    out: Path = Path("out/real_droid/table.md"),
     sheets: Path = Path("out/real_droid"),
     every: int = EVERY,
     interval: int = 2,

@@ -182,9 +182,11 @@ def fitted_gate(pairs: Sequence[tuple[Imagined, UInt8[np.ndarray, "N T H W 3"]]]
         across += np.einsum("ntkhw,ntlhw,nthw->kl", source, source, (change**2).sum(-1), optimize=True)
         along += np.einsum("ntkhw,nthw->k", source, (change * wanted).sum(-1), optimize=True)
     ridge = 1e-6 * max(float(np.trace(across)), 1.0) * np.eye(PARTS)
-    return np.clip(np.linalg.solve(across + ridge, along), 0.0, 1.0).astype(np.float64)
+    gate: Float[np.ndarray, "5"] = np.clip(np.linalg.solve(across + ridge, along), 0.0, 1.0)
+    return gate
 
 
 def _mixed(made: Imagined, share: Float[np.ndarray, "N T H W 1"]) -> UInt8[np.ndarray, "N T H W 3"]:
     change = made.whole.astype(np.float32) - made.posed
-    return np.clip(np.rint(made.posed + share * change), 0, 255).astype(np.uint8)
+    mixed: UInt8[np.ndarray, "N T H W 3"] = np.clip(np.rint(made.posed + share * change), 0, 255).astype(np.uint8)
+    return mixed
