@@ -1,9 +1,9 @@
 """Streaming: what a frame costs by slots and evaluations, and how far a world model drifts over 200 steps.
 
-Speed is of the `tiny` preset with random weights (it does not depend on their values), in the precision that the device
-multiplies natively; the least of several runs, since other load only ever slows them down: measure on an idle machine.
-Drift is of any world model, on held-out oracle episodes that are played on to `steps` frames: PSNR of every step against
-the oracle's frame, beside that of the first frame kept. Writes docs/streaming.md and docs/img/drift.png.
+Speed is of the `tiny` preset with random weights (it does not depend on their values), in the precision that the
+device multiplies natively; the least of several runs, since other load only ever slows them down: measure on an idle
+machine. Drift is of any world model, on held-out oracle episodes that are played on to `steps` frames: PSNR of every
+step against the oracle's frame, beside that of the first frame kept. Writes docs/streaming.md and docs/img/drift.png.
 
     python benchmarks/streaming.py --world tiny --episodes 64
 """
@@ -14,6 +14,7 @@ import os
 import platform
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -66,10 +67,10 @@ def speed_rows(device: str, slots: tuple[int, ...], repeats: int) -> list[tuple[
         for _ in range(3):
             state, _ = world.predict(state, pictures[:, None], decode=False)
         latents = {
-            n: least(lambda n=n: world.predict(state, pictures[:, None], decode=False, evaluations=n), repeats)  # type: ignore[misc]
+            n: least(partial(world.predict, state, pictures[:, None], decode=False, evaluations=n), repeats)
             for n in (1, 2)
         }
-        whole = least(lambda: world.predict(state, pictures[:, None]), repeats)
+        whole = least(partial(world.predict, state, pictures[:, None]), repeats)
         kept = sum(value[0].numel() * value.element_size() for value in state.values())
         rows.append(
             (
@@ -168,23 +169,25 @@ def draw(psnr: dict[str, np.ndarray], path: Path, world: str) -> None:
 
 ABOUT = """# Streaming
 
-The causal video model (`vap_gym.video.causal`) has the weights of the bidirectional one, but a frame sees the past only:
-words, the anchor (the clean first frame) and the frames up to itself. `vap_gym.video.world.StreamWorld` streams it as a
-world model, also for envs: `gym.make("VAP-DROID-v0", world_model=FOLDER)`.
+The causal video model (`vap_gym.video.causal`) has the weights of the bidirectional one, but a frame sees the past
+only: words, the anchor (the clean first frame) and the frames up to itself. `vap_gym.video.world.StreamWorld` streams
+it as a world model, also for envs: `gym.make("VAP-DROID-v0", world_model=FOLDER)`.
 
-- **Kept**: keys and values of words and anchor for good (the anchor is the attention sink), and of the last W frames in a
-  ring. W is what the trained places hold: one place for the anchor, one for the new frame. Memory is the same after the
-  first few frames and after 1,000.
-- **Places**: what a frame sees is always within the trained range of rotary positions. Rotary positions tell differences
-  only, so keys are turned once, when they are kept, and words and anchor are turned on with the stream; that equals
-  counting the window's places anew, for less work. Positions that are added (learned, or sin-cos) stay at the last one.
+- **Kept**: keys and values of words and anchor for good (the anchor is the attention sink), and of the last W frames
+  in a ring. W is what the trained places hold: one place for the anchor, one for the new frame. Memory is the same
+  after the first few frames and after 1,000.
+- **Places**: what a frame sees is always within the trained range of rotary positions. Rotary positions tell
+  differences only, so keys are turned once, when they are kept, and words and anchor are turned on with the stream;
+  that equals counting the window's places anew, for less work. Positions that are added (learned, or sin-cos) stay at
+  the last one.
 - **Slots** may be at different depths, so vector envs reset one and planners branch one.
-- **A frame costs** its evaluations (1 to 4) and one pass of the finished frame, which writes its keys. The ControlNet works
-  once per frame (`control="once"`): it is shown the actions only, so its features hold for all evaluations. How good that is
-  beside the paper's own (`"each"`) is not measured.
-- **CogVideoX's codec** is 4× in time, so a step is a chunk of four actions: the env's action space is (4, A). Each new
-  latent is decoded beside the two before it, which is not quite what decoding a whole clip gives. Streams of CogVideoX 1.5,
-  whose tokens are of two latents, are refused. Words are those that the world was made with, not the env's task.
+- **A frame costs** its evaluations (1 to 4) and one pass of the finished frame, which writes its keys. The ControlNet
+  works once per frame (`control="once"`): it is shown the actions only, so its features hold for all evaluations. How
+  good that is beside the paper's own (`"each"`) is not measured.
+- **CogVideoX's codec** is 4× in time, so a step is a chunk of four actions: the env's action space is (4, A). Each
+  new latent is decoded beside the two before it, which is not quite what decoding a whole clip gives. Streams of
+  CogVideoX 1.5, whose tokens are of two latents, are refused. Words are those that the world was made with, not the
+  env's task.
 """
 
 
@@ -230,7 +233,7 @@ def main(
         [
             ABOUT.strip(),
             f"## Speed\n\nThe `tiny` preset with random weights, {dtype}, 144 × 96 px: latent frames of 1 and 2 "
-            "evaluations (the pass that writes keys in it), and with the decoder. Written by `benchmarks/streaming.py`: "
+            "evaluations (the pass that writes keys in it), and with the decoder. By `benchmarks/streaming.py`: "
             f"least of {repeats} runs on {device} ({platform.machine()}, {torch.get_num_threads()} threads, load "
             f"{load:.1f} before).",
             report.table(head, rows),

@@ -49,7 +49,7 @@ class Ring:
 
     def begun(self, prefix: PrefixAttention) -> dict[str, Tensor]:
         """Return the memory of slots that know their prefix and no frame yet."""
-        memory = {}
+        memory: dict[str, Tensor] = {}
         for layer, (key, value) in sorted(prefix.fresh.items()):
             empty = key.new_zeros(*key.shape[:2], self.window * self.tokens, key.shape[3])
             memory |= {f"sink_keys_{layer}": key, f"sink_values_{layer}": value}

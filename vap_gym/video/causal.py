@@ -52,7 +52,7 @@ class CausalVideoNetwork(VideoNetwork):
         for name, value in network.named_buffers():  # tables that are no weights are not in a state dict
             owner, _, last = name.rpartition(".")
             setattr(made.get_submodule(owner), last, value)
-        return made.train(network.training)
+        return made.train(network.training)  # type: ignore[no-any-return]
 
     def forward(  # type: ignore[override]
         self,
@@ -140,7 +140,7 @@ class CausalVideoNetwork(VideoNetwork):
         text = self.no_text(batch) if text is None else text
         weight = embed.text_proj.weight
         if text is None:
-            return weight.new_zeros(batch, 0, len(weight))
+            return weight.new_zeros(batch, 0, len(weight))  # type: ignore[no-any-return]
         words: Tensor = embed.text_proj(text)
         table = self._table((1, 1))
         return words if table is None else words + table[:, : words.shape[1]].to(words.dtype)
@@ -170,7 +170,7 @@ class CausalVideoNetwork(VideoNetwork):
         x = x.permute(0, 1, 4, 2, 5, 3, 6).flatten(5, 6).flatten(3, 4)
         if self.stem is not None:
             x = self.stem.leave(x, entered.seen, entered.skips)
-        return image + x if self.settings.residual else x
+        return image + x if self.settings.residual else x  # type: ignore[no-any-return]
 
     def tokens(self, entered: Entered, words: Tensor, levels: Tensor, condition: Tensor | None) -> FrameTokens:
         """Put frames, words and noise levels (time steps, (B, F)) together."""
@@ -202,7 +202,7 @@ class CausalVideoNetwork(VideoNetwork):
 
     def _patches(self, proj: torch.nn.Module, frames: Tensor) -> Float[Tensor, "B F N D"]:
         made: Tensor = proj(frames.flatten(0, 1)).flatten(2).transpose(1, 2)
-        return made.unflatten(0, frames.shape[:2])
+        return made.unflatten(0, frames.shape[:2])  # type: ignore[no-any-return]
 
     def _table(self, size: tuple[int, int]) -> Tensor | None:
         """The position table that is added to tokens, text first; None where the base has rotary positions only."""
@@ -210,13 +210,13 @@ class CausalVideoNetwork(VideoNetwork):
         if not (embed.use_positional_embeddings or embed.use_learned_positional_embeddings):
             return None
         if size in ((1, 1), (embed.sample_height, embed.sample_width)):
-            return embed.pos_embedding
+            return embed.pos_embedding  # type: ignore[no-any-return]
         if embed.use_learned_positional_embeddings:
             raise VapError(
                 f"The learned positions are for latents of {(embed.sample_height, embed.sample_width)}, got {size}. "
                 f"Give frames of {self.settings.frame_size_px} px (width, height)."
             )
-        return embed._get_positional_embeddings(*size, embed.sample_frames, device=embed.pos_embedding.device)
+        return embed._get_positional_embeddings(*size, embed.sample_frames, device=embed.pos_embedding.device)  # type: ignore[no-any-return]
 
     def _places(self, seen: Tensor, index: Tensor) -> Float[Tensor, "b F N D"]:
         """What is added to tokens for their place. Frames after the last known one have the last one's place."""
@@ -225,4 +225,4 @@ class CausalVideoNetwork(VideoNetwork):
         if table is None:
             return seen.new_zeros(1, 1, 1, embed.embed_dim)
         rows = table[0, embed.max_text_seq_length :].unflatten(0, (self.known_frames, -1))
-        return rows[index.long().clamp(max=self.known_frames - 1)].to(seen.dtype)
+        return rows[index.long().clamp(max=self.known_frames - 1)].to(seen.dtype)  # type: ignore[no-any-return]

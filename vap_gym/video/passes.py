@@ -144,12 +144,12 @@ def mixed(
     kept keys are not copied. Elsewhere joined and fused.
     """
     if query.device.type not in PLAIN_ON:
-        joined = [torch.cat([part[i] for part in seen], 2) for i in (0, 1)]
+        keys, values = torch.cat([key for key, *_ in seen], 2), torch.cat([value for _, value, _ in seen], 2)
         allowed = None
         if any(mask is not None for *_, mask in seen):
             rows = [_rows(mask, query, key) for key, _, mask in seen]
             allowed = torch.cat(rows, -1)
-        return F.scaled_dot_product_attention(query, joined[0], joined[1], attn_mask=allowed)
+        return F.scaled_dot_product_attention(query, keys, values, attn_mask=allowed)
     query = query * query.shape[-1] ** -0.5
     scores = []
     for key, _, mask in seen:
@@ -161,7 +161,7 @@ def mixed(
     out = shares[0] @ seen[0][1]
     for part, (_, value, _) in zip(shares[1:], seen[1:], strict=True):
         out = out + part @ value
-    return out
+    return out  # type: ignore[no-any-return]
 
 
 def _rows(mask: Tensor | None, query: Tensor, key: Tensor) -> Tensor:

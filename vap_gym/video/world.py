@@ -150,7 +150,7 @@ class StreamWorld:
         pictures = to_pictures(frames.to(self.device))
         with self._autocast():
             if isinstance(self.codec, FrameCodec):
-                return self.codec.encode(pictures).float()
+                return self.codec.encode(pictures).float()  # type: ignore[no-any-return]
             latents: Tensor = self.codec.encode(pictures[:, :, None]).latent_dist.mode()[:, :, 0]
         return latents.float() * float(self.codec.config["scaling_factor"])
 
@@ -171,7 +171,7 @@ class StreamWorld:
         clip = latents.transpose(1, 2) / float(self.codec.config["scaling_factor"])
         with self._autocast():
             pictures: Tensor = self.codec.decoder(clip)[0]  # at once: its wrapper would cut them in two
-        return to_frames(pictures.transpose(1, 2).flatten(0, 1)).unflatten(0, (len(latents), -1))
+        return to_frames(pictures.transpose(1, 2).flatten(0, 1)).unflatten(0, (len(latents), -1))  # type: ignore[no-any-return]
 
     # --- imagining ---
 
@@ -259,7 +259,7 @@ class StreamWorld:
         if not channels:
             return None
         pictures = to_pictures(prompts.to(self.device))[:, :channels]  # depth is grey: one channel tells all
-        return pictures.unflatten(0, prompts.shape[:2])
+        return pictures.unflatten(0, prompts.shape[:2])  # type: ignore[no-any-return]
 
     def _text(self, batch: int) -> Tensor | None:
         if self.text is None:
@@ -268,7 +268,7 @@ class StreamWorld:
             return self.text.to(self.device).expand(batch, -1, -1)
         if self.network.vocabulary is None:
             raise VapError("This model has no vocabulary: it takes text as embeddings (1, L, E) or None, got words.")
-        return self.network.vocabulary.encode([self.text] * batch).to(self.device)
+        return self.network.vocabulary.encode([self.text] * batch).to(self.device)  # type: ignore[no-any-return]
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16)
