@@ -71,10 +71,10 @@ def build_network(recipe: VideoRecipe, codec: ClipCodec) -> VideoNetwork:
         network = kind.of(settings)
     brought: set[str] = set()
     if recipe.base:
-        brought = _take(network, recipe.base, may_lack=("trajectory.", "states.", "stem.action", "transformer."))
+        brought = _take(network, recipe.base, may_lack=("trajectory.", "embed_states.", "stem.action", "transformer."))
         network.transformer.copy_base_into_control()
     elif recipe.init:
-        brought = _take(network, recipe.init, may_lack=("trajectory.", "states."))
+        brought = _take(network, recipe.init, may_lack=("trajectory.", "embed_states."))
     if recipe.lora_rank:
         add_lora(network, rank=recipe.lora_rank, seed=recipe.seed)
     if recipe.parts == "branches":
@@ -85,7 +85,14 @@ def build_network(recipe: VideoRecipe, codec: ClipCodec) -> VideoNetwork:
 
 def is_base(name: str, brought: set[str]) -> bool:
     """Whether a weight belongs to the image-to-video base: brought by a run, and of no branch that actions come by."""
-    ours = ("trajectory.", "states.", "stem.action", "transformer.control", "transformer.merge", "transformer.action")
+    ours = (
+        "trajectory.",
+        "embed_states.",
+        "stem.action",
+        "transformer.control",
+        "transformer.merge",
+        "transformer.action",
+    )
     return name in brought and not name.startswith(ours)
 
 
@@ -131,7 +138,7 @@ def _take(network: VideoNetwork, run: str, *, may_lack: tuple[str, ...]) -> set[
     mine = plain_state(network)
     lacking = [n for n in mine if n not in given or given[n].shape != mine[n].shape]
     bad = [n for n in lacking if not n.startswith(may_lack) or n.startswith("transformer.base.")]
-    extra = [n for n in given if n not in mine and not n.startswith(("trajectory.", "states."))]
+    extra = [n for n in given if n not in mine and not n.startswith(("trajectory.", "embed_states."))]
     if bad or extra:
         raise CheckpointError(
             f"The weights of '{run}' must fit the recipe's model, got {len(bad)} missing or of another shape "
