@@ -56,8 +56,8 @@ def train_video(recipe: VideoRecipe, out: Path, *, resume: bool = False, device:
     is_main, rank, ranks = accelerator.is_main_process, accelerator.process_index, accelerator.num_processes
     if ranks > 1 and recipe.forcing != "none":
         raise CardError(
-            f"forcing = '{recipe.forcing}' goes through the network frame by frame and is for one process, got {ranks}. "
-            "Start one, or use forcing = 'none'."
+            f"forcing = '{recipe.forcing}' goes through the network frame by frame and is for one process, got "
+            f"{ranks}. Start one, or use forcing = 'none'."
         )
     run = Run(out, resume=resume) if is_main else None
     accelerator.wait_for_everyone()

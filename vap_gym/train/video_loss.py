@@ -146,8 +146,8 @@ class Objective(Protocol):
 
 
 def objective(forcing: str, *, pure_noise: float) -> Objective:
-    """The loss for a way of forcing: "none" (whole clips), or, for the causal variant, "frames" (a noise level for every
-    frame, after a clean past) and "rollout" (that, and the model's own past)."""
+    """The loss for a way of forcing: "none" (whole clips), or, for the causal variant, "frames" (a noise level for
+    every frame, after a clean past) and "rollout" (that, and the model's own past)."""
     if forcing not in FORCINGS:
         raise unknown_name("forcing", forcing, FORCINGS)
     return clip_loss if forcing == "none" else Forced(forcing, pure_noise=pure_noise)
@@ -169,7 +169,7 @@ class Forced:
             return weighted(error, torch.ones_like(error[:, :, 0]) if weight is None else weight[:, :, 0])
 
         said = {name: given.conditions.get(name) for name in ("prompts", "text", "interval")}
-        shared: dict[str, Any] = {"rng": rng, "weight": given.weights[:, 1:, None], "compare": compare}
+        shared: dict[str, Any] = {"rng": rng, "weight": given.weights[:, :, None], "compare": compare}
         value = forcing_loss(network, given.latents, pure_noise=self.pure_noise, **said, **shared)
         if self.forcing == "frames":
             return value
