@@ -153,7 +153,7 @@ def draw(psnr: dict[str, np.ndarray], path: Path, world: str) -> None:
     figure, axes = pyplot.subplots(figsize=(6.4, 3.6), layout="constrained")
     for (name, values), colour in zip(psnr.items(), ("tab:blue", "tab:gray"), strict=True):
         steps = np.arange(1, values.shape[1] + 1)
-        mean, half = values.mean(0), 1.96 * values.std(0) / np.sqrt(len(values))
+        mean, half = values.mean(0), 1.96 * values.std(0, ddof=min(1, len(values) - 1)) / np.sqrt(len(values))
         label = f"imagined by {world}" if name == "imagined" else "first frame, frozen"
         axes.plot(steps, mean, color=colour, label=label)
         axes.fill_between(steps, mean - half, mean + half, color=colour, alpha=0.2, linewidth=0)
@@ -221,7 +221,7 @@ def main(
     psnr = drift(imagination, chosen(heldout, episodes), steps=steps, batch=batch)
     draw(psnr, picture, world)
     count, length = psnr["imagined"].shape
-    half = 1.96 * (psnr["imagined"] - psnr["frozen"]).std(0) / np.sqrt(count)
+    half = 1.96 * (psnr["imagined"] - psnr["frozen"]).std(0, ddof=min(1, count - 1)) / np.sqrt(count)
     lines = [
         (str(t), *(f"{psnr[name][:, t - 1].mean():.1f}" for name in psnr),
          f"{(psnr['imagined'] - psnr['frozen'])[:, t - 1].mean():+.1f} ± {half[t - 1]:.1f}")
