@@ -4,13 +4,22 @@ import pytest
 import torch
 from torch import Tensor
 
-from vap_gym.world.dynamics import PROMPT_TAPS, SOURCES, FrameDynamics, TrajectoryEncoder, transformer_settings
+from vap_gym.world.dynamics import (
+    CELL_PX,
+    GATE,
+    PROMPT_TAPS,
+    SOURCES,
+    FrameDynamics,
+    TrajectoryEncoder,
+    composed,
+    transformer_settings,
+)
 from vap_gym.world.layers import ResBlock, zeroed
 
 BATCH, CHANNELS, HEIGHT, WIDTH, FEATURES = 3, 4, 8, 12, 6
 
 
-def small() -> FrameDynamics:
+def small(*, gated: bool = False) -> FrameDynamics:
     torch.manual_seed(0)
     return FrameDynamics(
         latent_channels=CHANNELS,
@@ -23,11 +32,12 @@ def small() -> FrameDynamics:
         time_embed_dim=16,
         action_channels=4,
         prompt_features=FEATURES,
+        gated=gated,
     ).eval()
 
 
-def perturbed() -> FrameDynamics:
-    model, rng = small(), torch.Generator().manual_seed(5)
+def perturbed(*, gated: bool = False) -> FrameDynamics:
+    model, rng = small(gated=gated), torch.Generator().manual_seed(5)
     for parameter in model.parameters():
         parameter.data += 0.1 * torch.randn(parameter.shape, generator=rng)
     return model
@@ -54,33 +64,33 @@ def inputs(seed: int = 0) -> dict[str, Tensor]:
 @torch.no_grad()
 def test_every_input_counts_once_trained() -> None:
     model, given = perturbed(), inputs()
-    before = model(**given)
+    before = model(**given)[0]
     assert before.shape == (BATCH, CHANNELS, HEIGHT, WIDTH)
     for name, value in given.items():
         other = {"time": value * 0.5, "interval": value * 2}.get(name, -value)
-        assert (model(**{**given, name: other}) - before).abs().max() > 1e-4, name
+        assert (model(**{**given, name: other})[0] - before).abs().max() > 1e-4, name
     for tap in range(PROMPT_TAPS):
         taps = given["prompt_taps"].clone()
         taps[:, tap] *= -1
-        assert (model(**{**given, "prompt_taps": taps}) - before).abs().max() > 1e-4, tap
+        assert (model(**{**given, "prompt_taps": taps})[0] - before).abs().max() > 1e-4, tap
     for lag in range(3):
         history = given["history"].clone()
         history[:, lag] *= -1
-        assert (model(**{**given, "history": history}) - before).abs().max() > 1e-4, lag
+        assert (model(**{**given, "history": history})[0] - before).abs().max() > 1e-4, lag
 
 
 @torch.no_grad()
 def test_untrained_it_shows_the_posed_picture() -> None:
     model, given = small(), inputs()
-    assert torch.equal(model(**given), given["posed"])
-    assert torch.equal(model(**{**given, "prompt_taps": -given["prompt_taps"]}), given["posed"])
+    assert torch.equal(model(**given)[0], given["posed"])
+    assert torch.equal(model(**{**given, "prompt_taps": -given["prompt_taps"]})[0], given["posed"])
 
 
 @torch.no_grad()
 def test_a_slot_does_not_depend_on_its_batch_mates() -> None:
     model, given, other = perturbed(), inputs(), inputs(1)
     mixed = {name: torch.cat([value[:1], other[name][1:]]) for name, value in given.items()}
-    assert torch.equal(model(**mixed)[0], model(**given)[0])
+    assert torch.equal(model(**mixed)[0][0], model(**given)[0][0])
 
 
 @torch.no_grad()
@@ -104,7 +114,7 @@ def test_gradients_reach_every_weight_after_the_first_steps() -> None:
     model = perturbed().train()
     prompts = torch.rand(BATCH * PROMPT_TAPS, 3, 4 * HEIGHT, 4 * WIDTH)
     taps = model.trajectory.features(prompts).unflatten(0, (BATCH, PROMPT_TAPS))
-    model(**{**inputs(), "prompt_taps": taps}).square().mean().backward()
+    model(**{**inputs(), "prompt_taps": taps})[0].square().mean().backward()
     without = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     assert without == [f"transformer.base.patch_embed.text_proj.{name}" for name in ("weight", "bias")]  # no words
 
@@ -121,3 +131,22 @@ def test_a_residual_block_begins_as_nothing(size: tuple[int, int]) -> None:
     x = torch.rand(2, 5, *size)
     assert torch.equal(ResBlock(5)(x), x)
     assert all(not p.any() for p in zeroed(torch.nn.Linear(3, 3)).parameters())
+
+
+@torch.no_grad()
+def test_a_gate_opens_pixels_of_the_posed_picture_that_are_left_as_they_are() -> None:
+    given = inputs()
+    assert small()(**given)[1] is None
+    latents, gate = small(gated=True)(**given)
+    assert torch.equal(latents, given["posed"])
+    assert gate.shape == (BATCH, 1, CELL_PX * HEIGHT, CELL_PX * WIDTH)
+    torch.testing.assert_close(gate, torch.full_like(gate, GATE).sigmoid())
+    _, gate = perturbed(gated=True)(**given)
+    assert gate.std() > 0.01
+    decoded, posed = torch.randn(2, BATCH, 3, CELL_PX * HEIGHT, CELL_PX * WIDTH)
+    gate = torch.zeros_like(gate)
+    gate[..., :5] = 1.0
+    picture = composed(decoded, posed, gate)
+    assert torch.equal(picture[..., :5], posed[..., :5])
+    assert torch.equal(picture[..., 5:], decoded[..., 5:])
+    assert torch.equal(composed(decoded, posed, None), decoded)

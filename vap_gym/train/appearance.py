@@ -173,7 +173,7 @@ def fill_colours(model: RobotAppearance, data: Sights, pick: Int64[Tensor, " n"]
 
 def scores(model: RobotAppearance, data: Mapping[str, Sights], pick: Int64[Tensor, " n"]) -> dict[str, float]:
     """The figures of `score` for every robot."""
-    found = {}
+    found: dict[str, float] = {}
     for name, one in data.items():
         mine = score(model.of(name), one, pick)
         found |= mine if len(data) == 1 else {f"{name} {key}": value for key, value in mine.items()}

@@ -288,7 +288,7 @@ def _clips(
 
 def scores(model: ThingMotion, held: Mapping[str, Motions], settings: MotionRecipe) -> dict[str, float]:
     """The figures of `score` for every robot."""
-    found = {}
+    found: dict[str, float] = {}
     for name, data in held.items():
         mine = score(model.of(name), data, length=settings.length)
         found |= mine if len(held) == 1 else {f"{name} {key}": value for key, value in mine.items()}

@@ -178,7 +178,7 @@ def main(
         return _loss(model, groups.groups, settings, rng)
 
     def scored(averaged: FrameDynamics) -> dict[str, float]:
-        found = {}
+        found: dict[str, float] = {}
         for sees, one in zip(eyes, held, strict=True):
             mine = score(averaged, sees, one, run.folder / f"samples_{one.robot}.png")
             found |= mine if len(eyes) == 1 else {f"psnr {one.robot}{k[4:]}": v for k, v in mine.items()}
