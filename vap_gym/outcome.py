@@ -58,7 +58,8 @@ def per_chunk(outcome: Outcome, chunk: int, *, reward: str) -> Outcome:
         return values.reshape(len(values), -1, chunk)
 
     def ever(flags: torch.Tensor) -> torch.Tensor:
-        return flags.unflatten(1, (-1, chunk)).any(2)
+        at_all: torch.Tensor = flags.unflatten(1, (-1, chunk)).any(2)
+        return at_all
 
     motion = mapped(outcome.motion, lambda x: x[:, chunk - 1 :: chunk])
     clipped: Clipped = mapped(outcome.motion.clipped, ever)
@@ -70,12 +71,12 @@ def per_chunk(outcome: Outcome, chunk: int, *, reward: str) -> Outcome:
         frames=frames,
         reward=rewards.max(2) if reward == "success" else rewards.sum(2),
         progress=grouped(outcome.progress)[:, :, -1],
-        success=grouped(outcome.success).any(2),
+        success=np.asarray(grouped(outcome.success).any(2)),
         motion=replace(motion, clipped=clipped),
         adherence_px=last(outcome.adherence_px),
         gripper_confidence=last(outcome.gripper_confidence),
         spread_grey=last(outcome.spread_grey),
         expected_psnr_db=last(outcome.expected_psnr_db),
         object_risk=last(outcome.object_risk),
-        untrusted=grouped(outcome.untrusted).any(2),
+        untrusted=np.asarray(grouped(outcome.untrusted).any(2)),
     )
