@@ -18,10 +18,13 @@ from vap_gym.evaluate.tables_clips import HeldOutClips, chosen, held_out_clips
 from vap_gym.evaluate.tables_plan import SetPlan, load_plan
 from vap_gym.evaluate.tables_runs import DONE, MISSING, OTHER, Job, claimed, data_digest, jobs_of, manifest, state_of
 from vap_gym.evaluate.tables_scores import frozen, is_known_gripper, score_clips
+from vap_gym.evaluate.tables_train import recipe_of
 from vap_gym.judge import Judge
 from vap_gym.sim.layouts import draw_scene
 from vap_gym.sim.rollout import NominalRobot, record
 from vap_gym.sim.scene import Scene
+from vap_gym.train.video_parts import build_network, save_model
+from vap_gym.world.codec import FrameCodec
 
 PLAN = """
 judge = "tiny"
@@ -294,3 +297,31 @@ def test_manifest_that_is_no_json_says_so(plan_file: Path, tmp_path: Path) -> No
     (job.folder / "manifest.json").write_text("{")
     with pytest.raises(CheckpointError, match="must be JSON"):
         manifest(job)
+
+
+def test_every_training_of_the_committed_plan_can_start_from_its_base(repo: Path, tmp_path: Path) -> None:
+    whole = load_plan(repo / "benchmarks" / "tables.toml")
+    codec = FrameCodec.from_pretrained(repo / "vap_gym" / "weights" / "tiny" / "codec")
+    base_config = {"num_attention_heads": 1, "attention_head_dim": 16, "in_channels": 16, "out_channels": 16}
+    base_config |= {"num_layers": 2, "time_embed_dim": 16, "text_embed_dim": 16}
+    little = {"stem_width": 8, "trajectory_width": 8, "base_config": base_config}
+    jobs: dict[str, Job] = {}
+    for name, run in whole.runs.items():
+        small = replace(run, recipe={**run.recipe, "lora_rank": min(2, run.recipe["lora_rank"])})
+        small = replace(small, recipe={**small.recipe, "model": {**run.recipe["model"], **little}})
+        base = jobs[run.base] if run.base else None
+        jobs[name] = Job(run=small, seed=0, folder=tmp_path / name / "0", base=base, data={}, held={})
+        recipe = recipe_of(whole, jobs[name])
+        network = build_network(recipe, codec)
+        trained = {key for key, value in network.named_parameters() if value.requires_grad}
+        is_whole = recipe.parts == "full"
+        assert is_whole == (len(trained) == len(list(network.parameters()))), name
+        assert is_whole == (not any(".lora_" in key for key in trained)), name
+        assert any(key.startswith("embed_states.") for key in trained) == (recipe.settings.condition == "raw_state")
+        pictures = recipe.settings.condition in ("skeleton", "mesh", "depth")
+        assert any(key.startswith("trajectory.") for key in trained) == pictures, name
+        copied = any("control_blocks" in key for key in trained)
+        assert copied == (pictures and name != "no_controlnet-droid"), name
+        if name in {one.base for one in whole.runs.values()}:
+            weights = {key: value.detach() for key, value in network.state_dict().items()}
+            save_model(network, codec, weights, jobs[name].folder / "model")
