@@ -104,7 +104,7 @@ def played(
 def _read(cache: Path, key: str) -> Clips | None:
     """What a cache holds, or None where that is not what is asked for."""
     try:
-        with np.load(cache) as stored:
+        with cache.open("rb") as file, np.load(file) as stored:
             if str(stored["key"]) == key:
                 return Clips(**{name: stored[name] for name in stored.files if name != "key"})
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
