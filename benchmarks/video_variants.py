@@ -1,6 +1,6 @@
 """How fast variants of the tiny video model learn, per CPU second: stem or none, patch, residual. One thread.
 
-    python benchmarks/video_variants.py data/droid_train --cpu-seconds 150 > docs/…
+    python benchmarks/video_variants.py data/droid_train --cpu-seconds 150
 
 Every variant gets the same CPU time (not wall clock, so that a busy machine counts little), the same clips in the same
 order, and is scored on the same held-out clips, with the running average of its weights.
@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,14 @@ import torch
 
 from vap_gym.train.run import Ema, autocast, seeded
 from vap_gym.train.video import inputs_of, load_sets
-from vap_gym.train.video_data import ClipBatches
-from vap_gym.train.video_loss import clip_loss, noise_of
+from vap_gym.train.video_data import Batch, ClipBatches
+from vap_gym.train.video_loss import Inputs, clip_loss, noise_of
 from vap_gym.train.video_parts import build_network, load_codec
 from vap_gym.train.video_recipe import VideoRecipe
 from vap_gym.train.video_score import score
 from vap_gym.train.video_state import Averaged
 from vap_gym.train.video_text import TextOf
+from vap_gym.video.network import VideoNetwork
 
 PURE = {"in_channels": 16, "out_channels": 8, "sample_width": 36, "sample_height": 24}
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -74,7 +76,7 @@ def main(
             for group in optimizer.param_groups:
                 group["lr"] = rate
             with autocast(place):
-                value = clip_loss(network, inputs_of(network, batches[step], text_of, place), noise, rng)
+                value = clip_loss(network, _inputs(network, text_of, batches[step]), noise, rng)
             optimizer.zero_grad(set_to_none=True)
             value.backward()
             torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
@@ -83,15 +85,18 @@ def main(
             losses.append(float(value.detach()))
             step += 1
         with Averaged(network, ema), autocast(place):
-            scores = score(
-                network, decoder, held, lambda b: inputs_of(network, b, text_of, place), clips=8, evaluations=1,
-                picture=Path("out") / f"variant_{name.replace(' ', '_').replace(',', '')}.png",
-            )  # fmt: skip
+            shown = Path("out") / f"variant_{name.replace(' ', '_').replace(',', '')}.png"
+            inputs = partial(_inputs, network, text_of)
+            scores = score(network, decoder, held, inputs, clips=8, evaluations=1, picture=shown)
         row = {"variant": name, "parameters_m": sum(p.numel() for p in network.parameters()) / 1e6, "steps": step}
         row |= {"clips_per_cpu_s": step * batch_size / cpu_seconds, "loss": sum(losses[-10:]) / len(losses[-10:])}
         print(
             json.dumps({k: round(v, 3) if isinstance(v, float) else v for k, v in (row | scores).items()}), flush=True
         )
+
+
+def _inputs(network: VideoNetwork, text_of: TextOf, batch: Batch) -> Inputs:
+    return inputs_of(network, batch, text_of, torch.device("cpu"))
 
 
 if __name__ == "__main__":

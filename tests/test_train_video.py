@@ -261,8 +261,7 @@ def test_two_processes_train_one_model(folder: Path, tmp_path: Path) -> None:
         f"from vap_gym.train.video_recipe import VideoRecipe\ntrain_video({mine!r}, Path({str(tmp_path / 'two')!r}), "
         "device='cpu')\n"
     )
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
-    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     command = [*launch, str(script)]
     done = subprocess.run(
         command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=600, check=False

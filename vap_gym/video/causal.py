@@ -134,9 +134,9 @@ class CausalVideoNetwork(VideoNetwork):
         """Tokens of the text; no tokens where the model has no text."""
         embed = self.transformer.base.patch_embed
         if text is not None and not text.is_floating_point():
-            if self.words is None:
+            if self.embed_words is None:
                 raise VapError("Numbers of words need a model with text='words'. Give this one embeddings (B, L, E).")
-            text = self.words(text)
+            text = self.embed_words(text)
         text = self.no_text(batch) if text is None else text
         weight = embed.text_proj.weight
         if text is None:
