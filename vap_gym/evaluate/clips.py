@@ -54,7 +54,7 @@ class Clips:
     @property
     def steps(self) -> int:
         """How many steps an episode has."""
-        return self.frames.shape[1] - 1
+        return int(self.frames.shape[1]) - 1
 
     def pick(self, rows: np.ndarray | slice) -> Clips:
         """Some of the episodes."""

@@ -79,7 +79,7 @@ BESIDE = (
 
 def headline(measured: dict[str, Report]) -> dict[str, str]:
     """The figures that are shipped with the weights, as text with their intervals."""
-    said = {}
+    said: dict[str, str] = {}
     for env, report in measured.items():
         where = "" if env == ENVS[0] else f"{env}: "
         said |= {f"{where}{row.name}": row.told(report.get(row.key)) for row in ROWS}

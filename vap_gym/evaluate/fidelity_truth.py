@@ -123,4 +123,5 @@ def _numbers(clips: Clips, most: int) -> Tensor:
 
 
 def _apart(one_m: Float[Tensor, "B K 3"], other_m: Float[Tensor, "B M 3"]) -> Float[Tensor, "B K M"]:
-    return (one_m[:, :, None] - other_m[:, None]).norm(dim=-1)
+    apart: Tensor = (one_m[:, :, None] - other_m[:, None]).norm(dim=-1)
+    return apart
