@@ -11,12 +11,12 @@ from scipy.spatial.transform import Rotation
 
 from vap_gym import cli
 from vap_gym.cards import load_robot
-from vap_gym.commands.calibrate import read_clip, read_samples
+from vap_gym.commands.calibrate import read_samples
 from vap_gym.data.video import read_video
 from vap_gym.geometry import Camera
 from vap_gym.photo import read_camera
 from vap_gym.recover.calibrate import CalibrationError, camera_apart, fit_camera, project
-from vap_gym.recover.calibrate_align import Clip, align_camera, drawn
+from vap_gym.recover.calibrate_align import Clip, align_camera, drawn, read_clip
 from vap_gym.recover.calibrate_clicks import located, read_clicks
 from vap_gym.recover.calibrate_marker import fit_eye_hand
 

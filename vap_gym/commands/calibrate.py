@@ -16,8 +16,8 @@ from vap_gym.geometry import pose, rotation_from_quaternion_xyzw
 from vap_gym.photo import read_camera
 from vap_gym.pictures import Picture, sheet, write_png
 from vap_gym.recover.calibrate import CalibrationError, fit_camera, write_cameras
-from vap_gym.recover.calibrate_align import Clip, align_camera
-from vap_gym.recover.calibrate_clicks import ClickedPoints, located, read_clicks, read_frames, read_states
+from vap_gym.recover.calibrate_align import align_camera, read_clip
+from vap_gym.recover.calibrate_clicks import ClickedPoints, located, read_clicks, read_frames
 from vap_gym.recover.calibrate_marker import EyeHand, Lens, fit_eye_hand
 from vap_gym.recover.calibrate_solve import Free
 
@@ -152,18 +152,6 @@ def align(
     write_cameras(out, {camera: made.table(valid_for_episodes=chosen)})
     write_png(picture, made.picture(clips))
     print(f"{out}: {camera}\n{picture}: the outline in red, green lines to where the border seems to be")
-
-
-def read_clip(episodes: Path, name: str, camera: str, *, most: int) -> Clip:
-    """Return up to `most` frames of an episode, evenly spread, with the robot's states."""
-    states = read_states(episodes, name)
-    count = len(states.joint_position)
-    chosen = np.unique(np.linspace(0, count - 1, min(most, count)).round().astype(np.int64))
-    return Clip(
-        frames=read_frames(episodes, name, camera, chosen.tolist()),
-        joint_position=states.joint_position[chosen],
-        gripper_position=states.gripper_position[chosen],
-    )
 
 
 def read_samples(path: Path) -> tuple[np.ndarray, dict[str, np.ndarray], dict[str, Lens], dict[str, list[str]]]:

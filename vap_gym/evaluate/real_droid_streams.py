@@ -183,8 +183,7 @@ def align_all(droid: Path, out: Path, *, fit_tool: bool = True, robot: str = ROB
     All frames of a stream may be looked at, the ones to be imagined too: as where a user has calibrated his camera.
     With `fit_tool` the gripper's mount is fitted as well.
     """
-    from vap_gym.commands.calibrate import read_clip
-    from vap_gym.recover.calibrate_align import align_camera
+    from vap_gym.recover.calibrate_align import align_camera, read_clip
 
     given, card = json.loads((droid / "cameras.json").read_text(encoding="utf-8")), load_robot(robot)
     rows = []

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from vap_gym.kinematics.urdf import load_chain
 from vap_gym.pictures import sheet, spread
 from vap_gym.prompts.body import Body, gripper_links
 from vap_gym.recover.calibrate import CalibrationError, camera_apart, camera_table, checked_K
+from vap_gym.recover.calibrate_clicks import read_frames, read_states
 from vap_gym.recover.calibrate_evidence import Evidence, border_places, evidence_of
 from vap_gym.recover.calibrate_picture import with_outline
 from vap_gym.recover.calibrate_solve import Guess, Sight, cross, jacobian_of, moved, reprojected
@@ -354,3 +356,15 @@ def _doubts(made: Alignment, clips: Sequence[Clip], robot: RobotCard, rough_m: f
             "be off: check it by the picture, or say how rough it is"
         )
     return doubts
+
+
+def read_clip(episodes: Path, name: str, camera: str, *, most: int) -> Clip:
+    """Return up to `most` frames of an episode, evenly spread, with the robot's states."""
+    states = read_states(episodes, name)
+    count = len(states.joint_position)
+    chosen = np.unique(np.linspace(0, count - 1, min(most, count)).round().astype(np.int64))
+    return Clip(
+        frames=read_frames(episodes, name, camera, chosen.tolist()),
+        joint_position=states.joint_position[chosen],
+        gripper_position=states.gripper_position[chosen],
+    )
