@@ -42,12 +42,13 @@ def page(plan: Plan, results: Results) -> str:
     moving = [plan.sets[name].title for name, moves in results.moving.items() if moves]
     still = [plan.sets[name].title for name, moves in results.moving.items() if not moves]
     cameras = f"The camera moves in: {', '.join(moving) or 'none'}. It stands still in: {', '.join(still) or 'none'}."
+    said = {name: verdicts(plan, one, results) for name, one in plan.tables.items()}
     parts = [
         "# The paper's tables at small scale",
         *_warning(plan, results),
         _about(plan, results) + " " + cameras,
-        *(_section(plan, one, results) for one in plan.tables.values()),
-        _verdicts([v for one in plan.tables.values() for v in verdicts(plan, one, results)]),
+        *(_section(plan, one, results, said[name]) for name, one in plan.tables.items()),
+        _verdicts([one for of_table in said.values() for one in of_table]),
         _costs(results.facts),
         stamp(),
     ]
@@ -143,7 +144,7 @@ def _split_name(plan: Plan, name: str, split: str) -> str:
     return split if split == "known" else f"novel {plan.sets[name].novel}"
 
 
-def _section(plan: Plan, one: TablePlan, results: Results) -> str:
+def _section(plan: Plan, one: TablePlan, results: Results, said: Sequence[Verdict]) -> str:
     parts = [f"## Table {one.name}: {one.title}"]
     parts += [one.note] if one.note else []
     parts += [f"In the paper: {one.paper}"] if one.paper else []
@@ -156,7 +157,6 @@ def _section(plan: Plan, one: TablePlan, results: Results) -> str:
             parts.append(f"{heading}\n\n{_block(one, name, split, results)}")
             doubt = _doubt(one, name, split, results)
             parts += [doubt] if doubt else []
-    said = verdicts(plan, one, results)
     if said:
         rows = [[v.claim, v.source, v.word] for v in said]
         parts.append(table(["ordering", "claimed in", "at our scale"], rows))

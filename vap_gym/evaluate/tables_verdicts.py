@@ -157,7 +157,9 @@ def _where(place: Place, titles: Mapping[str, str]) -> str:
 
 
 def _interval(values: Float[np.ndarray, " N"], metric: str) -> Interval:
-    return bootstrap_interval(values, statistic=lambda rows: _statistic(rows, metric))
+    if metric not in MEDIANS:
+        return bootstrap_interval(values)  # all resamples at once
+    return bootstrap_interval(values, statistic=lambda rows: float(np.median(rows)))
 
 
 def _statistic(values: NDArray[np.float64], metric: str) -> float:
