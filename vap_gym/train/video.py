@@ -185,7 +185,7 @@ def _batches(clips: ClipBatches, recipe: VideoRecipe, first: int) -> Iterator[Ba
     return iter(loader)
 
 
-def _same(batch: Batch) -> Batch:
+def _same(batch: Any) -> Any:
     return batch
 
 

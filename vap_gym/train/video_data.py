@@ -212,7 +212,7 @@ class VideoSet:
         """The latents of a clip."""
         if self.data.time_stride > 1:
             return self.store[f"clip-{index % self.data.clips}"].astype(np.float32)
-        return latents_of(self.store, self.source, place.episode)[frames].astype(np.float32)
+        return latents_of(self.store, self.source, place.episode)[frames].astype(np.float32)  # type: ignore[no-any-return]
 
     def prompts(self, places: Sequence[tuple[int, np.ndarray]]) -> UInt8[np.ndarray, "B T H W P"]:
         """The prompts of clips, given as episodes and frames of one number."""
@@ -262,11 +262,11 @@ class VideoSet:
         kept, self.drawn = self.drawn, None
         pictures = self.prompts([(i, np.arange(self.source.episodes.length(i)))])[0]
         self.drawn = kept
-        return pictures
+        return pictures  # type: ignore[no-any-return]
 
     def _clip_frames(self, k: int) -> UInt8[np.ndarray, "T H W 3"]:
         place = self.plan(k)
-        return self.source.frames(place.episode)[frames_of(place, self.data.frames)]
+        return self.source.frames(place.episode)[frames_of(place, self.data.frames)]  # type: ignore[no-any-return]
 
     def _recorded(self, i: int, rate_hz: float) -> Recorded:
         closed = self.state(i, "closed")[:, 0].astype(np.float64)

@@ -168,7 +168,7 @@ class Forced:
             error = noise.error(predicted.float(), target.float())
             return weighted(error, torch.ones_like(error[:, :, 0]) if weight is None else weight[:, :, 0])
 
-        said = {name: given.conditions.get(name) for name in ("prompts", "text", "interval")}
+        said: dict[str, Any] = {name: given.conditions.get(name) for name in ("prompts", "text", "interval")}
         shared: dict[str, Any] = {"rng": rng, "weight": given.weights[:, :, None], "compare": compare}
         value = forcing_loss(network, given.latents, pure_noise=self.pure_noise, **said, **shared)
         if self.forcing == "frames":

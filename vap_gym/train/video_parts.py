@@ -35,7 +35,7 @@ def load_codec(folder: str, place: torch.device) -> ClipCodec:
         )
     kind = FrameCodec if "FrameCodec" in str(json.loads(path.read_text())["_class_name"]) else AutoencoderKLCogVideoX
     codec = kind.from_pretrained(folder, torch_dtype=torch.float32).eval().requires_grad_(False).to(place)
-    return codec.to(memory_format=torch.channels_last) if kind is FrameCodec else codec  # type: ignore[no-any-return]
+    return codec.to(memory_format=torch.channels_last) if kind is FrameCodec else codec
 
 
 def encoder(codec: ClipCodec, place: torch.device) -> Encode:
@@ -46,7 +46,7 @@ def encoder(codec: ClipCodec, place: torch.device) -> Encode:
         pictures = pictures_of(torch.from_numpy(np.ascontiguousarray(frames)), torch.float32).to(place)
         with autocast(place):
             latents = encode_clip(codec, pictures[None])[0]
-        return latents.float().cpu().numpy()  # type: ignore[no-any-return]
+        return latents.float().cpu().numpy()
 
     return encode
 
@@ -126,7 +126,7 @@ def merged(network: VideoNetwork, weights: dict[str, Tensor]) -> dict[str, Tenso
     for name, down in weights.items():
         if ".lora_A." in name:
             layer = network.get_submodule(name.split(".lora_A.")[0])
-            scale = float(layer.scaling["default"])  # type: ignore[index]
+            scale = float(layer.scaling["default"])
             plain[f"{name.split('.lora_A.')[0]}.weight"] += scale * weights[name.replace("lora_A", "lora_B")] @ down
     return plain
 

@@ -28,11 +28,11 @@ def save_state(accelerator: Any, run: Run, parts: dict[str, Any], *, step: int, 
             run.save(meta | {"model": weights, "optimizer": optimizer.state_dict(), "ema": ema.shadow})
         accelerator.wait_for_everyone()
         return
-    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.state_dict_saver import save
 
     folder = run.folder / f"state-{step:08d}"
     temporary = folder.with_name(f".{folder.name}.tmp")
-    dcp.save(_shards(model, optimizer, ema), checkpoint_id=temporary)
+    save(_shards(model, optimizer, ema), checkpoint_id=temporary)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         temporary.rename(folder)
@@ -72,11 +72,11 @@ def load_state(accelerator: Any, run: Run, parts: dict[str, Any], *, recipe: Vid
         for name, value in state["ema"].items():
             ema.shadow[name].copy_(value)
         return int(state["step"])
-    import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint.state_dict import set_state_dict
+    from torch.distributed.checkpoint.state_dict_loader import load
 
     shards = _shards(model, optimizer, ema)
-    dcp.load(shards, checkpoint_id=run.folder / state["folder"])
+    load(shards, checkpoint_id=run.folder / state["folder"])
     set_state_dict(model, optimizer, model_state_dict=shards["model"], optim_state_dict=shards["optimizer"])
     return int(state["step"])
 
