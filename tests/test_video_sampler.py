@@ -215,6 +215,24 @@ def test_every_condition_imagines_clips(condition: str) -> None:
         assert not torch.equal(found, model.generate(image(2), **given, guidance=3.0))
 
 
+@torch.no_grad()
+def test_guidance_pushes_away_from_states_of_zero_as_training_drops_them() -> None:
+    network = small_model(condition="raw_state").network
+    for i, parameter in enumerate(network.parameters()):
+        parameter += 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(i))
+    shape = (1, 4, 4, HEIGHT // 4, WIDTH // 4)
+    first, noise = (torch.randn(shape, generator=torch.Generator().manual_seed(i)) for i in (1, 2))
+    first, states = first[:, 0], torch.rand(1, 4, 3)
+
+    def made(given: Given, guidance: float = 1.0) -> Tensor:
+        return sample_x0(network, first, 4, given, noise=lambda i: noise, evaluations=1, guidance=guidance)
+
+    told, zeros = made(Given(states=states)), made(Given(states=torch.zeros_like(states)))
+    assert (told - zeros).abs().max() > 1e-4
+    guided = made(Given(states=states), guidance=3.0)
+    torch.testing.assert_close(guided[:, 1:], (zeros + 3.0 * (told - zeros))[:, 1:])
+
+
 def test_requests_that_cannot_be_met_are_refused() -> None:
     model = small_model()
     for given, message in [

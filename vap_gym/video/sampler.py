@@ -157,7 +157,8 @@ def sample_x0(
         keep_first: the first frame is the given one, in what the network sees and in what is returned.
     """
     image = network.spread(first, frames)
-    dropped = replace(given, action=None, text=None, states=None)
+    nothing = None if given.states is None else torch.zeros_like(given.states)  # as training drops states
+    dropped = replace(given, action=None, text=None, states=nothing)
     clean = image  # at t = 1 no share of it is left
     for i, t in enumerate(flow_times(evaluations)):
         noisy = (1 - t) * clean + t * network.settings.noise_scale * noise(i).to(image)
