@@ -219,6 +219,24 @@ def test_clips_are_of_training_episodes_at_their_stride_and_latents_are_of_the_s
     assert batch.tasks == ["push the red cube"] * 8
 
 
+def test_clips_that_are_encoded_as_a_whole_are_found_by_where_they_lie_whatever_else_is_in_the_cache(
+    folder: Path,
+) -> None:
+    def opened(held_out: int, *, is_held: bool = False, max_stride: int = 2) -> VideoSet:
+        data = DataSettings(frames=5, frame_size_px=SIZE, time_stride=4, clips=6, scored=3)
+        one = SetSettings(path=str(folder / "one"), held_out=held_out, max_stride=max_stride)
+        return VideoSet(one, data, cache=folder / "whole", encode=lambda frames: blocks(frames)[::4],
+                        codec_sha256="b" * 64, held_out=is_held)  # fmt: skip
+
+    for one in (opened(2), opened(2, is_held=True), opened(3), opened(2, max_stride=1)):  # all in one cache
+        batch = ClipBatches([one], batch_size=7).clips([(0, i) for i in range(7)])
+        assert batch.latents.shape[1] == 2
+        for k in range(7):
+            place = one.place(k)
+            frames = one.source.frames(place.episode)[frames_of(place, 5)]
+            np.testing.assert_allclose(batch.latents[k], blocks(frames)[::4], atol=1e-3)
+
+
 @pytest.mark.parametrize("condition", ["skeleton", "mesh", "depth"])
 def test_prompts_are_those_that_are_drawn_for_the_states_whether_kept_or_not(folder: Path, condition: str) -> None:
     one = video_set(folder, condition=condition)

@@ -215,12 +215,12 @@ def _save(accelerator: Any, run: Run, parts: dict[str, Any], recipe: VideoRecipe
             picture = run.folder / "samples.png" if accelerator.is_main_process else None
             scores = score(
                 plain, scored["codec"], scored["held"], scored["inputs"], clips=recipe.score_clips,
-                evaluations=recipe.evaluations, picture=picture,
+                evaluations=recipe.evaluations, snr_shift_scale=recipe.snr_shift_scale, picture=picture,
             )  # fmt: skip
         weights = accelerator.get_state_dict(model)  # all of them, on the main process
         if accelerator.is_main_process:
             kept = {name: w.detach().cpu() for name, w in weights.items()}
-            save_model(plain, scored["codec"], kept, run.folder / "model")
+            save_model(plain, scored["codec"], kept, run.folder / "model", snr_shift_scale=recipe.snr_shift_scale)
     if accelerator.is_main_process:
         run.log(done, **scores)
         run.draw_curves([("loss",), tuple(k for k in scores if k.startswith("psnr")), ("clips_per_s",)])

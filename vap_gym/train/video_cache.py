@@ -10,9 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from jaxtyping import Float32, Shaped, UInt8
 from numpy.typing import NDArray
 from torch import nn
 
+from vap_gym.data.clip_plan import Place
 from vap_gym.data.conventions import CARTESIAN, GRIPPER, JOINTS, camera_of, has_camera
 from vap_gym.data.cropping import Crop, crop_for
 from vap_gym.data.episodes import EpisodeSet
@@ -28,6 +29,7 @@ from vap_gym.errors import CheckpointError, unknown_name
 from vap_gym.train.video_store import Store
 
 Encode = Callable[[UInt8[np.ndarray, "T H W 3"]], Float32[np.ndarray, "F C h w"]]
+ItemT = TypeVar("ItemT")
 FORMAT = 1
 SPOT = 0.06
 """So far may a picture's latents be from the cache's, in the mean: other threads and machines round otherwise."""
@@ -137,7 +139,7 @@ def open_latents(root: Path, source: Source, *, codec_sha256: str, clips: Mappin
 
     Args:
         codec_sha256: `sha256_of` the codec.
-        clips: for codecs that take several frames to a latent, the settings that the clips are drawn by.
+        clips: for codecs that take several frames to a latent, what all clips have in common.
 
     Raises:
         CheckpointError: it was made with another codec, view or size, or it is damaged.
@@ -179,16 +181,32 @@ def add_tables(store: Store, source: Source, members: Sequence[int]) -> None:
             writer.append(f"{_name(source, i)}/table", source.table(i), digest=source.digest(i))
 
 
-def add_clips(store: Store, clips: int, frames: Callable[[int], NDArray[np.uint8]], encode: Encode) -> int:
-    """Encode clips 0 to `clips` that are not in the cache yet, from their frames; return how many."""
-    if all(f"clip-{k}" in store for k in range(clips)):
+def add_clips(
+    store: Store, source: Source, places: Iterable[Place], frames: Callable[[Place], NDArray[np.uint8]], encode: Encode
+) -> int:
+    """Encode the clips at these places that are not in the cache yet, from their frames; return how many.
+
+    Raises:
+        CheckpointError: an episode has changed since.
+    """
+    wanted = {clip_name(source, place): place for place in places}
+    for name, place in wanted.items():
+        if name in store:
+            _same(store, source, place.episode, name)
+    if all(name in store for name in wanted):
         return 0
     added = 0
     with store.writing() as writer:
-        for k in _told(range(clips), f"encoding clips of {store.folder.name}", lambda k: f"clip-{k}" in store):
-            writer.append(f"clip-{k}", encode(frames(k)).astype(np.float16))
+        for name in _told(list(wanted), f"encoding clips of {store.folder.name}", lambda name: name in store):
+            place = wanted[name]
+            writer.append(name, encode(frames(place)).astype(np.float16), digest=source.digest(place.episode))
             added += 1
     return added
+
+
+def clip_name(source: Source, place: Place) -> str:
+    """The name of a clip's latents: where it lies, so that other settings never find the latents of another clip."""
+    return f"clip-{_name(source, place.episode)}-{place.start}-{place.stride}"
 
 
 def latents_of(store: Store, source: Source, i: int) -> Shaped[np.ndarray, "T C h w"]:
@@ -265,8 +283,8 @@ def _check(store: Store, source: Source, members: Sequence[int], encode: Encode)
             )
 
 
-def _same(store: Store, source: Source, i: int) -> None:
-    name = _name(source, i)
+def _same(store: Store, source: Source, i: int, name: str = "") -> None:
+    name = name or _name(source, i)
     if store.entries[name].digest != source.digest(i):
         raise CheckpointError(
             f"The {store.what} '{store.folder}' holds another episode {name} than '{source.episodes.root}' has now: "
@@ -278,7 +296,7 @@ def _name(source: Source, i: int) -> str:
     return str(source.episodes.index(i))
 
 
-def _told(items: Sequence[int], what: str, done: Callable[[int], bool]) -> Any:
+def _told(items: Sequence[ItemT], what: str, done: Callable[[ItemT], bool]) -> Any:
     """The items that are not done, with a bar of progress."""
     from tqdm import tqdm
 

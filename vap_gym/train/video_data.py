@@ -35,6 +35,7 @@ from vap_gym.train.video_cache import (
     add_episodes,
     add_prompts,
     add_tables,
+    clip_name,
     latents_of,
     open_latents,
     table_of,
@@ -96,6 +97,7 @@ class DataSettings:
     near_changes: float = 0.5
     time_stride: int = 1
     clips: int = 0  # for codecs that take several frames to a latent: how many clips are encoded
+    scored: int = 0  # and how many of held-out episodes
     frame_size_px: tuple[int, int] = (144, 96)
     gripper_weight: float = 2.0
     object_weight: float = 2.0
@@ -149,8 +151,8 @@ class VideoSet:
                 f"(held_out), got {len(indices)} in all. Make more: vap-gym data generate {settings.path}"
             )
         self.robot = self._robot()
-        plan_like = {"frames": data.frames, "seed": data.seed, "max_stride": settings.max_stride, "clips": data.clips}
-        clips = None if data.time_stride == 1 else plan_like
+        clips = None if data.time_stride == 1 else {"frames": data.frames}
+        self.clips = data.scored if held_out else data.clips
         self.store = open_latents(cache, source, codec_sha256=codec_sha256, clips=clips)
         if data.time_stride == 1:
             add_episodes(self.store, source, self.members, encode)
@@ -176,8 +178,8 @@ class VideoSet:
         if data.precomputed and data.condition in DRAWN:
             what = f"{data.condition} {self.robot.name} {data.states} height_cue={data.height_cue}"
             self.drawn = add_prompts(cache, source, self.members, self._episode_prompts, what)
-        if data.time_stride > 1 and not held_out:
-            add_clips(self.store, data.clips, self._clip_frames, encode)
+        if data.time_stride > 1:
+            add_clips(self.store, source, map(self.plan, range(self.clips)), self._clip_frames, encode)
 
     def column(self, i: int, name: str) -> Float32[np.ndarray, "T _"]:
         """A column of an episode's table; NaN where the set does not have it."""
@@ -202,16 +204,16 @@ class VideoSet:
 
     def place(self, index: int) -> Place:
         """Where clip `index` lies."""
-        return self.plan(index % self.data.clips if self.data.time_stride > 1 else index)
+        return self.plan(index % self.clips if self.data.time_stride > 1 else index)
 
     def member(self, place: Place) -> int:
         """The episode's position in the set."""
         return place.episode
 
-    def latents(self, index: int, place: Place, frames: np.ndarray) -> Float32[np.ndarray, "F C h w"]:
+    def latents(self, place: Place, frames: np.ndarray) -> Float32[np.ndarray, "F C h w"]:
         """The latents of a clip."""
         if self.data.time_stride > 1:
-            return self.store[f"clip-{index % self.data.clips}"].astype(np.float32)
+            return self.store[clip_name(self.source, place)].astype(np.float32)
         return latents_of(self.store, self.source, place.episode)[frames].astype(np.float32)  # type: ignore[no-any-return]
 
     def prompts(self, places: Sequence[tuple[int, np.ndarray]]) -> UInt8[np.ndarray, "B T H W P"]:
@@ -264,8 +266,7 @@ class VideoSet:
         self.drawn = kept
         return pictures  # type: ignore[no-any-return]
 
-    def _clip_frames(self, k: int) -> UInt8[np.ndarray, "T H W 3"]:
-        place = self.plan(k)
+    def _clip_frames(self, place: Place) -> UInt8[np.ndarray, "T H W 3"]:
         return self.source.frames(place.episode)[frames_of(place, self.data.frames)]  # type: ignore[no-any-return]
 
     def _recorded(self, i: int, rate_hz: float) -> Recorded:
@@ -325,7 +326,7 @@ def batch_of(sets: Sequence[VideoSet], wanted: Sequence[tuple[int, int, Place]])
     """Return the clips at these places: (set, index, place)."""
     data = sets[0].data
     frames = [frames_of(place, data.frames) for _, _, place in wanted]
-    latents = np.stack([sets[s].latents(i, p, t) for (s, i, p), t in zip(wanted, frames, strict=True)])
+    latents = np.stack([sets[s].latents(p, t) for (s, _, p), t in zip(wanted, frames, strict=True)])
     size = (latents.shape[3], latents.shape[4])
     fine = np.stack([sets[s].weights(p.episode, t, size) for (s, _, p), t in zip(wanted, frames, strict=True)])
     prompts: Tensor | None = None

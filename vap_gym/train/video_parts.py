@@ -101,12 +101,14 @@ def model_folder(run: str) -> str | Path:
     return Path(run) / "model" if (Path(run) / "model").is_dir() else run
 
 
-def save_model(network: VideoNetwork, codec: ClipCodec, weights: dict[str, Tensor], folder: Path) -> None:
+def save_model(
+    network: VideoNetwork, codec: ClipCodec, weights: dict[str, Tensor], folder: Path, *, snr_shift_scale: float = 1.0
+) -> None:
     """Write a `VideoModel` with LoRA merged, so that it is loaded like one that never had any; whole or not at all."""
     plain = type(network).of(network.settings)
     plain.load_state_dict(merged(network, weights))
     place = next(codec.parameters()).device
-    scheduler = v_scheduler() if network.settings.prediction == "v" else None
+    scheduler = v_scheduler(snr_shift_scale=snr_shift_scale) if network.settings.prediction == "v" else None
     model = VideoModel(plain, codec, scheduler=scheduler, device=place, dtype=torch.float32)
     temporary, old = (folder.with_name(f".{folder.name}.{end}") for end in ("tmp", "old"))
     for path in (temporary, old):

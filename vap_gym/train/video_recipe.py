@@ -106,6 +106,11 @@ class VideoRecipe:
             raise CardError(
                 "forcing = 'rollout' makes frames at the recorded rate, got a set with max_stride above 1. Set it to 1."
             )
+        if self.forcing != "none" and self.settings.condition == "raw_state":
+            raise CardError(
+                f"forcing = '{self.forcing}' is for models that are told pictures or words, got condition = "
+                "'raw_state'. Use forcing = 'none', or a condition of skeleton, mesh or depth."
+            )
         if not self.data:
             raise CardError("data must name at least one set, got none. Make one: vap-gym data generate data/droid")
         settings = self.settings
@@ -142,6 +147,7 @@ class VideoRecipe:
             near_changes=self.near_changes,
             time_stride=network.time_stride,
             clips=self.clips,
+            scored=self.score_clips,
             frame_size_px=network.frame_size_px,
             gripper_weight=self.gripper_weight,
             object_weight=self.object_weight,

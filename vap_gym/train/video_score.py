@@ -31,6 +31,7 @@ def score(
     *,
     clips: int,
     evaluations: int,
+    snr_shift_scale: float = 1.0,
     picture: Path | None = None,
 ) -> dict[str, float]:
     """Imagine held-out clips, the same at every call, from their first frames and conditions.
@@ -42,6 +43,7 @@ def score(
     Args:
         inputs: makes a batch what the network takes.
         clips: of each set.
+        snr_shift_scale: of the noise that a "v" model was trained with.
     """
     found: dict[str, list[list[float]]] = {}
     rows: list[np.ndarray] = []
@@ -51,7 +53,7 @@ def score(
         for begin in range(0, clips, CHUNK):
             part = list(range(begin, min(begin + CHUNK, clips)))
             given = inputs(batch_of(held, [(number, i, places[i]) for i in part]))
-            latents = _imagined(network, given, part, evaluations)
+            latents = _imagined(network, given, part, evaluations, snr_shift_scale)
             shown = [as_frames(decode_clip(codec, x.float())).cpu().numpy() for x in (latents, given.latents)]
             true = truth[part]
             kinds = {"": shown[0], "_frozen": np.broadcast_to(true[:, :1], true.shape), "_codec": shown[1]}
@@ -76,7 +78,9 @@ def score(
     return scores
 
 
-def _imagined(network: VideoNetwork, given: Inputs, part: list[int], evaluations: int) -> Float[Tensor, "B F C h w"]:
+def _imagined(
+    network: VideoNetwork, given: Inputs, part: list[int], evaluations: int, snr_shift_scale: float
+) -> Float[Tensor, "B F C h w"]:
     said, latents = given.conditions, given.latents
     prompts = said.get("prompts")
     conditions = Given(
@@ -91,7 +95,7 @@ def _imagined(network: VideoNetwork, given: Inputs, part: list[int], evaluations
         return sample_x0(
             network, first, frames, conditions, noise=lambda i: drawn(i).to(latents), evaluations=evaluations
         )
-    scheduler = v_scheduler()
+    scheduler = v_scheduler(snr_shift_scale=snr_shift_scale)
     noise = torch.randn(latents.shape, generator=seeded(part[0])).to(latents)
     made: Tensor = sample_v(
         network, scheduler, first, frames, conditions, steps=evaluations, guidance=1.0, noise=noise,

@@ -35,6 +35,7 @@ def save_state(accelerator: Any, run: Run, parts: dict[str, Any], *, step: int, 
     save(_shards(model, optimizer, ema), checkpoint_id=temporary)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
+        shutil.rmtree(folder, ignore_errors=True)  # of a run that died between this and the next line
         temporary.rename(folder)
         run.save(meta | {"folder": folder.name})  # from here on it is the state
         for old in run.folder.glob("state-*"):
