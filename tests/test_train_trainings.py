@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from vap_gym.cards import load_robot
 from vap_gym.data import EpisodeWriter, finalise
-from vap_gym.errors import CheckpointError, VapError
+from vap_gym.errors import CardError, CheckpointError, VapError
 from vap_gym.judge import Judge
 from vap_gym.prompts.raster import draw
 from vap_gym.prompts.skeleton import Skeleton
@@ -364,3 +364,10 @@ def test_an_empty_set_says_how_to_make_data(tmp_path: Path, data: Path) -> None:
     (tmp_path / "empty" / "meta" / "info.json").write_bytes((data / "meta" / "info.json").read_bytes())
     with pytest.raises(VapError, match="must hold episodes, got none. Make some with: vap-gym data generate"):
         load_frames([tmp_path / "empty"], every=1, view="front")
+
+
+def test_every_robot_needs_a_share_of_the_training() -> None:
+    with pytest.raises(CardError, match=r"got 1 for 2 \(a, b\)"):
+        motion.MotionRecipe(data=[], steps=1, robots=["a", "b"])  # the second would never be trained
+    with pytest.raises(CardError, match=r"got 3 for 1 \(panda_robotiq\)"):
+        world.WorldRecipe(data=[], codec="", appearance="", things="", model={}, steps=1, shares=[8, 8, 8])

@@ -99,6 +99,7 @@ def load_latents(
         raise VapError(f"No set among {', '.join(map(str, folders))} is of the robot '{robot}'. Make one first.")
     stored = LatentEpisodes(**{k: torch.stack(v) for k, v in parts.items()}, frame_size_px=size, robot=robot)
     if cache is not None:
+        cache.parent.mkdir(parents=True, exist_ok=True)
         temporary = cache.with_suffix(".tmp")
         torch.save(stored, temporary)
         temporary.replace(cache)
@@ -110,8 +111,9 @@ def _entry(
     frames: Tensor, columns: Mapping[str, np.ndarray], codec: FrameCodec, robot: str, size: tuple[int, int]
 ) -> dict[str, Tensor]:
     data = {key: torch.from_numpy(np.ascontiguousarray(value)) for key, value in columns.items()}
-    with autocast(torch.device("cpu")):
-        latents = codec.encode(to_pictures(frames).contiguous(memory_format=torch.channels_last))
+    place = next(codec.parameters()).device
+    with autocast(place):
+        latents = codec.encode(to_pictures(frames).to(place).contiguous(memory_format=torch.channels_last)).cpu()
     pose = (data["nominal.joint_position"], data["nominal.gripper_position"][:, 0])
     camera = Camera(K=data["camera.K"], T_world_camera=data["camera.T_world_camera"], frame_size_px=size)
     return {

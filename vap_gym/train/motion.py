@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vap_gym.cards import RobotCard, load_robot
 from vap_gym.data import EpisodeSet
-from vap_gym.errors import VapError
+from vap_gym.errors import CardError, VapError
 from vap_gym.geometry import Camera
 from vap_gym.prompts.body import Body, links_below
 from vap_gym.rotations import rotation_from_quaternion_xyzw
@@ -57,6 +57,13 @@ class MotionRecipe:
     save_every: int = 500
     seed: int = 0
     init: str = ""  # folder of a motion to start from
+
+    def __post_init__(self) -> None:
+        if len(self.shares) != len(self.robots):
+            raise CardError(
+                f"shares must have one number for each of robots, got {len(self.shares)} for {len(self.robots)} "
+                f"({', '.join(self.robots)}). Give as many, e.g. shares = {[1.0] * len(self.robots)}."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

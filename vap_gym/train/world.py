@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from vap_gym.errors import CardError
 from vap_gym.train.contacts import contact_starts
 from vap_gym.train.fit import fit
 from vap_gym.train.latents import LatentEpisodes, load_latents, loss_weight
@@ -59,6 +60,13 @@ class WorldRecipe:
     init: str = ""  # folder of dynamics to start from
     episodes: int = 0  # the first so many of the data; 0: all
     strides: list[float] = field(default_factory=lambda: [0.75, 0.15, 0.10])
+
+    def __post_init__(self) -> None:
+        if len(self.shares) != len(self.robots):
+            raise CardError(
+                f"shares must have one number for each of robots, got {len(self.shares)} for {len(self.robots)} "
+                f"({', '.join(self.robots)}). Give as many, e.g. shares = {[8] * len(self.robots)}."
+            )
 
     @property
     def batch_size(self) -> int:

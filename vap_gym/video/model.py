@@ -303,11 +303,12 @@ class VideoModel:
     def _check_frames(self, frames: Tensor, name: str, ndim: int) -> None:
         multiple = self.settings.space_stride * self.settings.base_config.get("patch_size", 2)
         multiple *= 2 if self.settings.stem_width else 1
-        height, width = frames.shape[-3:-1]
-        if frames.ndim != ndim or height % multiple or width % multiple:
+        fits = frames.ndim == ndim and not frames.shape[-3] % multiple and not frames.shape[-2] % multiple
+        if not fits or frames.dtype != torch.uint8:
             shape = "(B, T, H, W, 3)" if ndim == 5 else "(B, H, W, 3)"
             raise VapError(
-                f"{name} must have shape {shape} with H and W multiples of {multiple}, got {tuple(frames.shape)}. "
+                f"{name} must be uint8 {shape} with H and W multiples of {multiple}, got {frames.dtype} "
+                f"{tuple(frames.shape)}. "
                 f"This model is meant for {self.frame_size_px[1]} × {self.frame_size_px[0]}."
             )
 
