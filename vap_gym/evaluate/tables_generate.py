@@ -73,7 +73,7 @@ def generate(
         model: a trained model.
         clips, told: what is generated, and what the model is told of it.
         batch: clips at a time.
-        evaluations: of the network, for a clip of the model's length.
+        evaluations: of the network, for a clip of the model's length; 0: the model's own number.
         frames: of the clips that the model was trained on.
     """
     first = np.stack([episode.frames[VIEW][0] for episode in clips.episodes])
@@ -91,7 +91,7 @@ def generate(
                 text=None if model.settings.text == "none" else list(told.tasks[part]),
                 states=None if told.states is None else torch.from_numpy(told.states[part, start:stop]),
                 interval=1.0 if model.settings.intervals else None,
-                steps=evaluations,
+                steps=evaluations or None,
                 seed=begin + 1000 * start,
             )
             rolled.append(piece.cpu().numpy()[:, 1:])

@@ -10,7 +10,6 @@ import torch
 
 from vap_gym.errors import VapError
 from vap_gym.judge import Judge, JudgeNetwork
-from vap_gym.world.dynamics import FrameDynamics
 from vap_gym.world.model import INDEX, PARTS, WorldModel
 
 CARD = "README.md"
@@ -47,7 +46,7 @@ def main(
     Judge(network, model.codec).save_into(out)
     index = json.loads((out / INDEX).read_text(encoding="utf-8"))
     rows = [kept.get(name) or _row(name, run, index["sha256"][name]) for name, run in runs.items()]
-    card = _card(out.name, rows, data, model.dynamics)
+    card = _card(out.name, rows, data, model)
     temporary = out / f".{CARD}.tmp"
     temporary.write_text(card, encoding="utf-8")
     temporary.replace(out / CARD)
@@ -77,8 +76,8 @@ def _kept_row(name: str, folder: Path) -> dict[str, Any]:
     raise VapError(f"The card '{folder / CARD}' has no row for '{name}'. Give the folder of a run, or of a model.")
 
 
-def _card(name: str, rows: list[dict[str, Any]], data: str, dynamics: FrameDynamics) -> str:
-    size = sum(p.numel() for p in dynamics.parameters()) / 1e6
+def _card(name: str, rows: list[dict[str, Any]], data: str, model: WorldModel) -> str:
+    size, (width, height) = sum(p.numel() for p in model.dynamics.parameters()) / 1e6, model.frame_size_px
     parts = "\n".join(
         f"| {r['part']} | {r['samples']:,} | {r['hours']:.2f} | {r['scores']} | `{r['sha256']}` |" for r in rows
     )
@@ -86,10 +85,10 @@ def _card(name: str, rows: list[dict[str, Any]], data: str, dynamics: FrameDynam
 
 Action-to-video world model after "Precise Action-to-Video Generation Through Visual Action Prompts" (arXiv 2508.13104):
 a frame codec (4× down, 8 channels), dynamics of {size:.1f} M parameters (convolutions around a CogVideoX transformer
-with trajectory encoder, ControlNet branch and main-branch merge), what the Panda with the Robotiq gripper looks like
-(colours of its surface, and a network that tells its pixels from others), a finder of things in the first picture, a
-recurrent network that says how they move when the gripper touches them, and a judge that reads gripper and objects.
-96×144 pixels, one frame per 15 Hz control step, skeleton prompts of nominal states.
+with trajectory encoder, ControlNet branch and main-branch merge), what its robots ({", ".join(model.robots)}) look like
+(colours of their surfaces, and a network that tells their pixels from others), a finder of things in the first picture,
+a recurrent network that says how they move when a gripper touches them, and a judge that reads gripper and objects.
+{height}×{width} pixels, one frame per control step, skeleton prompts of nominal states.
 
 - **Data:** {data or "PyBullet oracle episodes (`vap-gym data generate`)."} No real pictures.
 - **Made with:** the recipes in `vap_gym/train/recipes`; each part's last scores on its own held-out data stand below.
