@@ -51,6 +51,7 @@ def scenes(count: int = 4) -> Scenes:
         pixel=pixel,
         place_m=place,
         shape=torch.tensor([0.04, 0.03, 0.03, 0.0, 0.3, 0.2]).expand(count, MOST, 6),
+        support_m=torch.zeros(count),
         robot=torch.arange(count) % 2,
         held_out=torch.arange(count) >= count // 2,
     )
@@ -79,6 +80,7 @@ def said(data: Scenes, away_px: Tensor) -> dict[str, Tensor]:
     middles = (torch.stack([x, y]) + 0.5) * HEAT_PX
     n = len(data)
     return {
+        "support_m": torch.zeros(n, 1),
         "mask": torch.where(is_object(data.labels), 9.0, -9.0)[:, None],
         "vote": torch.zeros(n, 2, HEIGHT, WIDTH),
         "heat": torch.zeros(n, 1, h, w),
@@ -125,7 +127,7 @@ def test_scores_are_of_each_robot_and_of_held_out_frames_only() -> None:
 def test_a_finder_begins_as_one_with_fewer_blocks_says() -> None:
     torch.manual_seed(0)
     small = ThingFinder(widths=(4, 8), blocks=1, links=1).eval()
-    large = ThingFinder(widths=(4, 8), blocks=3, links=1, whole=True).eval()
+    large = ThingFinder(widths=(4, 8), blocks=3, links=1, cabinets=True).eval()
     begin_from(large, small)
     looked = (torch.rand(1, 3, HEIGHT, WIDTH), torch.zeros(1, 1, HEIGHT, WIDTH), P)
     with torch.no_grad():

@@ -19,8 +19,9 @@ from vap_gym.errors import CheckpointError, VapError, unknown_name
 from vap_gym.geometry import Camera
 from vap_gym.world.checkpoint import load_part, read_json, save_part
 from vap_gym.world.codec import FrameCodec, to_pictures
-from vap_gym.world.layers import ResBlock, zeroed
+from vap_gym.world.layers import ResBlock
 from vap_gym.world.model import INDEX, checked_device, native_dtype
+from vap_gym.world.support import Support
 
 REST_HEIGHT_M = 0.03  # centre of a typical object that rests on the table; what the network says is relative to it
 HEIGHT_SCALE_M = 0.02
@@ -37,7 +38,7 @@ class JudgeNetwork(ModelMixin, ConfigMixin):
         widths: channels at latent size and at half of it.
         detail: how many times finer than latents the segmentation is; STRIDE_PX is a label for each pixel.
         robots: those whose grippers were seen in training.
-        whole: let every place know of the whole picture: whether things stand on a cabinet is not seen beside them.
+        cabinets: things may rest on something else than the card's table: how high that is is told, too.
     """
 
     @register_to_config
@@ -49,14 +50,14 @@ class JudgeNetwork(ModelMixin, ConfigMixin):
         widths: Sequence[int] = (64, 96),
         detail: int = 2,
         robots: Sequence[str] = ("panda_robotiq",),
-        whole: bool = False,
+        cabinets: bool = False,
     ) -> None:
         super().__init__()
         fine, coarse = widths
         self.enter = nn.Sequential(nn.Conv2d(latent_channels, fine, 3, padding=1), ResBlock(fine))
         self.down = nn.Sequential(nn.SiLU(), nn.Conv2d(fine, coarse, 4, stride=2, padding=1))
         self.context = nn.Sequential(*[ResBlock(coarse) for _ in range(3)])
-        self.overview = zeroed(nn.Linear(2 * coarse, coarse)) if whole else None
+        self.support = Support(latent_channels) if cabinets else None
         self.up = nn.Sequential(nn.SiLU(), nn.Conv2d(coarse, 4 * fine, 3, padding=1), nn.PixelShuffle(2))
         self.mix = nn.Sequential(ResBlock(fine), ResBlock(fine), nn.SiLU())
         self.places = nn.Conv2d(fine, 3 * points, 3, padding=1)
@@ -65,9 +66,10 @@ class JudgeNetwork(ModelMixin, ConfigMixin):
 
     def forward(self, latents: Float[Tensor, "N C h w"]) -> dict[str, Tensor]:
         """Return `heat` (N, P, h, w) logits, `offset` (N, P, 2, h, w) in cells, `state` (N, P, 2) logits of present and
-        held, `height_m` (N, P) of the centre where a thing rests, `labels` (N, L, detail·h, detail·w) logits."""
+        held, `height_m` (N, P) of the centre where a thing rests, `labels` (N, L, detail·h, detail·w) logits;
+        and `support_m` (N, 1), how high that is on which things rest, over the card's table."""
         fine = self.enter(latents)
-        coarse = self._around(self.down(fine))
+        coarse = self.context(self.down(fine))
         mixed = self.mix(fine + self.up(coarse))
         places = self.places(mixed).float()
         h, w = places.shape[-2:]
@@ -77,21 +79,15 @@ class JudgeNetwork(ModelMixin, ConfigMixin):
         wide = F.interpolate(coarse.float(), size=(h, w), mode="nearest").flatten(2)
         around = torch.einsum("nps,ncs->npc", share, wide)
         states = self.states(torch.cat([at, around], -1)).float()
+        support = states.new_zeros(len(states), 1) if self.support is None else self.support(latents)
         return {
+            "support_m": support,
             "heat": heat,
             "offset": offset.unflatten(1, (-1, 2)),
             "state": states[..., :2],
-            "height_m": REST_HEIGHT_M + HEIGHT_SCALE_M * states[..., 2],
+            "height_m": REST_HEIGHT_M + HEIGHT_SCALE_M * states[..., 2] + support,
             "labels": self.pixels(mixed).float(),
         }
-
-    def _around(self, coarse: Float[Tensor, "N C h w"]) -> Float[Tensor, "N C h w"]:
-        for i, block in enumerate(self.context):
-            if i == 1 and self.overview is not None:
-                seen = F.silu(coarse)
-                coarse = coarse + self.overview(torch.cat([seen.mean((2, 3)), seen.amax((2, 3))], 1))[..., None, None]
-            coarse = block(coarse)
-        return coarse
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,6 +21,7 @@ from vap_gym.train.judge_data import Truths, load_truths
 from vap_gym.train.run import Run, Schedule, autocast, initialised_with, load_recipe, seeded
 from vap_gym.train.things_data import scored
 from vap_gym.world.codec import FrameCodec, to_pictures
+from vap_gym.world.support import SUPPORT_M
 
 FIRST_OBJECT = LABELS.index(COLOURS[0])
 
@@ -161,13 +162,16 @@ def judge_loss(out: dict[str, Tensor], data: Truths) -> Tensor:
     rests = there & ~data.height_m.isnan()
     height = ((out["height_m"] - data.height_m.nan_to_num()).abs() * rests).sum()
     height = height / rests.sum().clamp_min(1) / HEIGHT_SCALE_M
+    # squared: under an absolute error the many tables hold the few cabinets down
+    support = ((out["support_m"][:, 0] - data.support_m) / SUPPORT_M).square().mean()
     classes = out["labels"].shape[1]
     step = data.labels.shape[-1] // out["labels"].shape[-1]
     rare = torch.full((classes,), 3.0, device=cells.device)
     rare[:2] = 1.0
     rare[FIRST_OBJECT + len(COLOURS) :] = 1.0  # drawers are large
     pixels = F.cross_entropy(out["labels"], _known(data.labels[:, ::step, ::step], classes), weight=rare)
-    return (heat * there).sum() / there.sum().clamp_min(1) + offset + 2 * present + lifted + height + 2 * pixels
+    placed = (heat * there).sum() / there.sum().clamp_min(1) + offset + height + support
+    return placed + 2 * present + lifted + 2 * pixels
 
 
 @torch.no_grad()

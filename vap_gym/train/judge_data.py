@@ -43,6 +43,7 @@ class Truths:
     held: Bool[Tensor, "N P"]
     height_m: Float[Tensor, "N P"]  # of things at rest, else NaN
     place_m: Float[Tensor, "N P 3"]
+    support_m: Float[Tensor, " N"]  # height of what the things rested on at first
     K: Float[Tensor, "N 3 3"]
     T_table_camera: Float[Tensor, "N 4 4"]  # of the base frame moved to the table's height
     robot: Int64[Tensor, " N"]
@@ -165,6 +166,7 @@ def _entry(episode: Episode, pick: np.ndarray, view: str, table_z_m: float) -> d
         "held": held,
         "height_m": torch.where(rests, lowered[..., 2], torch.nan),
         "place_m": torch.where((rests | held)[..., None], lowered, torch.nan),
+        "support_m": torch.full((n,), support - table_z_m),
         "K": columns["camera.K"].float().reshape(n, 3, 3),
         "T_table_camera": T,
     }

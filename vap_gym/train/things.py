@@ -17,6 +17,7 @@ from vap_gym.sim.spec import COLOURS
 from vap_gym.train.fit import fit
 from vap_gym.train.run import Run, Schedule, autocast, initialised_with, load_recipe, seeded
 from vap_gym.train.things_data import FIRST_OBJECT, Scenes, given, load_scenes, recoloured, scored, some_mirrored
+from vap_gym.world.support import SUPPORT_M
 from vap_gym.world.things import HEAT_PX, HEIGHT_M, SIZE_M, VOTE_PX, Found, ThingFinder, find_things, seen_from
 from vap_gym.world.views import on_plane, rays
 
@@ -99,7 +100,7 @@ def main(
 def begin_from(model: ThingFinder, given: ThingFinder) -> None:
     """Take another finder's weights. What it lacks changes nothing at first: it ends in zeros."""
     kept = model.load_state_dict(given.state_dict(), strict=False)
-    if kept.unexpected_keys or any(not name.startswith(("middle.", "overview.")) for name in kept.missing_keys):
+    if kept.unexpected_keys or any(not name.startswith(("middle.", "support.")) for name in kept.missing_keys):
         raise VapError(
             "init must name a finder of the same widths with as many blocks or fewer, got one with "
             f"{dict(given.config)['widths']} and {dict(given.config)['blocks']}."
@@ -136,13 +137,14 @@ def things_loss(said: dict[str, Tensor], data: Scenes) -> Tensor:
     height = _mean((said["height_m"] - true_place[:, 2:]).abs()[:, 0], near)
     P = data.views[:, 0]
     there = on_plane(P, (middles + said["offset"]).flatten(2).mT, said["height_m"].flatten(1))
+    # squared: under an absolute error the many tables hold the few cabinets down
+    support = ((said["support_m"][:, 0] - data.support_m) / SUPPORT_M).square().mean()
     off = (there - true_place.flatten(2).mT).norm(dim=-1).unflatten(1, cells) / PLACE_M
     goal_shape = _of(_spread(seen_from(data.shape, P, 1.0), cells), nearest)
     scale = goal_shape.new_tensor([1 / SIZE_M] * 3 + [1.0] * 3)[:, None, None]
     shape = _mean(((said["shape"] - goal_shape).abs() * scale).mean(1), near)
-    return (
-        2.0 * mask + vote + 0.5 * hit + 0.5 * offset + height / HEIGHT_M + shape + _mean(off.clamp(max=FAR_OFF), near)
-    )
+    placed = height / HEIGHT_M + support + _mean(off.clamp(max=FAR_OFF), near)
+    return 2.0 * mask + vote + 0.5 * hit + 0.5 * offset + shape + placed
 
 
 def is_object(labels: UInt8[Tensor, "N H W"]) -> Bool[Tensor, "N H W"]:

@@ -43,6 +43,7 @@ class Scenes:
     pixel: Float[Tensor, "N K 2"]
     place_m: Float[Tensor, "N K 3"]
     shape: Float[Tensor, "N K 6"]
+    support_m: Float[Tensor, " N"]  # height of what the things stood on at first
     robot: Int64[Tensor, " N"]  # whose scene it is: one kind of scene each
     held_out: Bool[Tensor, " N"]
 
@@ -123,14 +124,16 @@ def _entry(episode: Episode, pick: np.ndarray, body: Body, view: str) -> dict[st
     views = body.views(columns["nominal.joint_position"], columns["nominal.gripper_position"][:, 0], camera)
     surfels = Surfels(points_m=body.points_m, normals=body.normals, link=body.link, spacing_m=body.spacing_m)
     pad = (0, 0, 0, MOST - len(objects))
+    table_z_m = body.robot.skeleton.drop_to_z_m
     return {
+        "support_m": torch.full((len(pick),), episode.info["scene"].get("table_z_m", 0.0) - table_z_m),
         "frames": frames,
         "labels": labels,
         "surface": seen_points(surfels, views, (size[1], size[0])).point >= 0,
         "views": views[:, body.links.index(body.robot.base_link)][:, None],
         "number": F.pad(number, pad[2:], value=-1),
         "pixel": F.pad(pixel, pad, value=torch.nan),
-        "place_m": F.pad(place - torch.tensor([0.0, 0.0, body.robot.skeleton.drop_to_z_m]), pad, value=torch.nan),
+        "place_m": F.pad(place - torch.tensor([0.0, 0.0, table_z_m]), pad, value=torch.nan),
         "shape": F.pad(standing_shape(half, is_round, turn), pad),
     }
 

@@ -16,7 +16,8 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vap_gym.world.layers import ResBlock, zeroed
+from vap_gym.world.layers import ResBlock
+from vap_gym.world.support import Support
 from vap_gym.world.views import inverse_or_zero, on_plane, rays
 
 HEAT_PX = 2  # of a cell of the heat map
@@ -51,7 +52,7 @@ class ThingFinder(ModelMixin, ConfigMixin):
         most: how many things are looked for.
         widths: channels at a half and a quarter of the picture's size.
         links, base: of the robots it knows: how many links their views have, and which of them is the base.
-        whole: let every place know of the whole picture: whether things stand on a cabinet is not seen beside them.
+        cabinets: things may stand on something else than the card's table: how high that is is told, too.
     """
 
     @register_to_config
@@ -62,14 +63,14 @@ class ThingFinder(ModelMixin, ConfigMixin):
         blocks: int = 4,
         links: int = 17,
         base: int = 0,
-        whole: bool = False,
+        cabinets: bool = False,
     ) -> None:
         super().__init__()
         fine, coarse = widths
         self.enter = nn.Sequential(nn.PixelUnshuffle(2), nn.Conv2d(4 * 6, fine, 3, padding=1), ResBlock(fine))
         self.down = nn.Sequential(nn.SiLU(), nn.Conv2d(fine, coarse, 4, stride=2, padding=1))
         self.middle = nn.Sequential(*[ResBlock(coarse) for _ in range(blocks)])
-        self.overview = zeroed(nn.Linear(2 * coarse, coarse)) if whole else None
+        self.support = Support(6, shrink=4) if cabinets else None
         self.up = nn.Sequential(nn.SiLU(), nn.Conv2d(coarse, 4 * fine, 3, padding=1), nn.PixelShuffle(2))
         self.mix = nn.Sequential(ResBlock(fine), ResBlock(fine), nn.SiLU())
         self.pixels = nn.Sequential(nn.Conv2d(fine, 4 * 3, 3, padding=1), nn.PixelShuffle(2))
@@ -87,31 +88,26 @@ class ThingFinder(ModelMixin, ConfigMixin):
     ) -> dict[str, Tensor]:
         """Look at pictures in [−1, 1] whose `robot` mask is known.
 
-        Returns `mask` (B, 1, H, W) logits, `vote` (B, 2, H, W) from each pixel to its thing's centre in px; and of a
-        centre in each cell of H/2 × W/2: `heat` (B, 1, …) logits, `offset` (B, 2, …) in px, `height_m` (B, 1, …),
+        Returns `support_m` (B, 1), how high things stand over the card's table; `mask` (B, 1, H, W) logits, `vote`
+        (B, 2, H, W) from each pixel to its thing's centre in px; and of a centre in each cell of H/2 × W/2: `heat`
+        (B, 1, …) logits, `offset` (B, 2, …) in px, `height_m` (B, 1, …) over the card's table, and
         `shape` (B, 6, …) as in `Found`, but ψ is told from the direction in which the camera looks.
         """
         looked = torch.cat([picture, robot, self._ground(views, picture.shape[-2:])], 1)
         fine = self.enter(looked.contiguous(memory_format=torch.channels_last))
-        mixed = self.mix(fine + self.up(self._around(self.down(fine))))
+        mixed = self.mix(fine + self.up(self.middle(self.down(fine))))
         pixels, centres = self.pixels(mixed).float(), self.centres(mixed).float()
         heat, offset, height, size, rest = centres.split([1, 2, 1, 3, SHAPE - 3], 1)
+        support = looked.new_zeros(len(looked), 1) if self.support is None else self.support(looked)
         return {
+            "support_m": support,
             "mask": pixels[:, :1],
             "vote": VOTE_PX * pixels[:, 1:],
             "heat": heat - 3.0,
             "offset": HEAT_PX * offset,
-            "height_m": HEIGHT_M * (1.0 + height),
+            "height_m": HEIGHT_M * (1.0 + height) + support[..., None, None],
             "shape": torch.cat([SIZE_M * (1.0 + 0.5 * size), rest], 1),
         }
-
-    def _around(self, coarse: Float[Tensor, "B C h w"]) -> Float[Tensor, "B C h w"]:
-        for i, block in enumerate(self.middle):
-            if i == len(self.middle) // 2 and self.overview is not None:
-                seen = F.silu(coarse)
-                coarse = coarse + self.overview(torch.cat([seen.mean((2, 3)), seen.amax((2, 3))], 1))[..., None, None]
-            coarse = block(coarse)
-        return coarse
 
     def _ground(self, views: Tensor, size: torch.Size) -> Float[Tensor, "B 2 H W"]:
         """Of each pixel: how large a metre of ground is there, and how steeply its ray falls."""
