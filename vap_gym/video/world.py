@@ -78,6 +78,7 @@ class StreamWorld:
         self.dtype = dtype or native_dtype(self.device)
         self.network = network.to(self.device).eval().requires_grad_(False)
         self.codec = codec.to(self.device).eval().requires_grad_(False)
+        self._weights = next(self.network.parameters()).dtype  # float32, or bfloat16 to save memory
         self.stream = Stream(self.network, window=window, control=control)
         self.evaluations, self.text = evaluations, text
         self.chunk = settings.time_stride
@@ -196,7 +197,8 @@ class StreamWorld:
             )
         latent = self.encode(frames)
         with self._autocast():
-            memory = self.stream.begin(latent, self._pictures(prompts[:, None]), text=self._text(len(frames)))
+            seen = latent.to(self._weights)
+            memory = self.stream.begin(seen, self._pictures(prompts[:, None]), text=self._text(len(frames)))
         memory |= {"latent": latent.clone(), "seed": seed.to(self.device, torch.int64)}
         if self.chunk > 1:
             memory["recent"] = latent[:, None].expand(-1, RECENT, -1, -1, -1).clone()
@@ -243,9 +245,11 @@ class StreamWorld:
     def _next(self, memory: dict[str, Tensor], prompts: Tensor, evaluations: int) -> tuple[dict[str, Tensor], Tensor]:
         shape = tuple(memory["latent"].shape[1:])
         seed, step = memory["seed"], memory["step"]
-        kept, latent = self.stream.advance(
-            memory, self._pictures(prompts), lambda i: counter_noise(seed, step, i, shape), evaluations=evaluations
-        )
+
+        def noise(evaluation: int) -> Tensor:
+            return counter_noise(seed, step, evaluation, shape).to(self._weights)
+
+        kept, latent = self.stream.advance(memory, self._pictures(prompts), noise, evaluations=evaluations)
         latent = latent.float()
         return kept | {"latent": latent}, latent
 
