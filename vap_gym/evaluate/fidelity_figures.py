@@ -46,7 +46,7 @@ def psnr_by_step(made: UInt8[np.ndarray, "N S H W 3"], true: UInt8[np.ndarray, "
 def gap_closed(rows: Float[np.ndarray, "N 3"]) -> float:
     """Return the share of the gap from frozen to codec that is closed, of columns imagined, frozen, codec [dB]."""
     imagined, frozen, codec = rows.mean(0)
-    return float((imagined - frozen) / (codec - frozen))
+    return float((imagined - frozen) / (codec - frozen)) if codec != frozen else float("nan")
 
 
 def motion_masks(

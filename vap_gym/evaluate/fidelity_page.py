@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
+
 from vap_gym.evaluate.fidelity_figures import Report
 from vap_gym.evaluate.heldout import ENVS, list_path
 from vap_gym.evaluate.report import stamp, table
@@ -15,7 +17,7 @@ STEPS_SHOWN = (1, 5, 10, 15, 20, 24)
 
 def percent(value: Interval | None) -> str:
     """Return e.g. "55 % [54, 57]"."""
-    if value is None:
+    if value is None or not np.isfinite([value.low, value.value, value.high]).all():
         return "n/a"
     return f"{100 * value.value:.0f} % [{100 * value.low:.0f}, {100 * value.high:.0f}]"
 

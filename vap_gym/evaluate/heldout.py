@@ -5,6 +5,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from vap_gym.sim.layouts import LAYOUTS, draw_scene
 from vap_gym.sim.spec import DRAWER_TASKS, SceneSpec
 
 if TYPE_CHECKING:
+    from vap_gym.cards import RobotCard
     from vap_gym.data import Episode
     from vap_gym.sim.rollout import NominalRobot
     from vap_gym.sim.scene import Scene
@@ -36,8 +38,8 @@ class HeldOut:
     seed: int
     kind: str
     behaviour: str
-    task: str | None  # None: as the scene draws it
-    near: bool | None  # likewise
+    task: str
+    near: bool
     split: str = "train"
     layout: str = "table"
 
@@ -86,9 +88,9 @@ def play(scene: Scene, nominal: NominalRobot, item: HeldOut, *, steps: int = STE
     return record(scene, nominal, item.scene, item.behaviour, frames=steps + 1, render=render)
 
 
-def candidates(kind: str, layout: str = "table") -> Iterator[HeldOut]:
-    """Endless episodes of a layout to choose a kind from; every kind has seeds of its own."""
-    first = HELDOUT_FIRST_SEED + 100_000 * list(COUNTS).index(kind)
+def candidates(kind: str, layout: str = "table", *, first: int | None = None) -> Iterator[HeldOut]:
+    """Endless episodes of a layout to choose a kind from; every kind has seeds of its own, the first one is `first`."""
+    first = HELDOUT_FIRST_SEED + 100_000 * list(COUNTS).index(kind) if first is None else first
     place = LAYOUTS[layout]
     moving = [task for task in place.tasks if task != "reach" and task not in DRAWER_TASKS]
     new = place.novel_tasks if kind == "novel" else ()
@@ -124,6 +126,31 @@ def belongs(kind: str, episode: Episode) -> bool:
     return True
 
 
+def choose(robot: RobotCard, layout: str, counts: dict[str, int], *, first: int) -> list[HeldOut]:
+    """Choose so many episodes of every kind, as the held-out ones were, from seeds of `first` on; each kind has its own
+    10,000."""
+    from vap_gym.sim.rollout import NominalRobot
+    from vap_gym.sim.scene import Scene
+
+    nominal, chosen = NominalRobot(robot), []
+    with Scene(robot) as scene:
+        for kind, count in counts.items():
+            drawn = candidates(kind, layout, first=first + 10_000 * list(COUNTS).index(kind))
+            chosen += islice(_of_kind(scene, nominal, kind, drawn), count)
+    return chosen
+
+
+def _of_kind(scene: Scene, nominal: NominalRobot, kind: str, drawn: Iterator[HeldOut]) -> Iterator[HeldOut]:
+    """Those of the drawn episodes that are of a kind, by what happens in them."""
+    for item in drawn:
+        try:
+            episode = play(scene, nominal, item, render=False)
+        except VapError:  # a start that the arm cannot reach
+            continue
+        if belongs(kind, episode):
+            yield item
+
+
 def main(*, env: str = ENVS[0], out: Path | None = None) -> None:
     """Choose the held-out episodes of an env anew and write the list, as the committed one came about.
 
@@ -141,18 +168,9 @@ def main(*, env: str = ENVS[0], out: Path | None = None) -> None:
     nominal = NominalRobot(card)
     with Scene(card) as scene:
         for kind, count in COUNTS.items():
-            found = 0
-            for item in candidates(kind, env_card.layout):
-                try:
-                    episode = play(scene, nominal, item, render=False)
-                except VapError:  # a start that the arm cannot reach
-                    continue
-                if belongs(kind, episode):
-                    chosen.append(item)
-                    found += 1
-                if found == count:
-                    break
-            print(f"{kind}: {found}", flush=True)
+            found = islice(_of_kind(scene, nominal, kind, candidates(kind, env_card.layout)), count)
+            chosen += found
+            print(f"{kind}: {count}", flush=True)
     named = "" if env_card.id == ENVS[0] else f" --env {env_card.id}"
     new = "skills" if LAYOUTS[env_card.layout].novel_tasks else "shapes and a texture"
     lines = [
@@ -160,9 +178,15 @@ def main(*, env: str = ENVS[0], out: Path | None = None) -> None:
         f"python -m vap_gym.evaluate.heldout{named}",
         f"# Seeds from 1,000,000 on are never trained on; kind novel has {new} that training never shows.",
     ]
-    lines += ["episodes = [", *(f"  {_inline(item)}," for item in chosen), "]", ""]
+    write_list(out, chosen, lines)
+
+
+def write_list(out: Path, items: list[HeldOut], said: list[str]) -> None:
+    """Write a list under lines of comment, under a temporary name until it is whole; makes the folder."""
+    out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.with_suffix(".tmp")
-    temporary.write_text("\n".join(lines), encoding="utf-8")
+    rows = ["episodes = [", *(f"  {_inline(item)}," for item in items), "]", ""]
+    temporary.write_text("\n".join([*said, *rows]), encoding="utf-8")
     temporary.replace(out)
 
 

@@ -10,21 +10,20 @@ import torch
 from jaxtyping import Bool, Float
 
 from vap_gym.assets import weights_dir
-from vap_gym.cards import load_env
+from vap_gym.cards import load_env, load_robot
 from vap_gym.errors import VapError
 from vap_gym.evaluate import report as reports
 from vap_gym.evaluate.clips import Clips, played
 from vap_gym.evaluate.fidelity import load_bench
 from vap_gym.evaluate.fidelity_figures import psnr_by_step
 from vap_gym.evaluate.fidelity_rollout import Subject, begun, subject
-from vap_gym.evaluate.heldout import ENVS, MAIN_KINDS, HeldOut
+from vap_gym.evaluate.heldout import COUNTS, ENVS, MAIN_KINDS, choose, load_heldout, short_name, write_list
 from vap_gym.evaluate.trust_page import page, plot
 from vap_gym.evaluate.trust_scores import Checked, check
-from vap_gym.sim.generate import HELDOUT_FIRST_SEED, behaviour_of
 from vap_gym.trust import SIGNALS, Calibration, SampleSpread, TrustSignals
 from vap_gym.trust.calibration import FILE, OFF_M, write
 
-FIRST_SEED = 900_000  # of the episodes that are calibrated on: below the held-out ones, above those of trainings
+FIRST_SEED = 900_000  # of the episodes that are calibrated on: below the held-out ones, above those of recipes
 SAME_M = 0.05  # an object is taken for the thing that was found so near it, and otherwise for one that was not found
 
 
@@ -47,7 +46,7 @@ def main(
     *,
     world_model: str = "tiny",
     env: tuple[str, ...] = (),
-    episodes: int = 64,
+    episodes: int = 96,
     samples: int = 4,
     cache: Path = Path("runs"),
     out: Path = Path("docs/trust.md"),
@@ -93,16 +92,23 @@ def main(
 
 
 def training_clips(env: str, episodes: int, *, cache: Path | None = Path("runs")) -> Clips:
-    """Play episodes as training data has them, of seeds that no recipe trains on."""
-    if not 1 <= episodes <= HELDOUT_FIRST_SEED - FIRST_SEED:
-        raise VapError(f"episodes must be 1 to {HELDOUT_FIRST_SEED - FIRST_SEED:,}, got {episodes}. Try 64.")
+    """Play episodes of the kinds that the held-out ones are of, and in their proportion, from seeds below theirs.
+
+    Which they are is kept beside the clips.
+    """
+    if not 3 <= episodes <= 2000:
+        raise VapError(f"episodes must be 3 to 2000, got {episodes}. Try 96.")
     card = load_env(env)
-    items = [
-        HeldOut(seed=s, kind="train", behaviour=behaviour_of(s), task=None, near=None, layout=card.layout)
-        for s in range(FIRST_SEED, FIRST_SEED + episodes)
-    ]
-    kept = None if cache is None else cache / f"trust_{card.layout}.npz"
-    return played(items, robot=card.robot, cache=kept)
+    whole = sum(COUNTS[kind] for kind in MAIN_KINDS)
+    counts = {kind: max(1, round(episodes * COUNTS[kind] / whole)) for kind in MAIN_KINDS}
+    listed = None if cache is None else cache / f"trust_{short_name(card.id)}_{episodes}.toml"
+    if listed is not None and listed.is_file():
+        items = load_heldout(listed)
+    else:
+        items = choose(load_robot(card.robot), card.layout, counts, first=FIRST_SEED)
+        if listed is not None:
+            write_list(listed, items, ["# Episodes that trust is calibrated on."])
+    return played(items, robot=card.robot, cache=None if listed is None else listed.with_suffix(".npz"))
 
 
 def watch(measured: Subject, clips: Clips, *, batch: int = 32, samples: int = 0) -> Watched:

@@ -32,8 +32,8 @@ def page(checked: dict[str, Checked], world_model: str, episodes: int, samples: 
     share = f"{100 * COVERAGE[at]:.0f} %"
     return f"""# Trust
 
-`vap-gym bench trust`: world model `{world_model}`, calibrated on {episodes} episodes of each env whose seeds no
-training uses, checked on held-out ones, 24 steps from the first frame.
+`vap-gym bench trust`: world model `{world_model}`, calibrated on {episodes} episodes of each env from seeds of their
+own, of the same kinds as the held-out ones that it is checked on; 24 steps from the first frame.
 
 `info["trust"]` carries what is expected of each frame: `expected_psnr_db`, its PSNR against the truth, and
 `object_risk`, how likely an object is off by more than {100 * OFF_M:.0f} cm. `gym.make(…, min_trust=0.7)` ends an

@@ -58,7 +58,10 @@ class Calibration:
     def fit(
         signals: Float[np.ndarray, "N S"], psnr_db: Float[np.ndarray, " N"], off: Bool[np.ndarray, " N"]
     ) -> Calibration:
-        """Fit to N frames: a linear and a logistic model of the features, each bent by isotonic regression."""
+        """Fit to N frames: a linear and a logistic model of the features, each bent by isotonic regression.
+
+        More of a feature is never told to be better: what a few episodes say against that does not hold elsewhere.
+        """
         if not len(signals) or len(signals) != len(psnr_db) or len(signals) != len(off):
             raise VapError(f"As many signals, PSNRs and outcomes are needed, got {len(signals)}, {len(psnr_db)} and "
                            f"{len(off)}. Give one of each per frame.")  # fmt: skip
@@ -69,7 +72,7 @@ class Calibration:
 
 
 def features(signals: Float[np.ndarray, "*batch S"]) -> Float[np.ndarray, "*batch F"]:
-    """Return signals on scales on which they add up."""
+    """Return signals on scales on which they add up; more of any is worse."""
     step, changed, spread_m, moved_m, near_m, filled = np.moveaxis(np.asarray(signals, np.float64), -1, 0)
     return np.stack(
         [
@@ -120,21 +123,32 @@ def _curve(table: dict[str, list[float]]) -> Curve:
 
 
 def _linear(told: np.ndarray, goal: np.ndarray) -> np.ndarray:
-    """Least squares with a little ridge, on standardised features; weights, the bias last."""
+    """Least squares with a little ridge, on standardised features, none of which may raise it; the bias last."""
+    from scipy.optimize import lsq_linear
+
     x, middle, scale = _standardised(told)
-    weights = np.linalg.solve(x.T @ x + RIDGE * len(x) * _but_bias(x.shape[1]), x.T @ goal)
-    return _undone(weights, middle, scale)
+    ridge = np.sqrt(RIDGE * len(x)) * np.eye(x.shape[1])[:-1]
+    high = np.append(np.zeros(x.shape[1] - 1), np.inf)
+    found = lsq_linear(np.concatenate([x, ridge]), np.append(goal, np.zeros(len(ridge))), (-np.inf, high))
+    return _undone(found.x, middle, scale)
 
 
 def _logistic(told: np.ndarray, goal: np.ndarray) -> np.ndarray:
-    """Logistic regression by Newton's method, likewise."""
+    """Logistic regression, likewise; none may lower it."""
+    from scipy.optimize import minimize
+
     x, middle, scale = _standardised(told)
-    weights, ridge = np.zeros(x.shape[1]), RIDGE * len(x) * _but_bias(x.shape[1]) + 1e-6 * np.eye(x.shape[1])
-    for _ in range(30):
-        p = 1.0 / (1.0 + np.exp(-np.clip(x @ weights, -30, 30)))
-        slope = x.T @ (goal - p) - ridge @ weights
-        weights = weights + np.linalg.solve((x * (p * (1 - p))[:, None]).T @ x + ridge, slope)
-    return _undone(weights, middle, scale)
+    sign = np.where(goal, 1.0, -1.0)
+
+    def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:
+        margin = sign * (x @ weights)
+        slope = -x.T @ (sign / (1.0 + np.exp(np.clip(margin, -50, 50)))) / len(x)
+        ridge = RIDGE * np.append(weights[:-1], 0.0)
+        return float(np.logaddexp(0.0, -margin).mean() + 0.5 * ridge @ weights), slope + ridge
+
+    bounds = [(0.0, None)] * (x.shape[1] - 1) + [(-20.0, 20.0)]
+    found = minimize(loss, np.zeros(x.shape[1]), jac=True, method="L-BFGS-B", bounds=bounds)
+    return _undone(found.x, middle, scale)
 
 
 def _bent(told: np.ndarray, weights: np.ndarray, goal: np.ndarray) -> Curve:
@@ -158,9 +172,3 @@ def _standardised(told: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]
 def _undone(weights: np.ndarray, middle: np.ndarray, scale: np.ndarray) -> np.ndarray:
     plain = weights[:-1] / scale
     return np.append(plain, weights[-1] - plain @ middle)
-
-
-def _but_bias(size: int) -> np.ndarray:
-    eye = np.eye(size)
-    eye[-1, -1] = 0.0
-    return eye
