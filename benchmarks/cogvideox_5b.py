@@ -18,6 +18,7 @@ from __future__ import annotations
 import gc
 import json
 import time
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -204,12 +205,23 @@ def measure(row: Row, run: Run, *, repeats: int, device: torch.device) -> dict[s
         spent.append(seconds)
     assert made is not None
     peak = torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else None
-    if not bool(made.float().isfinite().all()) or float(made.float().std()) == 0.0:
-        raise VapError(
-            f"The row '{row.key}' made NaN or one colour, on which a GPU may be faster than on pictures; got "
-            f"{made.dtype} {tuple(made.shape)}. Look for what overflows in bfloat16 before timing it."
-        )
-    return {"seconds": spent, "first_s": first, "peak_gib": peak}
+    sound = bool(made.float().isfinite().all()) and float(made.float().std()) > 0.0
+    return {"seconds": spent, "first_s": first, "peak_gib": peak, "sound": sound}
+
+
+def measured(size: Size, pending: list[Row], repeats: tuple[int, int], device: torch.device) -> Iterator[Any]:
+    """Yield rows of one part with what was measured, one by one; their models are gone afterwards."""
+    open_rows = list(pending)
+    short, long = repeats
+    try:
+        for row, run in PARTS[pending[0].part](size, pending, device):
+            open_rows.remove(row)
+            try:
+                yield row, measure(row, run, repeats=long if row.guided else short, device=device)
+            except torch.OutOfMemoryError:
+                yield row, {"error": "out of memory"}
+    except torch.OutOfMemoryError:  # while models were made
+        yield from [(row, {"error": "out of memory"}) for row in open_rows]
 
 
 def made_on(device: torch.device) -> dict[str, str]:
@@ -336,29 +348,21 @@ def main(
         host = made_on(where)
         asked = [row for row in wanted if not only or row.part in only or row.key in only]
         open_rows = [r for r in asked if again or mine["rows"].get(r.key, {}).get("device") != host["device"]]
-        for part, calls in PARTS.items():
+        for part in PARTS:
             pending = [row for row in open_rows if row.part == part]
             if not pending or _late(begin, minutes):
                 continue
-            try:
-                for row, run in calls(size, pending, where):
-                    if _late(begin, minutes):
-                        break
-                    count = long_repeats if row.guided else repeats
-                    try:
-                        mine["rows"][row.key] = measure(row, run, repeats=count, device=where) | host
-                    except torch.OutOfMemoryError:
-                        mine["rows"][row.key] = {"error": "out of memory"} | host
-                    report.write(kept, json.dumps(book, indent=1))
-                    write_page(out, preset, wanted, mine["rows"], mine["flops"])
-                    spent = mine["rows"][row.key].get("seconds", "out of memory")
-                    print(f"{time.monotonic() - begin:.0f} s, {row.key}: {spent}", flush=True)
-            except torch.OutOfMemoryError:  # while the models of a part were made
-                mine["rows"] |= {row.key: {"error": "out of memory"} | host for row in pending}
+            for row, got in measured(size, pending, (repeats, long_repeats), where):
+                mine["rows"][row.key] = got | host
                 report.write(kept, json.dumps(book, indent=1))
+                write_page(out, preset, wanted, mine["rows"], mine["flops"])
+                print(f"{time.monotonic() - begin:.0f} s, {row.key}: {got.get('seconds', 'out of memory')}", flush=True)
+                if _late(begin, minutes):
+                    break
             gc.collect()
             if where.type == "cuda":
                 torch.cuda.empty_cache()
+    report.write(kept, json.dumps(book, indent=1))
     write_page(out, preset, wanted, mine["rows"], mine["flops"])
     left = len([row for row in wanted if row.key not in mine["rows"]])
     print(f"{out}: {len(wanted) - left} of {len(wanted)} rows measured" + ("; run it again" if left else ""))
