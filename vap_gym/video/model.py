@@ -233,7 +233,8 @@ class VideoModel:
             prompts: pictures of the condition for all T frames, the first included.
             text: instructions, or their embeddings (B, L, E).
             negative_text: what guidance pushes away from ("v" models); default: the empty instruction.
-            states: of the robot at all T frames, for models of condition "raw_state".
+            states: of the robot at all T frames, for models of condition "raw_state"; None: zeros, as training leaves
+                them out.
             interval: control steps from frame to frame.
             frames: T, where neither prompts nor states tell it; default: the settings' `clip_frames`.
             steps: network evaluations; default 50 ("v") or 2 ("x0").
@@ -251,13 +252,15 @@ class VideoModel:
             )
         count = self._clip_frames(batch, prompts, states, frames)
         latent_frames = self.settings.latent_frames(count)
+        if states is None and self.settings.condition == "raw_state":
+            states = torch.zeros(batch, count, self.settings.state_width)
         is_v = self.settings.prediction == "v"
         embedded = self._text(text, batch)
         with self._arithmetic():
             if is_v and generator is None:
-                if not isinstance(seed, int):
+                if isinstance(seed, Tensor):
                     raise VapError("seed must be one number for a 'v' model: its clips are drawn together.")
-                generator = torch.Generator().manual_seed(seed)
+                generator = torch.Generator().manual_seed(int(seed))
             pictures = pictures_of(image.to(self.device), self._input_dtype)
             first = encode_image(self.codec, pictures, generator)
             given = Given(
@@ -281,7 +284,12 @@ class VideoModel:
                     raise VapError(
                         "An 'x0' model draws each clip's noise from its seed. Give seed, no generator or noise."
                     )
-                seeds = torch.arange(batch) + seed if isinstance(seed, int) else seed
+                seeds = torch.as_tensor(seed) + torch.arange(batch) if not isinstance(seed, Tensor) else seed
+                if seeds.shape != (batch,) or seeds.is_floating_point():
+                    raise VapError(
+                        f"seed must be a whole number, or {batch} of them (as image), got {seeds.dtype} "
+                        f"{tuple(seeds.shape)}. Try seed=0."
+                    )
                 drawn = slot_noise(seeds.to(self.device), (latent_frames, *first.shape[1:]))
                 latents = sample_x0(
                     self.network, first.float(), latent_frames, given,
@@ -304,7 +312,7 @@ class VideoModel:
         multiple = self.settings.space_stride * self.settings.base_config.get("patch_size", 2)
         multiple *= 2 if self.settings.stem_width else 1
         fits = frames.ndim == ndim and not frames.shape[-3] % multiple and not frames.shape[-2] % multiple
-        if not fits or frames.dtype != torch.uint8:
+        if not fits or frames.shape[-1] != 3 or frames.dtype != torch.uint8:
             shape = "(B, T, H, W, 3)" if ndim == 5 else "(B, H, W, 3)"
             raise VapError(
                 f"{name} must be uint8 {shape} with H and W multiples of {multiple}, got {frames.dtype} "
