@@ -101,7 +101,7 @@ def read(folder: Path, robot: str) -> Calibration | None:
     except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"'{path}' is no calibration of trust: {error}. Make it anew: vap-gym bench trust --world-model {folder} "
-            "--write, or remove it."
+            "--write-calibration, or remove it."
         ) from error
 
 
@@ -112,10 +112,21 @@ def write(folder: Path, calibrations: dict[str, Calibration]) -> None:
                 for name in ("psnr", "risk")}
         for robot, one in calibrations.items()
     }  # fmt: skip
-    table = {"format": FORMAT, "signals": list(SIGNALS), "off_m": OFF_M, "robots": robots}
+    kept = _robots(folder / FILE)  # of other robots: they were not measured anew
+    table = {"format": FORMAT, "signals": list(SIGNALS), "off_m": OFF_M, "robots": kept | robots}
     temporary = folder / f".{FILE}.part"
     temporary.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
     temporary.replace(folder / FILE)
+
+
+def _robots(path: Path) -> dict[str, dict[str, dict[str, list[float]]]]:
+    """The robots' curves of a file; none of one that is missing, damaged, or of other signals."""
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"))
+        same = table["format"] == FORMAT and table["signals"] == list(SIGNALS)
+        return dict(table["robots"]) if same else {}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
 
 
 def _curve(table: dict[str, list[float]]) -> Curve:
