@@ -132,7 +132,8 @@ def choose(robot: RobotCard, layout: str, counts: dict[str, int], *, first: int)
     from vap_gym.sim.rollout import NominalRobot
     from vap_gym.sim.scene import Scene
 
-    nominal, chosen = NominalRobot(robot), []
+    nominal = NominalRobot(robot)
+    chosen: list[HeldOut] = []
     with Scene(robot) as scene:
         for kind, count in counts.items():
             drawn = candidates(kind, layout, first=first + 10_000 * list(COUNTS).index(kind))

@@ -39,4 +39,5 @@ class Support(nn.Module):
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B 1"]:
         small = F.avg_pool2d(x, self.shrink) if self.shrink > 1 else x
         seen = F.adaptive_avg_pool2d(self.look(small), CELLS)  # where in the picture its edges are matters
-        return SUPPORT_M * self.tell(seen.flatten(1)).float()
+        height: Tensor = SUPPORT_M * self.tell(seen.flatten(1)).float()
+        return height
