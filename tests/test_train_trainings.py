@@ -324,6 +324,10 @@ def test_latents_are_those_of_the_frames_with_true_places(data: Path, codec_run:
     assert episodes.latents.dtype == torch.float16
     again = load_latents([data], model, robot="panda_robotiq", view="front", cache=cache)
     assert torch.equal(again.latents, episodes.latents)
+    with pytest.raises(CheckpointError, match="differs in: episodes. Remove it"):
+        load_latents([data], model, robot="panda_robotiq", view="front", episodes=2, cache=cache)
+    with pytest.raises(CheckpointError, match="differs in: codec"):
+        load_latents([data], FrameCodec(latent_channels=4), robot="panda_robotiq", view="front", cache=cache)
     _, labels = load_frames([data], every=1, view="front")
     labels = labels.unflatten(0, (EPISODES, FRAMES))
     there = ~episodes.objects_px.isnan().any(-1)

@@ -83,8 +83,9 @@ def main(
     picture = out.parent / "img" / f"{out.stem}.png"
     text = page(checked, world_model, episodes, samples, picture.name)
     print(text)
-    plot(checked, picture)
-    reports.write(out, text)
+    if limit == 0 and not env:  # a part is no page
+        plot(checked, picture)
+        reports.write(out, text)
     if write_calibration:
         folder = Path(world_model) if Path(world_model).is_dir() else weights_dir() / world_model
         write(folder, calibrations)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,13 +15,14 @@ from torch import Tensor
 
 from vap_gym.cards import load_robot
 from vap_gym.data import EpisodeSet
-from vap_gym.errors import VapError
+from vap_gym.errors import CheckpointError, VapError
 from vap_gym.geometry import Camera
 from vap_gym.prompts.body import Body
 from vap_gym.prompts.raster import draw
 from vap_gym.prompts.skeleton import Skeleton
 from vap_gym.rotations import rotation_from_quaternion_xyzw
 from vap_gym.train.run import autocast
+from vap_gym.train.video_cache import sha256_of
 from vap_gym.world.codec import FrameCodec, to_pictures
 
 
@@ -76,10 +78,18 @@ def _skeleton(robot: str) -> Skeleton:
 def load_latents(
     folders: list[Path], codec: FrameCodec, *, robot: str, view: str, episodes: int = 0, cache: Path | None = None
 ) -> LatentEpisodes:
-    """Encode the first `episodes` of every set of that robot (0: all; all of one length), or read them from `cache`."""
+    """Encode the first `episodes` of every set of that robot (0: all; all of one length), or read them from `cache`.
+
+    Raises CheckpointError where the cache was made of other sets, with another codec, or by an earlier version.
+    """
+    made_of = {
+        "codec": sha256_of(codec),
+        "folders": [str(folder) for folder in folders],
+        "view": view,
+        "episodes": episodes,
+    }
     if cache is not None and cache.exists():
-        stored: LatentEpisodes = torch.load(cache, weights_only=False, mmap=True)
-        return stored
+        return _cached(cache, made_of)
     from tqdm import tqdm
 
     parts: dict[str, list[Tensor]] = {}
@@ -101,8 +111,21 @@ def load_latents(
     if cache is not None:
         cache.parent.mkdir(parents=True, exist_ok=True)
         temporary = cache.with_suffix(".tmp")
-        torch.save(stored, temporary)
+        torch.save({"made_of": made_of, "episodes": stored}, temporary)
         temporary.replace(cache)
+    return stored
+
+
+def _cached(cache: Path, made_of: dict[str, Any]) -> LatentEpisodes:
+    found = torch.load(cache, weights_only=False, mmap=True)
+    told = found.get("made_of", {}) if isinstance(found, dict) else {}
+    other = [key for key, value in made_of.items() if told.get(key) != value]
+    if other:
+        raise CheckpointError(
+            f"The cache '{cache}' must be of the recipe's data and codec, but differs in: {', '.join(other)}. "
+            "Remove it, or name another folder as `cache`."
+        )
+    stored: LatentEpisodes = found["episodes"]
     return stored
 
 
