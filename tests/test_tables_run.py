@@ -29,7 +29,7 @@ from vap_gym.world.codec import FrameCodec
 PLAN = """
 judge = "tiny"
 seeds = [3]
-clips = 2
+clips = 3
 batch = 2
 evaluations = 1
 held_out = 1
@@ -107,7 +107,7 @@ def runs(plan_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of trainings after Table 1 was made."""
     folder = tmp_path_factory.mktemp("runs")
     # Played here, not in processes beside: they would have to import everything again.
-    held_out_clips(load_plan(plan_file).sets["droid"], "known", 2, folder=folder / "heldout", workers=1)
+    held_out_clips(load_plan(plan_file).sets["droid"], "known", 3, folder=folder / "heldout", workers=1)
     tables.main(plan=plan_file, runs=folder, only=("1",))
     return folder
 
@@ -228,7 +228,7 @@ def test_what_cannot_be_is_refused_before_anything_is_trained(plan_file: Path, t
     with pytest.raises(VapError, match="follows from the rest of the plan"):
         tables.main(plan=changed(plan_file, tmp_path, "lora_rank = 2", "seed = 2"), runs=folder)
     with pytest.raises(VapError, match="budget must be minutes"):
-        tables.main(plan=plan_file, runs=folder, budget=-1)
+        tables.main(plan=plan_file, runs=folder, budget=-1.0)
     with pytest.raises(UnknownNameError, match="No table named '9'"):
         tables.main(plan=plan_file, runs=folder, only=("9",))
     assert not folder.exists()
@@ -247,12 +247,12 @@ def test_the_digest_of_a_set_follows_its_content(data: Path, tmp_path: Path) -> 
 
 @pytest.fixture(scope="module")
 def clips(plan_file: Path, runs: Path) -> HeldOutClips:
-    return held_out_clips(load_plan(plan_file).sets["droid"], "known", 2, folder=runs / "heldout", workers=1)
+    return held_out_clips(load_plan(plan_file).sets["droid"], "known", 3, folder=runs / "heldout", workers=1)
 
 
 def test_clips_are_told_by_what_they_show(plan_file: Path, clips: HeldOutClips, tmp_path: Path) -> None:
     (tmp_path / "droid-known.npz").write_bytes(b"damaged")  # is played again
-    again = held_out_clips(load_plan(plan_file).sets["droid"], "known", 2, folder=tmp_path, workers=1)
+    again = held_out_clips(load_plan(plan_file).sets["droid"], "known", 3, folder=tmp_path, workers=1)
     assert again.key == clips.key
     np.testing.assert_array_equal(again.frames, clips.frames)
     assert len({*clips.kinds}) > 1  # of every kind in proportion

@@ -123,6 +123,8 @@ def _decoded(path: Path, start: int) -> Iterator[tuple[int, Any]]:
     """Number and frame of what can be shown from the key frame before `start` on."""
     with opened(path) as (container, stream):
         _choose_threads(stream)
+        if not stream.average_rate or not stream.time_base:
+            raise DataError(f"{path} must tell how many frames a second has, but does not: damaged. Write it again.")
         ticks_per_frame = 1 / (stream.average_rate * stream.time_base)
         first_tick = stream.start_time or 0
         back = 0
