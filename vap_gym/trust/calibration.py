@@ -15,7 +15,8 @@ from vap_gym.trust.signals import SIGNALS
 FILE = "trust.json"  # in a world model's folder
 FORMAT = "vap_gym trust 1"
 OFF_M = 0.03  # an object that is further off than this is not where it is shown
-KNOTS = 20
+KNOTS = 10
+SHRUNK = 0.1  # of a risk towards the mean one: few episodes are no proof that something never happens
 RIDGE = 1e-2
 
 
@@ -67,7 +68,8 @@ class Calibration:
                            f"{len(off)}. Give one of each per frame.")  # fmt: skip
         told = features(signals)
         return Calibration(
-            psnr=_bent(told, _linear(told, psnr_db), psnr_db), risk=_bent(told, _logistic(told, off), off.astype(float))
+            psnr=_bent(told, _linear(told, psnr_db), psnr_db),
+            risk=_bent(told, _logistic(told, off), off.astype(float), shrunk=SHRUNK),
         )
 
 
@@ -162,7 +164,7 @@ def _logistic(told: np.ndarray, goal: np.ndarray) -> np.ndarray:
     return _undone(found.x, middle, scale)
 
 
-def _bent(told: np.ndarray, weights: np.ndarray, goal: np.ndarray) -> Curve:
+def _bent(told: np.ndarray, weights: np.ndarray, goal: np.ndarray, *, shrunk: float = 0.0) -> Curve:
     """The monotone curve that fits best, at a few knots."""
     from scipy.optimize import isotonic_regression
 
@@ -171,7 +173,7 @@ def _bent(told: np.ndarray, weights: np.ndarray, goal: np.ndarray) -> Curve:
     fitted = isotonic_regression(goal[order]).x
     groups = np.array_split(np.arange(len(order)), min(KNOTS, len(order)))
     x = [float(score[order][group].mean()) for group in groups]
-    y = [float(fitted[group].mean()) for group in groups]
+    y = [float((1 - shrunk) * fitted[group].mean() + shrunk * goal.mean()) for group in groups]
     return Curve(weights=tuple(weights.tolist()), x=tuple(x), y=tuple(y))
 
 
