@@ -38,6 +38,7 @@ class Recipe:
     ("kind", "name"),
     [
         (CodecRecipe, "tiny_codec"),
+        (CodecRecipe, "tiny_encoder"),
         (WorldRecipe, "tiny_world"),
         (AppearanceRecipe, "tiny_appearance"),
         (JudgeRecipe, "tiny_judge"),
@@ -52,7 +53,7 @@ def test_shipped_recipes_are_read_by_name_and_by_path(kind: type, name: str) -> 
 
 def test_every_shipped_recipe_is_one_of_a_training() -> None:
     shipped = {path.stem for path in recipes_dir().glob("*.toml")}
-    parts = {f"tiny_{part}" for part in ("codec", "appearance", "things", "motion", "world", "judge")}
+    parts = {f"tiny_{part}" for part in ("codec", "encoder", "appearance", "things", "motion", "world", "judge")}
     videos = {f"tiny_video_{part}" for part in ("base", "skeleton", "unified")} | {"small_video", "cogvideox_5b"}
     assert shipped == parts | videos
 

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from vap_gym.errors import CardError
 from vap_gym.train.fit import fit
 from vap_gym.train.frames import label_weight, load_frames
 from vap_gym.train.run import Run, Schedule, autocast, initialised_with, load_recipe, seeded
@@ -31,6 +32,10 @@ class CodecRecipe:
     object_weight: float = 4.0
     recolour: float = 0.25
     latent_noise: float = 0.03
+    decoder: str = (
+        ""  # folder of a codec whose decoder is kept: only an encoder is trained, towards that codec's latents
+    )
+    latent_weight: float = 20.0  # of their error, where a decoder is kept
     ema_decay: float = 0.998
     held_out: int = 256
     log_every: int = 50
@@ -59,6 +64,7 @@ def main(
     train, held = order[settings.held_out :], order[: settings.held_out]
     with initialised_with(settings.seed):
         model = FrameCodec(**settings.model).to(place, memory_format=torch.channels_last)
+    teacher = _kept_decoder(model, settings.decoder, place) if settings.decoder else None
     rng = seeded(settings.seed + 1)
 
     def loss(_: int) -> Tensor:
@@ -69,7 +75,10 @@ def main(
         with autocast(place):
             latents = model.encode(batch)
             rebuilt = model.decode(latents + noise * torch.randn(latents.shape, generator=rng).to(place))
-        return codec_loss(rebuilt, batch, weight)
+            with torch.no_grad():
+                wanted = teacher.encode(batch) if teacher is not None else latents
+        fitting = settings.latent_weight * (latents.float() - wanted.float()).square().mean()
+        return codec_loss(rebuilt, batch, weight) + fitting
 
     fit(
         run,
@@ -82,6 +91,27 @@ def main(
         rng=rng,
         weight_decay=1e-4,
     )
+
+
+def _kept_decoder(model: FrameCodec, folder: str, place: torch.device) -> FrameCodec:
+    """Give a model the decoder of another codec, which stays as it is; return that codec."""
+    teacher: FrameCodec = FrameCodec.from_pretrained(folder, torch_dtype=torch.float32)
+    mine, theirs = (
+        {
+            "latent_channels": codec.config.latent_channels,
+            "decoder_widths": list(codec.config.decoder_widths),
+            "decoder_blocks": codec.config.decoder_blocks,
+        }
+        for codec in (model, teacher)
+    )
+    if mine != theirs:
+        raise CardError(
+            f"The codec in '{folder}' has {theirs}, this recipe's [model] {mine}. A decoder is kept as it is: "
+            "write the same there, or leave decoder out to train both."
+        )
+    model.decoder.load_state_dict(teacher.decoder.state_dict())
+    model.decoder.requires_grad_(False)
+    return teacher.eval().requires_grad_(False).to(place, memory_format=torch.channels_last)  # type: ignore[no-any-return]
 
 
 def recoloured(pictures: Float[Tensor, "N 3 H W"], share: float, rng: torch.Generator) -> Float[Tensor, "N 3 H W"]:
