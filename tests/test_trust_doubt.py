@@ -1,5 +1,6 @@
 """Doubt: signals that cost little, calibrated against errors, carried in info, ending episodes where asked to."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from vap_gym.evaluate.trust import object_errors
 from vap_gym.evaluate.trust_scores import check, kept
 from vap_gym.trust import SIGNALS, Calibration, TrustSignals
 from vap_gym.trust.calibration import FILE, features, read, write
+from vap_gym.world.model import INDEX
 
 ID = "VAP-DROID-v0"
 
@@ -102,8 +104,23 @@ def test_a_calibration_is_read_back_as_it_was_written(tmp_path: Path) -> None:
     assert read(tmp_path / "nowhere", "one") is None
     for text in ("{", '{"format": "other"}', '{"format": "vap_gym trust 1", "signals": []}', "[]"):
         (tmp_path / FILE).write_text(text)
-        with pytest.raises(CheckpointError, match=r"is no calibration of trust: .*vap-gym bench trust"):
+        with pytest.raises(CheckpointError, match=r"is no calibration of trust for this .*vap-gym bench trust"):
             read(tmp_path, "one")
+
+
+def test_a_calibration_of_other_weights_is_refused_and_its_robots_are_not_kept(tmp_path: Path) -> None:
+    index = tmp_path / INDEX
+    index.write_text(json.dumps({"sha256": {"dynamics": "1", "judge": "1"}}))
+    write(tmp_path, {"one": fitted()})
+    index.write_text(json.dumps({"sha256": {"dynamics": "1", "judge": "2"}}))  # another judge imagines the same
+    write(tmp_path, {"two": fitted()})
+    assert read(tmp_path, "one") is not None
+    assert read(tmp_path, "two") is not None
+    index.write_text(json.dumps({"sha256": {"dynamics": "2", "judge": "2"}}))
+    with pytest.raises(CheckpointError, match="it lacks 'weights of the model that lies beside it'"):
+        read(tmp_path, "one")
+    write(tmp_path, {"two": fitted()})
+    assert read(tmp_path, "one") is None
 
 
 def test_info_carries_what_is_expected_and_frames_are_left_alone(folder: Path) -> None:

@@ -280,7 +280,8 @@ def _clips(
     data: Motions, contacts: Int64[Tensor, "S 2"], settings: MotionRecipe, rng: torch.Generator
 ) -> tuple[Int64[Tensor, " B"], Int64[Tensor, "B T"]]:
     """Draw clips: their episodes, and the frames in them."""
-    B, T, L = settings.batch_size, data.grip.shape[1], min(settings.length, settings.most_substeps // data.substeps)
+    B, T = settings.batch_size, data.grip.shape[1]
+    L = max(1, min(settings.length, settings.most_substeps // data.substeps, T - 1))
     stride = 1 + torch.multinomial(torch.tensor(settings.strides), B, replacement=True, generator=rng)
     stride = torch.minimum(stride, torch.tensor((T - 1) // L).clamp(min=1))
     episode = torch.randint(len(data), (B,), generator=rng)

@@ -98,12 +98,14 @@ def read(folder: Path, robot: str) -> Calibration | None:
         table = json.loads(path.read_text(encoding="utf-8"))
         if table["format"] != FORMAT or table["signals"] != list(SIGNALS):
             raise KeyError(f"format {FORMAT!r} with signals {list(SIGNALS)}")
+        if table.get("weights") != _weights(folder):
+            raise KeyError("weights of the model that lies beside it")
         robots = table["robots"]
         return None if robot not in robots else Calibration(**{k: _curve(v) for k, v in robots[robot].items()})
     except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
-            f"'{path}' is no calibration of trust: {error}. Make it anew: vap-gym bench trust --world-model {folder} "
-            "--write-calibration, or remove it."
+            f"'{path}' is no calibration of trust for this model: it lacks {error}. Make it anew: vap-gym bench "
+            f"trust --world-model {folder} --write-calibration, or remove it."
         ) from error
 
 
@@ -114,18 +116,29 @@ def write(folder: Path, calibrations: dict[str, Calibration]) -> None:
                 for name in ("psnr", "risk")}
         for robot, one in calibrations.items()
     }  # fmt: skip
-    kept = _robots(folder / FILE)  # of other robots: they were not measured anew
-    table = {"format": FORMAT, "signals": list(SIGNALS), "off_m": OFF_M, "robots": kept | robots}
+    kept = _robots(folder)  # of other robots: they were not measured anew
+    told = {"format": FORMAT, "signals": list(SIGNALS), "weights": _weights(folder), "off_m": OFF_M}
+    table = told | {"robots": kept | robots}
     temporary = folder / f".{FILE}.part"
     temporary.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
     temporary.replace(folder / FILE)
 
 
-def _robots(path: Path) -> dict[str, dict[str, dict[str, list[float]]]]:
-    """The robots' curves of a file; none of one that is missing, damaged, or of other signals."""
+def _weights(folder: Path) -> dict[str, str]:
+    """The hashes of all that imagines in a model's folder: another model's trust is another; a judge's is not."""
+    from vap_gym.world.model import INDEX
+
+    path = folder / INDEX
+    told = json.loads(path.read_text(encoding="utf-8")).get("sha256", {}) if path.is_file() else {}
+    return {name: str(value) for name, value in told.items() if name != "judge"}
+
+
+def _robots(folder: Path) -> dict[str, dict[str, dict[str, list[float]]]]:
+    """The robots' curves of a file; none of one that is missing, damaged, of other signals or other weights."""
     try:
-        table = json.loads(path.read_text(encoding="utf-8"))
+        table = json.loads((folder / FILE).read_text(encoding="utf-8"))
         same = table["format"] == FORMAT and table["signals"] == list(SIGNALS)
+        same = same and table["weights"] == _weights(folder)
         return dict(table["robots"]) if same else {}
     except (OSError, ValueError, KeyError, TypeError):
         return {}
