@@ -1,0 +1,1 @@
+"""Planning: search over actions for the best future that a world model, or the simulator, foresees."""
