@@ -8,6 +8,7 @@ from vap_gym.errors import VapError
 from vap_gym.evaluate.agreement_corrected import corrected_rate
 from vap_gym.evaluate.agreement_trust import risk_coverage
 from vap_gym.evaluate.trials import (
+    paired_difference,
     trials_for_agreement,
     trials_for_width,
     trials_to_tell_apart,
@@ -118,6 +119,37 @@ def test_a_known_curve_with_ties_and_an_unknown_verdict() -> None:
 def test_trust_that_is_unknown_is_refused() -> None:
     with pytest.raises(VapError, match=r"trust always known.*1 NaN"):
         risk_coverage([0.5, np.nan], [0, 1])
+
+
+# --- differences ---
+
+
+@pytest.mark.parametrize(("both", "only_a", "only_b"), [(0.3, 0.3, 0.1), (0.45, 0.03, 0.02), (0.05, 0.0, 0.01)])
+def test_a_paired_difference_holds_the_truth_also_where_two_hardly_differ(
+    both: float, only_a: float, only_b: float
+) -> None:
+    rng, held = np.random.default_rng(4), []
+    cells = np.array([[1, 1], [1, 0], [0, 1], [0, 0]], float)
+    for _ in range(300):
+        a, b = cells[rng.choice(4, 60, p=[both, only_a, only_b, 1 - both - only_a - only_b])].T
+        found = paired_difference(a, b)
+        assert found.value == pytest.approx(a.mean() - b.mean())
+        held.append(found.low <= only_a - only_b <= found.high)
+    assert np.mean(held) >= 0.93
+
+
+def test_seeds_of_one_start_are_no_trials_of_their_own() -> None:
+    rng = np.random.default_rng(5)
+    a, b = rng.integers(0, 2, (2, 30)).astype(float)
+    once = paired_difference(a, b)
+    whole = paired_difference(np.repeat(a, 8), np.repeat(b, 8), starts=np.repeat(range(30), 8))
+    assert whole.samples == once.samples == 30
+    assert whole.high - whole.low == pytest.approx(once.high - once.low, rel=0.2)
+    assert whole.value == pytest.approx(once.value)
+    b[3] = np.nan
+    assert paired_difference(a, b).samples == 29
+    with pytest.raises(VapError, match=r"got \(2,\) and \(3,\)"):
+        paired_difference([0, 1], [0, 1, 1])
 
 
 # --- how many trials ---

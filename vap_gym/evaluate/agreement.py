@@ -11,7 +11,7 @@ from jaxtyping import Float
 from numpy.typing import ArrayLike
 
 from vap_gym.errors import VapError
-from vap_gym.evaluate.trials import as_outcomes
+from vap_gym.evaluate.trials import as_outcomes, paired_difference, start_numbers
 from vap_gym.metrics import Interval, mmrv, pearson, spearman
 
 Array = np.ndarray
@@ -135,14 +135,14 @@ def outcome_agreement(
             "Leave these policies out, or play them again."
         )
     sim, real = np.where(known, sim, np.nan), np.where(known, real, np.nan)
-    groups = _groups(starts, sim.shape[1])
+    groups = start_numbers(starts, sim.shape[1])
     values = {name: figure(np.nanmean(sim, 1), np.nanmean(real, 1)) for name, figure in FIGURES.items()}
     counts = rng.multinomial(groups.max() + 1, np.full(groups.max() + 1, 1 / (groups.max() + 1)), resamples)
     sims, reals = (_means(side, known, groups, counts) for side in (sim, real))
     return Agreement(
         **_intervals(values, sims, reals, level, samples=int(groups.max()) + 1),
         resampled="starts",
-        policies=tuple(_policy(told[i], sim[i], real[i], sims[:, i] - reals[:, i], level) for i in range(len(sim))),
+        policies=tuple(_policy(told[i], sim[i], real[i], groups, level) for i in range(len(sim))),
         differ=kruskal_of([row[np.isfinite(row)] for row in real]),
         perfect=perfect_simulator(real, starts=starts, level=level, seed=seed),
     )
@@ -169,7 +169,7 @@ def perfect_simulator(
     real = as_outcomes("true", true)
     if real.ndim != 2 or real.shape[0] < 2 or not np.isfinite(real).any(1).all():
         raise VapError(f"true must be known outcomes (policies ≥ 2, trials ≥ 1), got shape {real.shape}.")
-    groups = _groups(starts, real.shape[1])
+    groups = start_numbers(starts, real.shape[1])
     if np.bincount(groups).min() < 2:
         groups = np.zeros_like(groups)
     rng = np.random.default_rng([seed, 1])
@@ -199,30 +199,17 @@ def kruskal_of(samples: Sequence[Float[Array, " _"]]) -> Kruskal:
     return Kruskal(statistic=float(found.statistic), p=float(found.pvalue))
 
 
-def _policy(name: str, sim: Array, real: Array, drawn: Array, level: float) -> PolicyAgreement:
+def _policy(name: str, sim: Array, real: Array, groups: Array, level: float) -> PolicyAgreement:
     known = np.isfinite(sim)
     mine, truth = sim[known], real[known]
-    low, high = np.nanquantile(drawn, [(1 - level) / 2, (1 + level) / 2])
-    bias = float(mine.mean() - truth.mean())
     return PolicyAgreement(
         name=name,
         trials=int(known.sum()),
         imagined=float(mine.mean()),
         true=float(truth.mean()),
-        bias=Interval(value=bias, low=float(low), high=float(high), level=level, samples=int(known.sum())),
+        bias=paired_difference(sim, real, starts=groups.tolist(), level=level),
         kruskal=kruskal_of([mine, truth]),
     )
-
-
-def _groups(starts: Iterable[Hashable] | None, trials: int) -> Array:
-    """The number of each trial's start, from 0 on in the order of their first trials."""
-    if starts is None:
-        return np.arange(trials)
-    labels = list(starts)
-    if len(labels) != trials:
-        raise VapError(f"starts must have a label for each of {trials} trials, got {len(labels)}.")
-    numbers: dict[Hashable, int] = {}
-    return np.array([numbers.setdefault(start, len(numbers)) for start in labels])
 
 
 def _means(values: Array, known: Array, groups: Array, counts: Array) -> Array:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Iterable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from vap_gym.errors import VapError
-from vap_gym.metrics import Interval, mmrv, pearson
+from vap_gym.metrics import Interval, bootstrap_interval, mmrv, pearson
 
 MOST_TRIALS = 100_000  # what needs more is said not to be worth trying
 
@@ -27,6 +27,62 @@ def wilson(successes: int, trials: int, *, level: float = 0.95) -> Interval:
     _check_share("level", level, 0.95)
     found = binomtest(successes, trials).proportion_ci(confidence_level=level, method="wilson")
     return Interval(value=successes / trials, low=float(found.low), high=float(found.high), level=level, samples=trials)
+
+
+def paired_difference(
+    a: ArrayLike, b: ArrayLike, *, starts: Iterable[Hashable] | None = None, level: float = 0.95
+) -> Interval:
+    """Return the mean of a − b over paired trials, and its interval.
+
+    For outcomes 0 and 1 from starts that were tried once, Agresti and Min's (2005): it is sound where the two hardly
+    ever differ, and does not claim certainty where they never did. Otherwise whole starts are bootstrapped.
+
+    Args:
+        a, b: outcomes of the same N trials, NaN where one is not known: that trial is left out.
+        starts: from which start each trial begins, N labels; default: each from its own.
+
+    Raises:
+        VapError: other shapes, or no trial that is known on both sides.
+    """
+    left, right = as_outcomes("a", a), as_outcomes("b", b)
+    known = np.isfinite(left) & np.isfinite(right) if left.shape == right.shape else np.zeros(0, bool)
+    if left.ndim != 1 or not known.any():
+        raise VapError(
+            f"A paired difference needs outcomes of the same trials, one or more known in both, got {left.shape} and "
+            f"{right.shape}."
+        )
+    groups = start_numbers(starts, len(left))[known]
+    left, right = left[known], right[known]
+    if len(np.unique(groups)) == len(groups) and np.isin([left, right], (0.0, 1.0)).all():
+        return _agresti_min(int((left > right).sum()), int((left < right).sum()), len(left), level)
+    rows = np.stack([np.bincount(groups, left - right), np.bincount(groups)], 1)
+    return bootstrap_interval(
+        rows[rows[:, 1] > 0], level=level, statistic=lambda drawn: float(drawn[:, 0].sum() / drawn[:, 1].sum())
+    )
+
+
+def _agresti_min(only_a: int, only_b: int, n: int, level: float) -> Interval:
+    """Wald's interval with half a pseudo trial in each of the four cells."""
+    from scipy.stats import norm
+
+    _check_share("level", level, 0.95)
+    more_a, more_b, more = only_a + 0.5, only_b + 0.5, n + 2
+    middle = (more_a - more_b) / more
+    half = float(norm.ppf((1 + level) / 2)) * math.sqrt(more_a + more_b - (more_a - more_b) ** 2 / more) / more
+    return Interval(
+        value=(only_a - only_b) / n, low=max(middle - half, -1.0), high=min(middle + half, 1.0), level=level, samples=n
+    )
+
+
+def start_numbers(starts: Iterable[Hashable] | None, trials: int) -> NDArray[np.int64]:
+    """Return the number of each trial's start, from 0 on in the order of their first trials; None: each its own."""
+    if starts is None:
+        return np.arange(trials)
+    labels = list(starts)
+    if len(labels) != trials:
+        raise VapError(f"starts must have a label for each of {trials} trials, got {len(labels)}.")
+    numbers: dict[Hashable, int] = {}
+    return np.array([numbers.setdefault(start, len(numbers)) for start in labels], np.int64)
 
 
 def trials_for_width(rate: float, half_width: float, *, level: float = 0.95) -> int:
