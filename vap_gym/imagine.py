@@ -79,10 +79,12 @@ class Rig:
         actions: Float[Tensor, "B K A"],
         *,
         step: Int64[Tensor, " B"] | None = None,
+        draw: bool = True,
     ) -> Motion:
         """Follow K actions from `state`; `camera` is one per slot (batch B) or one for all.
 
-        `step` counts the steps since each slot's start, for cameras that sway; None is 0.
+        `step` counts the steps since each slot's start, for cameras that sway; None is 0. Without `draw` the prompts
+        are left empty, (B, K, 0, 0, 3): all else is differentiable in the actions.
 
         Raises:
             ActionError: actions of the wrong shape or type, or not finite.
@@ -91,7 +93,8 @@ class Rig:
         for k in range(actions.shape[1]):
             state, clipped = self.controller.step(state, actions[:, k])
             now = k + 1 if step is None else step + k + 1
-            steps.append(self.look(state, camera, clipped, step=now))  # one by one, as single steps are: the same bits
+            # one by one, as single steps are: the same bits
+            steps.append(self.look(state, camera, clipped, step=now, draw=draw))
         return joined(steps)
 
     def look(
@@ -101,6 +104,7 @@ class Rig:
         clipped: Clipped | None = None,
         *,
         step: int | Int64[Tensor, " B"] = 0,
+        draw: bool = True,
     ) -> Motion:
         """Return poses, pixels and prompts of robot states of batch (B,), as a motion of one step (K = 1)."""
         T_tip, T_tool = self._links.links(self._joints(robot)).unbind(-3)
@@ -115,13 +119,16 @@ class Rig:
                 position=torch.zeros_like(robot.q, dtype=torch.bool),
                 speed=torch.zeros_like(robot.q, dtype=torch.bool),
             )
+        prompts = torch.zeros(len(robot.q), 0, 0, 3, dtype=torch.uint8)
+        if draw:
+            prompts = self._prompter.draw(robot.q, robot.gripper, camera)
         return Motion(
             robot=mapped(robot, lambda x: x[:, None]),
             T_base_tip=T_tip[:, None],
             cartesian=xyz_euler_from_pose(T_tip)[:, None],
             tool_m=T_tool[:, None, :3, 3],
             tool_px=tool_px,
-            prompts=self._prompter.draw(robot.q, robot.gripper, camera)[:, None],
+            prompts=prompts[:, None],
             T_world_camera=camera.T_world_camera.to(T_tip).expand(len(T_tip), 4, 4)[:, None],
             views=self._views(robot, camera)[:, None],
             clipped=mapped(clipped, lambda x: x[:, None]),
@@ -215,12 +222,19 @@ class Imagination:
     @torch.no_grad()
     def follow(self, state: TensorDict, actions: Float[Tensor, "B K A"]) -> Motion:
         """Return what the robots do: the first half of `step`. Raises ActionError as `step` does."""
+        return self.trace(state, actions, draw=True)
+
+    def trace(self, state: TensorDict, actions: Float[Tensor, "B K A"], *, draw: bool = False) -> Motion:
+        """Return what the robots do, without prompts unless `draw` says so: cheap, and differentiable in the actions.
+
+        Raises ActionError as `step` does.
+        """
         B, A = len(state), self.rig.controller.action_size
         if actions.ndim != 3 or actions.shape[0] != B or actions.shape[1] < 1 or actions.shape[2] != A:
             raise ActionError(
                 f"actions must have shape ({B}, K, {A}) with K of at least 1, got {tuple(actions.shape)}."
             )
-        return self.rig.move(self.robot_state(state), self.mount(state), actions, step=state["step"])
+        return self.rig.move(self.robot_state(state), self.mount(state), actions, step=state["step"], draw=draw)
 
     @torch.no_grad()
     def imagine(
@@ -239,17 +253,24 @@ class Imagination:
     @torch.no_grad()
     def rollout(
         self, state: TensorDict, actions: Float[Tensor, "B T A"], *, evaluations: int | None = None
-    ) -> tuple[TensorDict, Float[Tensor, "B T C h w"], Motion]:
+    ) -> tuple[TensorDict, Float[Tensor, "B L C h w"], Motion]:
         """Imagine T steps in latents only, for planners: the same states as `step`, no frame decoded.
 
         Returns:
-            the state after T steps, the latent of every step (for `Judge.read_latents`), and what the robot did.
+            the state after T steps, the latent of every step (for `Judge.read_latents`; L = T), and what the robot did.
+            A world that imagines c steps at once has one latent for c steps: L = T / c, each at the end of its c.
+
+        Raises:
+            ActionError: as `step`, and where T is no multiple of c.
         """
+        chunk: int = getattr(self.world, "chunk", 1)
+        if actions.shape[1] % chunk:
+            raise ActionError(f"actions must come in chunks of {chunk}, got {actions.shape[1]} of them.")
         motion = self.follow(state, actions)
         prompts, views = motion.prompts.to(self.device), motion.views.to(self.device)
         world, latents = self._world_state(state), []
-        for t in range(prompts.shape[1]):
-            now = slice(t, t + 1)
+        for t in range(0, prompts.shape[1], chunk):
+            now = slice(t, t + chunk)
             world, _ = self.world.predict(
                 world, prompts[:, now], views=views[:, now], decode=False, evaluations=evaluations
             )
@@ -287,13 +308,19 @@ class Imagination:
         own = {key.removeprefix("world_"): value for key, value in state.items() if key.startswith("world_")}
         return TensorDict(own, batch_size=state.batch_size)
 
-    def _advanced(self, state: TensorDict, motion: Motion, world: TensorDict) -> TensorDict:
+    def moved(self, state: TensorDict, motion: Motion) -> TensorDict:
+        """Return the state with robot, camera and clock where a motion that began in it ended, and nothing imagined."""
         new = dict(state.items())
         new |= {f"robot_{f.name}": getattr(motion.robot, f.name)[:, -1] for f in fields(RobotState)}
-        new |= {f"world_{key}": value for key, value in world.items()}
         new["camera_T_world_camera"] = motion.T_world_camera[:, -1]
         new["step"] = state["step"] + motion.tool_m.shape[1]
         return TensorDict(new, batch_size=state.batch_size)
+
+    def _advanced(self, state: TensorDict, motion: Motion, world: TensorDict) -> TensorDict:
+        new = self.moved(state, motion)
+        for key, value in world.items():
+            new[f"world_{key}"] = value
+        return new
 
 
 def mapped(value: Batched, function: Callable[[Tensor], Tensor]) -> Batched:
