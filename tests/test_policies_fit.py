@@ -167,7 +167,7 @@ def test_conventions_that_do_not_exist_are_refused_with_the_nearest() -> None:
     with pytest.raises(VapError, match=r"Did you mean 'cartesian_velocity'\?"):
         Conventions(action_mode="cartesian_velocty")
     with pytest.raises(VapError, match=r"No gripper convention named 'shut'"):
-        Conventions(action_mode="cartesian_velocity", gripper="shut")  # type: ignore[arg-type]
+        Conventions(action_mode="cartesian_velocity", gripper="shut")
     with pytest.raises(VapError, match=r"No convention that can be converted named 'rate'.*'rate_hz'"):
         Conventions(action_mode="cartesian_velocity", convert=("rate",))
     with pytest.raises(VapError, match=r"chunk ≥ 1"):

@@ -15,7 +15,6 @@ from vap_gym.policies.protocol import (
     MODE_GRIPPER,
     Conventions,
     EpisodeStart,
-    Gripper,
     Observations,
     Policy,
     PolicyError,
@@ -39,7 +38,7 @@ class Site:
     gripper_step: float  # closedness that a gripper velocity of 1 asks for in a step
 
     @property
-    def gripper(self) -> Gripper:
+    def gripper(self) -> str:
         """What the last entry of an action means here."""
         return MODE_GRIPPER[self.action_mode]
 
@@ -160,7 +159,7 @@ class Letterboxed:
 class Regripped:
     """A policy whose gripper means something else than the env's: velocities, places and signs, either way round."""
 
-    def __init__(self, policy: Policy, mine: Gripper, wanted: Gripper, gripper_step: float) -> None:
+    def __init__(self, policy: Policy, mine: str, wanted: str, gripper_step: float) -> None:
         self.policy, self.mine, self.wanted, self.gripper_step = policy, mine, wanted, gripper_step
 
     @property
@@ -231,17 +230,17 @@ def letterboxed(frame: UInt8[Array, "H W 3"], size_px: tuple[int, int]) -> UInt8
 
 
 def converted_gripper(
-    given: Float[Array, " B"], closedness: Float[Array, " B"], mine: Gripper, wanted: Gripper, *, gripper_step: float
+    given: Float[Array, " B"], closedness: Float[Array, " B"], mine: str, wanted: str, *, gripper_step: float
 ) -> Float[Array, " B"]:
     """Return gripper entries in another convention.
 
     Args:
         given: in the convention `mine`.
         closedness: where the fingers are now, 0 open .. 1 closed: velocities and places differ by it.
-        mine, wanted: see `Gripper`.
+        mine, wanted: of `protocol.GRIPPERS`.
         gripper_step: closedness that a velocity of 1 asks for in one step.
     """
-    to_target: Mapping[Gripper, Array] = {
+    to_target: Mapping[str, Array] = {
         "closing": np.clip(closedness + gripper_step * given, 0.0, 1.0),
         "opening": np.clip(closedness - gripper_step * given, 0.0, 1.0),
         "closed": given,
@@ -253,7 +252,7 @@ def converted_gripper(
         return np.asarray(given if mine == wanted else -given)
     target = to_target[mine]
     velocity = np.clip((target - closedness) / gripper_step, -1.0, 1.0)
-    from_target: Mapping[Gripper, Array] = {
+    from_target: Mapping[str, Array] = {
         "closing": velocity,
         "opening": -velocity,
         "closed": target,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -16,12 +16,11 @@ if TYPE_CHECKING:
     from vap_gym.starts import Start
 
 Array = np.ndarray
-Gripper = Literal["closing", "opening", "closed", "open", "closed_sign", "open_sign"]
+GRIPPERS = ("closing", "opening", "closed", "open", "closed_sign", "open_sign")
 """What an action's last entry means: a velocity in [−1, 1], + closes or + opens; where the fingers are to be in [0, 1],
 1 = closed or 1 = open; or the same told by the sign alone, + = closed or + = open."""
-GRIPPERS: tuple[str, ...] = get_args(Gripper)
 CONVERTIBLE = ("action_mode", "rate_hz", "gripper", "frame_size_px")
-MODE_GRIPPER: Mapping[str, Gripper] = {
+MODE_GRIPPER: Mapping[str, str] = {
     "cartesian_velocity": "closing", "cartesian_delta": "closing", "joint_velocity": "closing", "rt1": "closing",
     "cartesian_pose": "closed", "joint_position": "closed", "bridge": "open",
 }  # fmt: skip
@@ -38,7 +37,7 @@ class Conventions:
     step, unless `convert` names it."""
 
     action_mode: str  # absolute or relative, of the tip or of the joints: one of the env's
-    gripper: Gripper | None = None  # None: as the env has it in this action mode
+    gripper: str | None = None  # one of GRIPPERS; None: as the env has it in this action mode
     rate_hz: float | None = None  # at which it is to be asked; None: any
     frame_size_px: tuple[int, int] | None = None  # (width, height) of the frames it takes; None: any
     views: tuple[str, ...] = (FRONT,)  # the cameras it looks through
@@ -59,7 +58,7 @@ class Conventions:
             )
 
     @property
-    def means_by_gripper(self) -> Gripper:
+    def means_by_gripper(self) -> str:
         """What the last entry of its actions means."""
         return self.gripper or MODE_GRIPPER[self.action_mode]
 

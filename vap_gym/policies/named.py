@@ -1,0 +1,148 @@
+"""Policies by a line of text, as the command line takes them: `name=kind:what,key=value`."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from vap_gym.cards import EnvCard, load_robot
+from vap_gym.errors import unknown_name
+from vap_gym.kinematics import Controller
+from vap_gym.policies.http import HttpPolicy
+from vap_gym.policies.openpi import DROID, OpenpiPolicy
+from vap_gym.policies.protocol import Conventions, Policy, PolicyError
+from vap_gym.policies.sb3 import Sb3Policy
+from vap_gym.policies.scripted import ScriptedExpert
+from vap_gym.policies.simple import FunctionPolicy, RandomPolicy, ReplayPolicy
+from vap_gym.sim.experts import BEHAVIOURS
+
+Keys = dict[str, str]
+LABEL = re.compile(r"([A-Za-z0-9][\w.+-]*)=(.*)", re.DOTALL)
+HELP = """random | expert[:noise=0.2,bias_m=0.02] | failing | play | noop
+sb3:PATH.zip,algorithm=ppo[,action_mode=…]   replay:FOLDER of episodes that an evaluation kept
+openpi:HOST:PORT[,execute=8]   http://HOST:PORT   python:MODULE:NAME (a Policy, or a function that makes one)"""
+
+
+def named_policies(texts: Sequence[str], card: EnvCard) -> dict[str, Policy]:
+    """Return policies by their names. "good=expert:noise=0.1" is named "good", "expert:noise=0.1" "expert-noise-0.1".
+
+    Raises:
+        UnknownNameError, PolicyError: a kind, key or value that is not known, or a name twice.
+    """
+    found: dict[str, Policy] = {}
+    for text in texts:
+        label = LABEL.fullmatch(text) if ":" not in text.split("=", 1)[0] else None
+        name, told = (label[1], label[2]) if label else (re.sub(r"[^A-Za-z0-9_.+]+", "-", text).strip("-")[:80], text)
+        if name in found:
+            raise PolicyError(f"Every policy needs a name of its own, got '{name}' twice. Write name={told}.")
+        found[name] = policy_of(told, card)
+    return found
+
+
+def policy_of(text: str, card: EnvCard) -> Policy:
+    """Return the policy that a line of text describes (see HELP). Raises as `named_policies`."""
+    if text.startswith(("http://", "https://")):
+        url, keys = _split(text)
+        return HttpPolicy(url, **_settings(keys, {"execute": int, "timeout_s": float, "tries": int}, "http"))
+    kind, _, rest = text.partition(":")
+    if kind == "random":
+        return _random(rest, card)
+    if kind in BEHAVIOURS:
+        return _scripted(kind, rest, card)
+    makers: Mapping[str, Callable[[str, EnvCard], Policy]] = {
+        "sb3": _sb3, "replay": _replay, "openpi": _openpi, "python": _python,
+    }  # fmt: skip
+    if kind not in makers:
+        raise unknown_name("kind of policy", kind, (*makers, *BEHAVIOURS, "http"))
+    return makers[kind](rest, card)
+
+
+def card_conventions(card: EnvCard, action_mode: str | None = None) -> Conventions:
+    """Return conventions that say as an env of this card does, in its action mode or another one."""
+    return Conventions(
+        action_mode=action_mode or card.action_mode,
+        rate_hz=card.fps,
+        frame_size_px=card.frame_size_px,
+        convert=("action_mode",),
+    )
+
+
+def _random(rest: str, card: EnvCard) -> Policy:
+    _settings(_split(f",{rest}" if rest else "")[1], {}, "random")
+    controller = Controller(load_robot(card.robot), card.action_mode)
+    low, high = (x.numpy().astype(np.float64) for x in (controller.action_space_low, controller.action_space_high))
+    return RandomPolicy(low, high, card_conventions(card))
+
+
+def _scripted(behaviour: str, rest: str, card: EnvCard) -> Policy:
+    keys = _split(f",{rest}" if rest else "")[1]
+    given = _settings(keys, {"noise": float, "bias_m": float}, behaviour)
+    return ScriptedExpert(card.robot, behaviour=behaviour, **given)
+
+
+def _sb3(rest: str, card: EnvCard) -> Policy:
+    path, keys = _split(rest)
+    given = _settings(keys, {"algorithm": str, "action_mode": str}, "sb3")
+    if "algorithm" not in given:
+        raise PolicyError(f"sb3 needs the algorithm that the model is of, got 'sb3:{rest}'. Add ,algorithm=ppo.")
+    return Sb3Policy.load(path, given["algorithm"], card_conventions(card, given.get("action_mode")))
+
+
+def _replay(rest: str, card: EnvCard) -> Policy:
+    path, keys = _split(rest)
+    _settings(keys, {}, "replay")
+    return ReplayPolicy.from_set(path)
+
+
+def _openpi(rest: str, card: EnvCard) -> Policy:
+    address, keys = _split(rest)
+    given = _settings(
+        keys, {"execute": int, "timeout_s": float, "tries": int, "action_mode": str, "gripper": str}, "openpi"
+    )
+    changed = {key: given.pop(key) for key in ("action_mode", "gripper") if key in given}
+    return OpenpiPolicy(address, replace(DROID, **changed), **given)
+
+
+def _python(rest: str, card: EnvCard) -> Policy:
+    module, _, name = rest.partition(":")
+    try:
+        found: Any = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise PolicyError(f"No policy at 'python:{rest}': {error}. Write python:MODULE:NAME.") from error
+    if isinstance(found, type) or not isinstance(found, Policy):
+        found = found() if callable(found) else found
+    if not isinstance(found, Policy):
+        raise PolicyError(
+            f"'python:{rest}' must be a Policy or make one, got a {type(found).__name__}. A policy has conventions, "
+            f"reset(episodes) and act(observations, instructions); {FunctionPolicy.__name__} makes one of a function."
+        )
+    return found
+
+
+def _split(text: str) -> tuple[str, Keys]:
+    """ "what,key=value,…" → what, and the keys."""
+    what, *pairs = text.split(",")
+    keys: Keys = {}
+    for pair in pairs:
+        key, sign, value = pair.partition("=")
+        if not sign:
+            raise PolicyError(f"Settings of a policy are key=value, got '{pair}' in '{text}'. Known policies: {HELP}")
+        keys[key.strip()] = value.strip()
+    return what, keys
+
+
+def _settings(keys: Keys, known: Mapping[str, type], kind: str) -> dict[str, Any]:
+    found = {}
+    for key, value in keys.items():
+        if key not in known:
+            raise unknown_name(f"setting of a policy of kind '{kind}'", key, known)
+        try:
+            found[key] = known[key](value)
+        except ValueError as error:
+            raise PolicyError(f"{key} of a policy of kind '{kind}' must be a number, got '{value}'.") from error
+    return found
