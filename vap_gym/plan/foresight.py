@@ -112,6 +112,12 @@ def things_of(state: TensorDict) -> ThingState:
     return ThingState(*(state[f"world_thing_{name}"] for name in ThingState._fields))
 
 
+def moves_things(imagination: Imagination, state: TensorDict) -> bool:
+    """Whether the world model holds things in a state, and knows how this robot's gripper moves them."""
+    world = imagination.world
+    return isinstance(world, WorldModel) and world.motion.knows(imagination.look(state).views[:, 0])
+
+
 def nearest_things(
     things: ThingState, objects_m: Float[Tensor, "B N 3"], *, within_m: float = NEAR_M
 ) -> Int64[Tensor, "B N"]:

@@ -13,15 +13,24 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from vap_gym.errors import VapError
-from vap_gym.plan.foresight import Foresight, ForesightScore, Goal, LatentForesight, ThingForesight, nearest_things
-
-from vap_gym.plan.foresight import rolled_things, things_of  # isort: skip
+from vap_gym.plan.foresight import (
+    Foresight,
+    ForesightScore,
+    Goal,
+    LatentForesight,
+    ThingForesight,
+    moves_things,
+    nearest_things,
+    rolled_things,
+    things_of,
+)
 from vap_gym.plan.goals import TaskGoal
 from vap_gym.plan.oracle import OracleForesight
 from vap_gym.stage import SEEN, Stage
 from vap_gym.starts import Start
 from vap_gym.world.model import WorldModel
 
+SEEDS = 2**62  # seeds are taken modulo this
 Frame = UInt8[np.ndarray, "H W 3"]
 MakeForesight = Callable[[Stage, TensorDict, Tensor], Foresight]
 """From a stage, a state of one slot and its objects' places (1, N, 3) to foresight."""
@@ -46,8 +55,8 @@ class Outlook(Protocol):
 
 
 def of_things(stage: Stage, state: TensorDict, objects_m: Float[Tensor, "1 N 3"]) -> Foresight:
-    """Return foresight of things alone where the world model has such, else in latents."""
-    if isinstance(stage.imagination.world, WorldModel):
+    """Return foresight of things alone where the world model moves such, else in latents."""
+    if moves_things(stage.imagination, state):
         return ThingForesight(stage.imagination, state, objects_m)
     return LatentForesight(stage, state, objects_m)
 
@@ -81,7 +90,8 @@ class ImaginedOutlook:
     def begin(self, start: Start, seed: int) -> None:
         """Look at the first picture of an episode."""
         self._start, self._seed = start, seed
-        self.state = self.stage.begin([start], [seed])
+        self.state = self.stage.begin([start], [seed % SEEDS])
+        self._moves_things = moves_things(self.stage.imagination, self.state)
         by_scene = torch.full((1, *self._read()[0].shape[1:]), torch.nan)
         if start.scene is not None and not start.scene.is_about_drawer:
             by_scene[0, start.scene.target] = self.state["object_m"][0].float()  # unseen: where the task says it is
@@ -93,7 +103,7 @@ class ImaginedOutlook:
         imagination = self.stage.imagination
         motion = imagination.trace(self.state, row)
         following = imagination.moved(self.state, motion)
-        if isinstance(imagination.world, WorldModel):
+        if isinstance(imagination.world, WorldModel) and self._moves_things:
             before = things_of(self.state)
             after = rolled_things(imagination.world, before, motion)[-1]
             which = nearest_things(before, self.objects_m.to(before.place_m))
@@ -115,13 +125,13 @@ class ImaginedOutlook:
             self._start, frame=frame, camera=replace(camera, K=camera.K[0], T_world_camera=camera.T_world_camera[0]),
             q_rad=before["robot_q"][0].numpy().astype(np.float64), closedness=float(before["robot_gripper"][0]),
         )  # fmt: skip
-        fresh = self.stage.begin([now], [self._seed + int(before["step"][0])])
+        fresh = self.stage.begin([now], [(self._seed + int(before["step"][0])) % SEEDS])
         for key, value in before.items():
             if key.startswith(("robot_", "camera_")) or key in ("step", "tool_start_m", "object_start_m"):
                 fresh[key] = value
         self.state = fresh
         self.objects_m = self._merged(self.objects_m)
-        if isinstance(self.stage.imagination.world, WorldModel):
+        if self._moves_things:
             self._restore_hidden(before)
 
     def score(self, frame: Frame, *, hold: int) -> ForesightScore:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -15,9 +16,22 @@ from vap_gym.errors import VapError
 from vap_gym.observations import FRONT, Observation, read_about
 from vap_gym.oracle_env import OracleEnv
 from vap_gym.plan.goals import push_from
-from vap_gym.plan.outlook import ImaginedOutlook, Outlook
+from vap_gym.plan.outlook import SEEDS, ImaginedOutlook, Outlook
 from vap_gym.plan.planner import Bounds, Plan, Planner, held
 from vap_gym.starts import Start
+
+
+@runtime_checkable
+class Driver(Protocol):
+    """Drives one robot, one episode at a time."""
+
+    def begin(self, start: Start, *, seed: int = 0) -> None:
+        """Begin an episode."""
+        ...
+
+    def __call__(self, observation: Observation, info: Mapping[str, Any] | None = None) -> np.ndarray:
+        """Return the next action."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,15 +76,22 @@ class MpcPolicy:
     Args:
         outlook: what it knows of the episode, and how it looks ahead.
         planner: how it searches.
-        bounds: of actions; see `task_bounds`.
+        bounds: of actions; or what they are in an episode that begins there, as `by_task` makes it.
         horizon: how far and how often.
         chunk: control steps that the env takes at once.
     """
 
     def __init__(
-        self, outlook: Outlook, planner: Planner, bounds: Bounds, *, horizon: Horizon | None = None, chunk: int = 1
+        self,
+        outlook: Outlook,
+        planner: Planner,
+        bounds: Bounds | Callable[[Start], Bounds],
+        *,
+        horizon: Horizon | None = None,
+        chunk: int = 1,
     ) -> None:
-        self.outlook, self.planner, self.bounds, self.chunk = outlook, planner, bounds, chunk
+        self.outlook, self.planner, self.chunk = outlook, planner, chunk
+        self._bounds = bounds
         self.horizon = horizon or Horizon()
         self.plans: list[Plan] = []
         self._left: list[np.ndarray] | None = None
@@ -78,6 +99,7 @@ class MpcPolicy:
     def begin(self, start: Start, *, seed: int = 0) -> None:
         """Begin an episode; `start_of(env)` tells the start of an env that was reset."""
         self.outlook.begin(start, seed)
+        self.bounds = self._bounds if isinstance(self._bounds, Bounds) else self._bounds(start)
         self.plans, self._left, self._done, self._seed = [], [], 0, seed
 
     def __call__(self, observation: Observation, info: Mapping[str, Any] | None = None) -> np.ndarray:
@@ -99,13 +121,15 @@ class MpcPolicy:
         return action
 
     def _plan(self, frame: UInt8[np.ndarray, "H W 3"]) -> Float[np.ndarray, "T A"]:
-        horizon = self.horizon
+        began, horizon = time.perf_counter(), self.horizon
         last = self.plans[-1].ahead(horizon.execute // horizon.hold) if self.plans else None
+        score = self.outlook.score(frame, hold=horizon.hold)
+        looked_s = time.perf_counter() - began
         plan = self.planner.plan(
-            self.outlook.score(frame, hold=horizon.hold), self.bounds, horizon.actions,
-            start=last, seed=1000 * self._seed + len(self.plans), budget_s=horizon.budget_s,
+            score, self.bounds, horizon.actions, start=last, seed=(1000 * self._seed + len(self.plans)) % SEEDS,
+            budget_s=None if horizon.budget_s is None else horizon.budget_s - looked_s,
         )  # fmt: skip
-        self.plans.append(plan)
+        self.plans.append(replace(plan, seconds=looked_s + plan.seconds))
         return held(plan.actions, horizon.hold).numpy().astype(np.float32)
 
 
@@ -126,6 +150,9 @@ class StraightLine:
         if start.scene is None or start.scene.task not in ("reach", "push"):
             task = None if start.scene is None else start.scene.task
             raise VapError(f"A straight line can reach and push, got the task {task}. Plan instead.")
+        mode = self.outlook.stage.rig.controller.mode
+        if mode != "cartesian_velocity":
+            raise VapError(f"A straight line is told in cartesian_velocity, got an env that takes {mode}.")
         self.outlook.begin(start, seed)
         object_m = self.outlook.objects_m[0, start.scene.target]
         self._way, self._closing = [object_m.numpy()], 0.0
@@ -152,15 +179,22 @@ class StraightLine:
         return action
 
 
-def task_bounds(env: VapEnv | OracleEnv, task: str) -> Bounds:
-    """Return the bounds to plan a task in: turning is left out, and so is the gripper where it is not needed (closed
-    to push, as it is to reach)."""
-    bounds = Bounds.of(env.action_space)
-    size = len(bounds.low)
-    held_at = dict.fromkeys(range(3, size - 1), 0.0)
-    if task != "lift":
-        held_at[size - 1] = float(bounds.high[-1]) if task == "push" else 0.0
-    return bounds.held(held_at)
+def task_bounds(space: Bounds, task: str) -> Bounds:
+    """Return the bounds to plan a task in, of actions that are velocities of the tool and the gripper: turning is left
+    out, and the gripper where it is not needed (closing to push, still to reach)."""
+    last = len(space.low) - 1
+    turning = dict.fromkeys(range(3, last), 0.0)
+    gripper = {} if task not in ("reach", "push") else {last: float(space.high[-1]) if task == "push" else 0.0}
+    return space.held(turning | gripper)
+
+
+def by_task(space: Bounds) -> Callable[[Start], Bounds]:
+    """Return `task_bounds` as they are in an episode that begins there."""
+
+    def bounds(start: Start) -> Bounds:
+        return task_bounds(space, "" if start.scene is None else start.scene.task)
+
+    return bounds
 
 
 def front_of(observation: Observation) -> UInt8[np.ndarray, "H W 3"]:
