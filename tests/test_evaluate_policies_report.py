@@ -194,10 +194,11 @@ def test_agree_prints_what_there_is_to_know(tmp_path, capsys) -> None:
     told = capsys.readouterr().out
     for part in ("pearson", "mmrv", "a perfect simulator", "bias", "risk–coverage", "to tell a from c"):
         assert part in told
-    assert main(["agree", *paths, "--json"]) == 0
+    assert main(["agree", *paths, "--json", "--picture", str(tmp_path / "agree.png")]) == 0
     held = json.loads(capsys.readouterr().out)
     assert held["agreement"]["mmrv"]["value"] == pytest.approx(vap_gym.agreement(imagined, true).mmrv.value)
     assert len(held["trials_to_tell_apart"]) == 3
+    assert (tmp_path / "agree.png").read_bytes()[1:4] == b"PNG"
     assert main(["agree", *paths, "--correct"]) == 0
     assert "worth" in capsys.readouterr().out
     assert main(["agree", *paths, "--correct", "--json"]) == 0

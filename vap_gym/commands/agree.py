@@ -18,6 +18,7 @@ def main(
     least_trust: float | None = None,
     correct: bool = False,
     level: float = 0.95,
+    picture: Path | None = None,
     json: bool = False,
 ) -> None:
     """Compare two reports of vap-gym evaluate: Pearson, Spearman, MMRV, bias, and what a perfect simulator would score.
@@ -28,6 +29,7 @@ def main(
         least_trust: leave out imagined verdicts that are trusted less than this, 0 to 1.
         correct: the true report has few trials: correct each imagined success rate by them, instead of comparing.
         level: of the intervals.
+        picture: draw imagined against true success into this PNG.
         json: print JSON instead of lines to read.
     """
     from vap_gym.evaluate.agreement_reports import corrected_rates
@@ -45,6 +47,12 @@ def main(
             print(f"  imagined alone {one.imagined}, true alone {one.true}; worth {one.worth:.0f} true trials")
         return
     told, lines = compared(sim, real, least_trust=least_trust, level=level)
+    if picture is not None:
+        from vap_gym.evaluate.agreement_picture import draw_agreement
+        from vap_gym.evaluate.agreement_reports import agreement
+
+        draw_agreement(sim, real, agreement(sim, real, least_trust=least_trust, level=level), picture)
+        lines.append(str(picture))
     print(dumps(told, indent=1) if json else "\n".join(lines))
 
 

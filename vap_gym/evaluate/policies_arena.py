@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -43,6 +43,7 @@ class Moment:
     trust: Mapping[str, float]
 
 
+@runtime_checkable
 class Arena(Protocol):
     """Several episodes side by side. One batch at a time."""
 
