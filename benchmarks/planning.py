@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +20,26 @@ import numpy as np
 import tyro
 from tqdm import tqdm
 
-from vap_gym.errors import VapError
+from vap_gym.errors import VapError, unknown_name
 from vap_gym.evaluate import report
 from vap_gym.evaluate.trials import wilson
 from vap_gym.loading import build_stage
 from vap_gym.metrics import bootstrap_interval
 from vap_gym.oracle_env import OracleEnv, make_starts
-from vap_gym.plan.episode import play_episode
-from vap_gym.plan.foresight import ForesightScore
-from vap_gym.plan.goals import TaskGoal
-from vap_gym.plan.outlook import ImaginedOutlook, of_latents, of_things
-from vap_gym.plan.planned import PlanSettings
-from vap_gym.plan.planner import Bounds
-from vap_gym.plan.policy import Horizon, MpcPolicy, task_bounds
-from vap_gym.plan.sampling import Cem
+from vap_gym.plan import (
+    Bounds,
+    Cem,
+    ForesightScore,
+    Horizon,
+    ImaginedOutlook,
+    MpcPolicy,
+    PlanSettings,
+    TaskGoal,
+    of_latents,
+    of_things,
+    play_episode,
+    task_bounds,
+)
 from vap_gym.starts import StartSet
 
 FIRST_SEED = 3_000_000  # of the starts: training is below 1,000,000, held-out lists and shipped starts are below this
@@ -56,6 +62,9 @@ def main(
     execute: int = 12,
     plans: int = 8,
     budget_s: float = 5.0,
+    oracle_candidates: int = 32,
+    oracle_iterations: int = 3,
+    oracle_budget_s: float = 0.0,
     steps: int = 100,
     first_seed: int = FIRST_SEED,
     world_model: str = "",
@@ -75,27 +84,35 @@ def main(
         hold: control steps that each is held for.
         execute: control steps that are done before the next plan.
         plans: at most so many in an episode.
-        budget_s: seconds for one plan.
+        budget_s: seconds for one plan; 0: as long as it takes.
+        oracle_candidates: instead of candidates where the simulator plans: its steps cost a hundred times as much.
+        oracle_iterations: likewise.
+        oracle_budget_s: likewise.
         steps: after so many an episode has failed.
         first_seed: of the starts: tune on others than you measure on.
         world_model: a name or folder; the card's by default.
         timed: also time a plan of 64 candidates, 12 steps and 3 iterations.
     """
-    horizon = Horizon(actions=actions, hold=hold, execute=execute, most_plans=plans, budget_s=budget_s)
+    horizon = Horizon(actions=actions, hold=hold, execute=execute, most_plans=plans, budget_s=budget_s or None)
+    seen = PlanSettings(
+        card=env, candidates=candidates, iterations=iterations, horizon=horizon, world_model=world_model
+    )
+    simulated = replace(
+        seen, dynamics="oracle", candidates=oracle_candidates, iterations=oracle_iterations,
+        horizon=replace(horizon, budget_s=oracle_budget_s or None),
+    )  # fmt: skip
+    planned_with = {"imagination": seen, "oracle": simulated, "none": replace(seen, dynamics="none")}
     settings = {
-        "env": env, "candidates": candidates, "iterations": iterations, "steps": steps, "first_seed": first_seed,
-        "world_model": world_model, "horizon": asdict(horizon),
+        "imagination": asdict(seen), "oracle": asdict(simulated), "steps": steps, "first_seed": first_seed,
     }  # fmt: skip
     out.mkdir(parents=True, exist_ok=True)
     file = Results(out / "planning.json", settings)
     shipped = starts_file(out, env, starts, first_seed)
     for task in tasks:
         for kind in dynamics:
-            made = PlanSettings(
-                card=env, dynamics=kind, candidates=candidates, iterations=iterations, horizon=horizon,
-                world_model=world_model,
-            )  # fmt: skip
-            play_all(file, made, task, shipped, starts, steps)
+            if kind not in planned_with:
+                raise unknown_name("dynamics", kind, planned_with)
+            play_all(file, planned_with[kind], task, shipped, starts, steps)
     if timed:
         file.write(timed_plan=timed_plan(env, shipped, world_model))
     text = page(file)
@@ -202,7 +219,9 @@ def page(file: Results) -> str:
                  isinstance(v, dict)]  # fmt: skip
         parts.append(report.table(("64 candidates × 12 steps × 3 iterations", "s, p50", "s, worst"), timed))
         parts.append(f"Timed on {file.table['timed_plan']['machine']}, load {file.table['timed_plan']['load']}.")
-    return "\n\n".join([*parts, report.stamp(**file.table["settings"])])
+    told = {f"{kind}'s {name}": file.table["settings"][kind][name] for kind in ("imagination", "oracle")
+            for name in ("planner", "candidates", "iterations", "foresight", "horizon")}  # fmt: skip
+    return "\n\n".join([*parts, report.stamp(**told)])
 
 
 def figures(task: str, kind: str, rows: Sequence[dict[str, Any]]) -> tuple[str, ...]:

@@ -14,14 +14,22 @@ import tyro
 import vap_gym  # noqa: F401 (registers the ids)
 from vap_gym.env import VapEnv
 from vap_gym.pictures import write_png
-from vap_gym.plan.episode import play_episode
-from vap_gym.plan.fan import fan_sheet, imagined_fan
-from vap_gym.plan.foresight import ForesightScore
-from vap_gym.plan.goals import TaskGoal
-from vap_gym.plan.icem import Icem
-from vap_gym.plan.outlook import ImaginedOutlook, of_things
-from vap_gym.plan.planner import Bounds
-from vap_gym.plan.policy import Horizon, MpcPolicy, by_task, start_of, task_bounds
+from vap_gym.plan import (
+    Bounds,
+    ForesightScore,
+    Horizon,
+    Icem,
+    ImaginedOutlook,
+    MpcPolicy,
+    TaskGoal,
+    by_task,
+    fan_sheet,
+    imagined_fan,
+    of_things,
+    play_episode,
+    start_of,
+    task_bounds,
+)
 
 
 def main(
