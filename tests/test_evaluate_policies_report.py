@@ -90,7 +90,7 @@ def test_a_report_comes_back_from_its_file_and_nothing_else_does(tmp_path) -> No
     assert [one["better"] for one in held["differences"]] == ["a", "c", "d"]
     for text in ("", "[]", '{"format": "other"}', json.dumps({**held, "rows": 3})):
         (tmp_path / "report.json").write_text(text)
-        with pytest.raises(VapError, match=r"must be a report, got"):
+        with pytest.raises(VapError, match=r"must be a report of an evaluation, got"):
             Report.load(tmp_path)
     with pytest.raises(VapError, match=r"No report at"):
         Report.load(tmp_path / "none")

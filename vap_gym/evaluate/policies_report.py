@@ -78,8 +78,10 @@ class Report:
         outcomes = self._of(policy)
         known = np.isfinite(outcomes)
         if not known.any():
+            why = self.lost.get(policy, "the judge cannot tell.")
             raise VapError(
-                f"No verdict of '{policy}' is known. Reason: {self.lost.get(policy, 'the judge cannot tell')}."
+                f"A success rate needs a verdict that is known, got none of '{policy}': {why} Play it again, or leave it "
+                "out."
             )
         if len(set(self.starts)) == len(self.trials):
             return wilson(int(outcomes[known].sum()), int(known.sum()), level=level)
@@ -155,7 +157,7 @@ class Report:
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise VapError(
-                f"'{file}' is no report of an evaluation: {error}. Write it with vap-gym evaluate."
+                f"'{file}' must be a report of an evaluation, got: {error}. Write it with vap-gym evaluate."
             ) from error
 
     def __str__(self) -> str:

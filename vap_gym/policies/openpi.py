@@ -70,6 +70,7 @@ class OpenpiPolicy:
             )
         self._chunks = ChunkQueue(execute)
         self._connection: Any = None
+        self._entered = contextlib.ExitStack()  # closes the connection
         self._metadata: dict[str, Any] = {}
 
     @property
@@ -97,9 +98,8 @@ class OpenpiPolicy:
 
     def close(self) -> None:
         """Close the connection, if there is one."""
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
+        self._connection = None
+        _abandon(self._entered)
 
     def _ask(self, observations: Observations, instructions: Sequence[str]) -> object:
         return np.stack([self._chunk(observations, i, words) for i, words in enumerate(instructions)])
@@ -133,14 +133,15 @@ class OpenpiPolicy:
             reply: bytes | str = connection.recv(timeout=self.timeout_s)
         except Exception:
             self._connection = None  # or a late reply would be taken for that to the next question
-            _abandon(connection)
+            _abandon(self._entered)
             raise
         return reply
 
     def _connected(self) -> Any:
         if self._connection is None:
             client: Any = require("websockets.sync.client", "[remote]", "An openpi policy")
-            connection = client.connect(
+            entered = contextlib.ExitStack()
+            opened = client.connect(
                 self.address,
                 compression=None,
                 max_size=None,
@@ -149,13 +150,14 @@ class OpenpiPolicy:
                 ping_interval=None,  # a server that thinks for long answers no pings meanwhile
                 additional_headers={"Authorization": f"Api-Key {self._api_key}"} if self._api_key else None,
             )
+            connection = entered.enter_context(opened)
             try:
                 told = connection.recv(timeout=self.timeout_s)
             except Exception:
-                _abandon(connection)
+                _abandon(entered)
                 raise
             self._metadata = dict(unpacked(told)) if isinstance(told, bytes) else {}
-            self._connection = connection
+            self._connection, self._entered = connection, entered
         return self._connection
 
     def _again(self, call: Any) -> Any:
@@ -165,10 +167,11 @@ class OpenpiPolicy:
 
     def __getstate__(self) -> dict[str, Any]:
         """Everything but the connection: a copy makes its own."""
-        return {**self.__dict__, "_connection": None, "_chunks": ChunkQueue(self._chunks.execute)}
+        own = {"_connection": None, "_entered": contextlib.ExitStack(), "_chunks": ChunkQueue(self._chunks.execute)}
+        return {**self.__dict__, **own}
 
 
-def _abandon(connection: Any) -> None:
+def _abandon(entered: contextlib.ExitStack) -> None:
     """Close a connection that nothing more is expected of, whatever state it is in."""
     with contextlib.suppress(OSError):
-        connection.close()
+        entered.close()
