@@ -80,8 +80,8 @@ class Report:
         if not known.any():
             why = self.lost.get(policy, "the judge cannot tell.")
             raise VapError(
-                f"A success rate needs a verdict that is known, got none of '{policy}': {why} Play it again, or leave it "
-                "out."
+                f"A success rate needs a verdict that is known, got none of '{policy}': {why} Play it again, or leave "
+                "it out."
             )
         if len(set(self.starts)) == len(self.trials):
             return wilson(int(outcomes[known].sum()), int(known.sum()), level=level)
