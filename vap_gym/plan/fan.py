@@ -16,7 +16,7 @@ from vap_gym.plan.foresight import branched
 from vap_gym.plan.planner import Plan, held
 from vap_gym.stage import Stage
 
-SCALE = 2
+SCALE = 2.0
 GOOD, BAD = np.array([24, 150, 70]), np.array([205, 60, 50])  # colours of the best and the worst path
 
 
