@@ -10,6 +10,7 @@ import torch
 
 from vap_gym.errors import CardError, CheckpointError, UnknownNameError
 from vap_gym.train.appearance import AppearanceRecipe
+from vap_gym.train.background import BackgroundRecipe
 from vap_gym.train.codec import CodecRecipe
 from vap_gym.train.judge import JudgeRecipe
 from vap_gym.train.run import (
@@ -41,6 +42,7 @@ class Recipe:
         (CodecRecipe, "tiny_encoder"),
         (WorldRecipe, "tiny_world"),
         (AppearanceRecipe, "tiny_appearance"),
+        (BackgroundRecipe, "tiny_background"),
         (JudgeRecipe, "tiny_judge"),
     ],
 )
@@ -53,7 +55,7 @@ def test_shipped_recipes_are_read_by_name_and_by_path(kind: type, name: str) -> 
 
 def test_every_shipped_recipe_is_one_of_a_training() -> None:
     shipped = {path.stem for path in recipes_dir().glob("*.toml")}
-    parts = {f"tiny_{part}" for part in ("codec", "encoder", "appearance", "things", "motion", "world", "judge")}
+    parts = {f"tiny_{part}" for part in ("codec", "encoder", "appearance", "background", "things", "motion", "world", "judge")}
     videos = {f"tiny_video_{part}" for part in ("base", "skeleton", "unified")} | {"small_video", "cogvideox_5b"}
     assert shipped == parts | videos
 

@@ -36,6 +36,7 @@ COMMANDS: dict[str, Command] = {
     "train world": Command(module="vap_gym.train.world", summary="train the dynamics of a world model"),
     "train video": Command(module="vap_gym.train.video", summary="train the video model, of any size"),
     "train appearance": Command(module="vap_gym.train.appearance", summary="train what the robot looks like"),
+    "train background": Command(module="vap_gym.train.background", summary="train what is behind a robot"),
     "train things": Command(module="vap_gym.train.things", summary="train the finder of things in first pictures"),
     "train motion": Command(module="vap_gym.train.motion", summary="train how things move when touched"),
     "train judge": Command(module="vap_gym.train.judge", summary="train the judge that reads gripper and objects"),

@@ -15,6 +15,7 @@ from vap_gym.sim.scene import LABELS
 from vap_gym.sim.spec import COLOURS
 from vap_gym.train.motion import standing_shape
 from vap_gym.world.appearance import background
+from vap_gym.world.background import BackgroundFiller
 from vap_gym.world.codec import to_frames, to_pictures
 from vap_gym.world.model import WorldModel
 from vap_gym.world.motion import Move, ThingMotion, ThingState
@@ -27,11 +28,13 @@ FIRST_OBJECT = LABELS.index(COLOURS[0])
 SAME_M = 0.03  # a thing found so near an object is that object: then its pixels are those that were found
 
 
-def with_true_things(state: TensorDict, clips: Clips, *, table_m: float) -> TensorDict:
+def with_true_things(
+    state: TensorDict, clips: Clips, *, table_m: float, filler: BackgroundFiller | None = None
+) -> TensorDict:
     """Return the state of an imagination that has just begun, with the true things for those that were found.
 
     Their places and shapes are the simulator's, in the order of the palette; so are the pixels of those that were not
-    found. What was found and is no thing is background again.
+    found. What was found and is no thing is background again, filled in by `filler` or by interpolation.
     """
     there, place_m, _, shape = _things(clips, state["world_thing_there"].shape[1], table_m=table_m)
     number = _numbers(clips, there.shape[1])
@@ -48,7 +51,7 @@ def with_true_things(state: TensorDict, clips: Clips, *, table_m: float) -> Tens
         alpha = torch.where(mine, torch.where(was, share, 1.0), alpha)
     mask = state["world_first_mask"].float() / 255.0
     picture = to_pictures(state["world_first_picture"])
-    plate, filled = background(picture, torch.maximum(mask, (owner > 0)[:, None].to(mask)))
+    plate, filled = background(picture, torch.maximum(mask, (owner > 0)[:, None].to(mask)), filler)
     told = state.copy()
     for name, value in (("there", there), ("things_m", place_m[:, 0]), ("shape", shape), ("owner", owner)):
         told[f"world_first_{name}"] = value.to(state[f"world_first_{name}"].dtype)

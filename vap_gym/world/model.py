@@ -128,8 +128,8 @@ class WorldModel:
             if known in self.motion.names:
                 other.motion = self.motion.of(known)
             return other
-        other.appearance = RobotAppearance.of_surface(surfels, colour, links).to(self.device).eval()
-        other.appearance.requires_grad_(False)
+        made = RobotAppearance.of_surface(surfels, colour, links, self.appearance.filler)
+        other.appearance = made.to(self.device).eval().requires_grad_(False)
         other.motion = self.motion.for_links(tuple(gripper), links)
         return other
 
