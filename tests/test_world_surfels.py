@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from vap_gym.cards import load_robot
 from vap_gym.geometry import Camera
@@ -10,12 +11,13 @@ from vap_gym.prompts.body import Body
 from vap_gym.world.surfels import (
     FAR_M,
     Surfels,
-    focal_px,
+    cameras,
+    drawn,
     looked_at,
+    near_pixels,
     projected,
     seen_points,
     turned_normals,
-    widened,
 )
 
 HEIGHT, WIDTH, FOCAL = 96, 144, 100.0
@@ -55,7 +57,23 @@ def test_what_lies_behind_does_not_show_between_points() -> None:
     surfels = patch(half_m=0.06, gap_m=0.01, links=2)  # so near that a point is 2.5 px from the next
     seen = seen_points(surfels, view((0.0, 0.0, 0.4), (0.0, 0.0, 0.5)), (HEIGHT, WIDTH))
     front = surfels.link[seen.point[0, 38:58, 62:82]] == 0
-    assert front.float().mean() > 0.9  # .64 where holes are left as they are
+    assert front.float().mean() > 0.99  # .64 where holes are left as they are
+
+
+def test_a_surface_near_the_camera_has_no_holes_and_reaches_no_further_than_it_is() -> None:
+    tilted = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.5, -0.866], [0.0, 0.866, 0.5]])
+    for turn, high in ((torch.eye(3), 1.0), (tilted, 0.5)):
+        surfels, depth = patch(half_m=0.05, gap_m=0.01), 0.18  # points are 5.6 px apart
+        seen = seen_points(surfels, view((0.0, 0.0, depth), turn=turn), (HEIGHT, WIDTH)).point[0] >= 0
+        half_px = 0.055 * FOCAL / depth  # half a spacing beyond the outermost points
+        y, x = (torch.arange(n) + 0.5 - n / 2 for n in (HEIGHT, WIDTH))
+        inside = (y.abs()[:, None] < 0.6 * high * half_px) & (x.abs() < 0.6 * half_px)
+        outside = (y.abs()[:, None] > 1.6 * high * half_px + 3) | (x.abs() > 1.6 * half_px + 3)
+        assert seen[inside].all()
+        assert not seen[outside].any()
+        away = surfels._replace(normals=-surfels.normals)  # what faces away is no surface to be seen: corners alone
+        back = seen_points(away, view((0.0, 0.0, depth), turn=turn), (HEIGHT, WIDTH)).point[0] >= 0
+        assert back[inside].float().mean() < 0.9
 
 
 def test_more_points_are_told_apart_at_coarser_distances() -> None:
@@ -91,21 +109,43 @@ def test_pictures_do_not_mix() -> None:
         assert torch.equal(both.depth_m[i], alone.depth_m[0])
 
 
-def test_a_widened_surface_reaches_one_pixel_further() -> None:
-    seen = seen_points(patch(), view((0.0, 0.0, 1.0)), (HEIGHT, WIDTH))
-    wide = widened(patch(), seen)
-    assert torch.equal(wide.point[seen.point >= 0], seen.point[seen.point >= 0])
-    rows, columns = ((x.point[0] >= 0).any(1).sum() for x in (seen, wide)), ((seen.point[0] >= 0).any(0).sum(),)
-    before, after = rows
-    assert after == before + 2
-    assert (wide.point[0] >= 0).any(0).sum() == columns[0] + 2
+def test_pixels_near_a_surface_are_its_own_and_those_around_them() -> None:
+    views = torch.cat([view((0.0, 0.0, 1.0)), view((0.1, 0.0, 2.0))])
+    seen, near = seen_points(patch(), views, (HEIGHT, WIDTH)), near_pixels(drawn(patch(), views, (HEIGHT, WIDTH)))
+    on = (seen.point >= 0)[:, None].float()
+    around = F.max_pool2d(on, 3, 1, 1)[:, 0] > 0
+    assert torch.equal(torch.stack(near[:3], 1), around.nonzero())
+    at = near.picture, near.y, near.x
+    assert torch.equal(near.there, seen.point[at] >= 0)
+    assert torch.equal(near.amid, F.avg_pool2d(on, 3, 1, 1)[:, 0][at] > 0.99)
+    assert torch.equal(near.point[near.there], seen.point[at][near.there])
+    assert torch.equal(near.depth_m[near.there], seen.depth_m[:, 0][at][near.there])
+    assert 40 < (~near.there).sum() < 200
+    beside = torch.stack(looked_at(patch(), views, near.picture, near.point)[:2].unbind(), 1) / near.depth_m[:, None]
+    off = (beside - torch.stack([near.x, near.y], 1) - 0.5).abs().amax(1)
+    assert off[near.there].max() < 1.0
+    assert off[~near.there].max() < 2.0
+
+
+def test_a_surface_that_leaves_the_picture_ends_at_its_edge() -> None:
+    view_px = view(((0 - 72) / 105, (0 - 48) / 100, 1.0))  # its middle is the first pixel's corner
+    near = near_pixels(drawn(patch(), view_px, (HEIGHT, WIDTH)))
+    assert near.there[(near.x < 8) & (near.y < 8)].all()
+    assert not near.amid[(near.x == 0) | (near.y == 0)].any(), "what is outside is not known"
+    assert near.amid[(near.x > 0) & (near.y > 0) & (near.x < 8) & (near.y < 8)].all()
+
+
+def test_views_that_are_no_numbers_show_nothing() -> None:
+    assert (seen_points(patch(), torch.full((1, 1, 3, 4), torch.nan), (HEIGHT, WIDTH)).point == -1).all()
 
 
 def test_the_camera_is_found_in_the_views_and_normals_turn_with_the_link() -> None:
     angle = torch.tensor(0.4)
     turn = torch.tensor([[angle.cos(), 0.0, angle.sin()], [0.0, 1.0, 0.0], [-angle.sin(), 0.0, angle.cos()]])
     views = view((0.0, 0.0, 1.0), turn=turn)
-    assert focal_px(views)[0] == pytest.approx(FOCAL, rel=1e-4)
+    focal, centre = cameras(views)
+    assert focal[0].tolist() == pytest.approx([FOCAL + 5, FOCAL], rel=1e-4)
+    assert centre[0].tolist() == pytest.approx([72.0, 48.0], rel=1e-4)
     first = torch.zeros(1, dtype=torch.int64)
     turned = turned_normals(patch(), views, first, first)
     torch.testing.assert_close(turned[0], turn @ torch.tensor([0.0, 0.0, -1.0]), atol=1e-5, rtol=0)
@@ -123,9 +163,9 @@ def test_points_of_a_robot_are_where_its_camera_sees_them() -> None:
     surfels = Surfels(body.points_m, body.normals, body.link, body.spacing_m)
     at = projected(surfels, views)
     which, point = torch.tensor([1, 0, 1]), torch.tensor([5, 7000, 12000])
-    pixels, depth = looked_at(surfels, views, which, point)
-    torch.testing.assert_close(pixels, at[which, point, :2] / at[which, point, 2:])
-    torch.testing.assert_close(depth, at[which, point, 2])
+    torch.testing.assert_close(looked_at(surfels, views, which, point), at[which, :, point].mT)
+    both = torch.cat([views, views.flip(0)], 2)
+    torch.testing.assert_close(looked_at(surfels, both, which, point)[3:], at[1 - which, :, point].mT)
     from vap_gym.kinematics.urdf import load_chain
 
     chain = load_chain(body.robot).to(torch.float32)
@@ -134,6 +174,6 @@ def test_points_of_a_robot_are_where_its_camera_sees_them() -> None:
         T_link = chain.fk(torch.cat([q, torch.zeros(2, chain.size - 7)], 1), name)  # the gripper's joints come later
         world = body.points_m[mine] @ T_link[:, :3, :3].mT + T_link[:, None, :3, 3]
         expected, _ = camera.project(world)
-        torch.testing.assert_close(at[:, mine, :2] / at[:, mine, 2:], expected, atol=1e-2, rtol=1e-4)
+        torch.testing.assert_close((at[:, :2, mine] / at[:, 2:, mine]).mT, expected, atol=1e-2, rtol=1e-4)
     many = body.views(q.expand(5, 2, 7), closedness.expand(5, 2), camera)
     torch.testing.assert_close(many[3], views)

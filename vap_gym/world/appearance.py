@@ -96,9 +96,10 @@ class RobotAppearance(ModelMixin, ConfigMixin):
 
     def with_filler(self, seed: int) -> RobotAppearance:
         """Return the same, with a new network that fills in what is behind a robot; only that one is to be trained."""
+        told = {name: value for name, value in self.config.items() if not name.startswith("_")}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            made: RobotAppearance = RobotAppearance(**{**self.config, "fills": True})
+            made: RobotAppearance = RobotAppearance(**told | {"fills": True})
         made.load_state_dict(self.state_dict(), strict=False)
         made.requires_grad_(False)
         made.filler.requires_grad_(True)
@@ -234,14 +235,15 @@ def background(
 def lit(
     appearance: RobotAppearance,
     light: Float[Tensor, "B 7"],
-    views: Float[Tensor, "B L 3 4"],
+    R_camera_link: Float[Tensor, "B L 3 3"],
     which: Int64[Tensor, " N"],
     point: Int64[Tensor, " N"],
 ) -> Float[Tensor, "N 3"]:
-    """Colours of points in the light of their picture, in [−1, 1]."""
-    normals, light = turned_normals(appearance.surfels, views, which, point), light[which]
-    bright = (light[:, :1] + (normals * light[:, 1:4]).sum(-1, keepdim=True)).clamp(*LIGHT)
-    return (appearance.look[point] * bright * light[:, 4:]).clamp(0.0, 1.0) * 2.0 - 1.0
+    """Colours of points in the light of their picture, in [−1, 1]; the links' rotations as in `surfels.rotations`."""
+    surfels = appearance.surfels
+    axes = (R_camera_link.mT @ light[:, None, 1:4, None])[..., 0]  # of the light, in each link's frame
+    bright = light[which, :1] + (surfels.normals[point] * axes[which, surfels.link[point]]).sum(-1, keepdim=True)
+    return (appearance.look[point] * bright.clamp(*LIGHT) * light[which, 4:]).clamp(0.0, 1.0) * 2.0 - 1.0
 
 
 def _light(

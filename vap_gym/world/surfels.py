@@ -5,17 +5,20 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int32, Int64
+from jaxtyping import Bool, Float, Int32, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
 NEAR_M = 0.05
 FAR_M = 20.0
-CORNERS = ((-1, -1), (1, -1), (-1, 1), (1, 1))  # a point is drawn as so many, each a quarter of its spacing away
-NOTHING = 2**31 - 1  # farther than any point
 CLOSED = 2  # how often holes are closed
 MOSTLY = 5  # a pixel is a hole where so many of the eight around it are nearer …
 BEHIND_M = 0.015  # … by this
+NOTHING = 0  # the key of no point: above that of any
+APART_PX = 2.0  # points that are farther apart than this are drawn as pieces of a plane, …
+FINENESS = (3, 4, 6, 9, 20)  # … of so many times so many points, one for each pixel or more, …
+PIECE = 1.3  # … so many times as wide as their spacing
+BESIDE = 1e30  # what this is added to is beside every picture
 
 
 class Surfels(NamedTuple):
@@ -28,16 +31,27 @@ class Surfels(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """Which point is seen in each pixel (−1: none), and how far away it is, in m (FAR_M where there is none); both from
-    `key`, which orders points by distance."""
+    """Which point is seen in each pixel (−1: none), and how far away it is, in m (FAR_M where there is none)."""
 
     point: Int64[Tensor, "B h w"]
     depth_m: Float[Tensor, "B 1 h w"]
-    key: Int32[Tensor, "B 1 h w"]
+
+
+class Near(NamedTuple):
+    """N pixels in which a surface is seen, or next to which it is: of which picture, and where in it; which point is
+    seen there or, the nearest, next to there, and how far away; whether it is there itself, and in all nine pixels."""
+
+    picture: Int64[Tensor, " N"]
+    y: Int64[Tensor, " N"]
+    x: Int64[Tensor, " N"]
+    point: Int64[Tensor, " N"]
+    depth_m: Float[Tensor, " N"]
+    there: Bool[Tensor, " N"]
+    amid: Bool[Tensor, " N"]
 
 
 class _Keys(NamedTuple):
-    """Distance and number of a point in 31 bits: the distance first, so that the least key is the nearest point."""
+    """Distance and number of a point in 31 bits, below zero: the distance first, so that the least is the nearest."""
 
     id_bits: int
 
@@ -46,115 +60,191 @@ class _Keys(NamedTuple):
         """Steps of distance: of .15 mm for ten thousand points."""
         return float((2 ** (31 - self.id_bits) - 2) / FAR_M)
 
-    def of(self, depth_m: Float[Tensor, "B P"]) -> Int32[Tensor, "B P"]:
-        number = torch.arange(depth_m.shape[1], dtype=torch.int32, device=depth_m.device)
-        return ((depth_m.clamp(0.0, FAR_M) * self.per_m).int() << self.id_bits) | number
+    def of(self, depth_m: Float[Tensor, "N P"], number: Int32[Tensor, "*#N P"]) -> Int32[Tensor, "N P"]:
+        steps = (depth_m * self.per_m).int()
+        return steps.bitwise_left_shift_(self.id_bits).bitwise_or_(number).bitwise_or_(-(2**31))
 
-    def read(self, key: Int32[Tensor, "B 1 h w"]) -> Seen:
-        nothing = key == NOTHING
-        depth = torch.where(nothing, FAR_M, (key >> self.id_bits) / self.per_m)
-        point = torch.where(nothing, -1, key & (2**self.id_bits - 1))
-        return Seen(point=point[:, 0].long(), depth_m=depth, key=key)
+    def read(self, key: Int32[Tensor, "*n"]) -> tuple[Int64[Tensor, "*n"], Float[Tensor, "*n"]]:
+        """Return numbers and distances in m of keys that are not NOTHING."""
+        far: Tensor = (key.bitwise_and(2**31 - 1) >> self.id_bits) / self.per_m
+        return key.bitwise_and(2**self.id_bits - 1).long(), far
 
 
-def _keys(surfels: Surfels) -> _Keys:
-    return _Keys(max(1, (len(surfels.points_m) - 1).bit_length()))
+class Drawing(NamedTuple):
+    """In each pixel of B pictures the key of the point that is seen there.
+
+    `cells` are the pictures one after the other, each with a border of one pixel in which nothing is seen, and a margin
+    before and after all: whatever is in a picture has eight neighbours, at the same offsets.
+    """
+
+    cells: Int32[Tensor, " cells"]
+    shape: tuple[int, int, int]  # B, h, w
+    keys: _Keys
+
+    @property
+    def wide(self) -> int:
+        """How many cells make a row."""
+        return self.shape[2] + 2
+
+    @property
+    def bordered(self) -> Int32[Tensor, " cells"]:
+        """The cells without the margins."""
+        return self.cells[self.wide + 1 : -self.wide - 1]
+
+    def pictures(self, values: Tensor) -> Tensor:
+        """Return values of bordered cells as pictures (B, h, w)."""
+        batch, h, w = self.shape
+        return values.view(batch, h + 2, w + 2)[:, 1:-1, 1:-1]
 
 
 def seen_points(surfels: Surfels, views: Float[Tensor, "B L 3 4"], size: tuple[int, int]) -> Seen:
     """Draw the surface as cameras see it whose `views` of the links are given (`prompts.body.Body.views`)."""
-    h, w = size
-    x, y, depth = projected(surfels, views).unbind(-1)
-    safe = depth.clamp_min(NEAR_M)
-    x, y, reach = x / safe, y / safe, 0.25 * surfels.spacing_m * focal_px(views)[:, None] / safe
-    keys = _keys(surfels)
-    key = keys.of(depth)
-    in_front = (depth > NEAR_M) & (depth < FAR_M)
-    nearest = key.new_full((len(views), h * w + 1), NOTHING)
-    for right, down in CORNERS:
-        column, row = torch.add(x, reach, alpha=right).floor(), torch.add(y, reach, alpha=down).floor()
-        inside = in_front & (column >= 0) & (column < w) & (row >= 0) & (row < h)
-        where = torch.where(inside, row * w + column, float(h * w)).long()
-        nearest.scatter_reduce_(1, where, torch.where(inside, key, NOTHING), "amin")
-    nearest = nearest[:, :-1].reshape(-1, 1, h, w)
-    behind = int(BEHIND_M * keys.per_m) << keys.id_bits
+    drawing = drawn(surfels, views, size)
+    key = drawing.pictures(drawing.bordered)
+    point, depth = drawing.keys.read(key)
+    nothing = key == NOTHING
+    return Seen(point=point.masked_fill_(nothing, -1), depth_m=depth.masked_fill_(nothing, FAR_M)[:, None])
+
+
+def near_pixels(drawing: Drawing) -> Near:
+    """Return where the surface is seen, and the pixels around that."""
+    _, h, w = drawing.shape
+    cells, least = drawing.bordered, _least_of_nine(drawing.cells, drawing.wide)
+    picture, y, x = drawing.pictures(least).nonzero().unbind(1)
+    at = (picture * (h + 2) + y).mul_(w + 2).add_(x).add_(w + 3)
+    own = cells.index_select(0, at)
+    there = own.bool()
+    point, depth = drawing.keys.read(torch.where(there, own, least.index_select(0, at)))
+    amid = _least_of_nine(drawing.cells.bool(), drawing.wide).index_select(0, at)
+    return Near(picture=picture, y=y, x=x, point=point, depth_m=depth, there=there, amid=amid)
+
+
+def drawn(surfels: Surfels, views: Float[Tensor, "B L 3 4"], size: tuple[int, int]) -> Drawing:
+    """Draw the surface: each point at the corners of a square as wide as half its spacing, one near the camera as a
+    piece of its tangent plane; then holes are closed."""
+    (h, w), batch = size, len(views)
+    keys = _Keys(max(1, (len(surfels.points_m) - 1).bit_length()))
+    empty = views.new_zeros((batch * (h + 2) + 2) * (w + 2) + 2, dtype=torch.int32)
+    drawing = Drawing(cells=empty, shape=(batch, h, w), keys=keys)
+    views = views.nan_to_num(0.0, 0.0, 0.0)
+    x, y, depth = projected(surfels, views).unbind(1)
+    safe = depth.clamp(NEAR_M, FAR_M)
+    outside = safe - depth  # 0 unless too near or too far: then the point is put beside the picture
+    key = keys.of(safe, torch.arange(x.shape[1], dtype=torch.int32, device=x.device))
+    reach = (0.25 * surfels.spacing_m * cameras(views)[0][:, 1:]).div_(safe)
+    x, y = x / safe, (y / safe).add_(outside, alpha=BESIDE)
+    columns = [side.floor_().clamp_(-1, w).int() for side in (x - reach, x + reach)]
+    pictures = drawing.bordered.view(batch, -1)
+    for side in (y - reach, y + reach):
+        row = side.floor_().clamp_(-1, h).add_(1).mul_(w + 2).add_(1).int()
+        for column in columns:
+            pictures.scatter_reduce_(1, (row + column).long(), key, "amin")
+    _draw_pieces(drawing, surfels, views, torch.stack([x, y, safe, reach.mul_(4.0)]), key)
+    bordered = pictures.view(batch, h + 2, w + 2)
+    for border in (bordered[:, 0], bordered[:, -1], bordered[:, :, 0], bordered[:, :, -1]):
+        border.zero_()
     for _ in range(CLOSED):
-        nearest = _closed(nearest, behind)
-    return keys.read(nearest)
+        _close(drawing)
+    return drawing
 
 
-def widened(surfels: Surfels, seen: Seen) -> Seen:
-    """Return what is seen with the surface reaching one pixel further."""
-    least = seen.key
-    for around in _around(seen.key):
-        least = torch.minimum(least, around)
-    return _keys(surfels).read(torch.where(seen.key == NOTHING, least, seen.key))
+def _draw_pieces(
+    drawing: Drawing,
+    surfels: Surfels,
+    views: Float[Tensor, "B L 3 4"],
+    seen: Float[Tensor, "4 B P"],
+    key: Int32[Tensor, "B P"],
+) -> None:
+    """Draw what is near, where four corners would leave holes: pieces of tangent planes, as finely as pixels are.
+
+    `seen` is where points are (u and v in px, distance in m), and how far apart in px.
+    """
+    (_, h, w), bits = drawing.shape, drawing.keys.id_bits
+    x, y, _, apart = seen
+    wide = (apart > APART_PX) & ((x - 0.5 * w).abs() < 0.5 * w + apart) & ((y - 0.5 * h).abs() < 0.5 * h + apart)
+    picture, point = wide.nonzero(as_tuple=True)
+    if not len(point):
+        return
+    normal = surfels.normals[point]
+    across = torch.linalg.cross(normal, F.one_hot(normal.abs().argmin(1), 3).to(normal))
+    across = F.normalize(across, dim=1) * surfels.spacing_m[point, None]
+    turned = views[picture, surfels.link[point], :, :3]
+    e, f = ((turned @ side[:, :, None])[:, :, 0] for side in (across, torch.linalg.cross(normal, across)))
+    u, v, far, apart = seen[:, picture, point]
+    middle = torch.stack([u * far, v * far, far], 1)
+    facing = (middle * torch.linalg.cross(e, f)).sum(1) < 0  # the others are hidden by these
+    coarser, across_px = 0, PIECE * apart
+    for fine in FINENESS:
+        some = (facing & (across_px > coarser) & ((across_px <= fine) | (fine == FINENESS[-1]))).nonzero()[:, 0]
+        coarser = fine
+        if not len(some):
+            continue
+        offset = PIECE * ((torch.arange(fine, device=far.device) + 0.5) / fine - 0.5)
+        a, b = offset.repeat(fine)[None, :, None], offset.repeat_interleave(fine)[None, :, None]
+        at = middle[some, None] + a * e[some, None] + b * f[some, None]
+        depth = at[..., 2].clamp(NEAR_M, FAR_M)
+        column, row = (at[..., i].div(depth).floor() for i in (0, 1))
+        inside = (at[..., 2] > NEAR_M) & (column >= 0) & (column < w) & (row >= 0) & (row < h)
+        cell = (picture[some, None] * (h + 2) + row.long() + 1) * (w + 2) + column.long() + 1
+        number = key[picture[some], point[some]].bitwise_and(2**bits - 1)
+        deep = drawing.keys.of(depth, number[:, None].expand_as(depth))
+        drawing.bordered.scatter_reduce_(0, cell[inside], deep[inside], "amin")
 
 
-def _runs(link: Int64[Tensor, " P"]) -> list[tuple[int, slice]]:
-    """Which points belong to which link: a link's points lie together."""
-    links, counts = torch.unique_consecutive(link, return_counts=True)
-    ends = counts.cumsum(0)
-    return [
-        (number, slice(end - count, end))
-        for number, count, end in zip(links.tolist(), counts.tolist(), ends.tolist(), strict=True)
-    ]
-
-
-def projected(surfels: Surfels, views: Float[Tensor, "B L 3 4"]) -> Float[Tensor, "B P 3"]:
+def projected(surfels: Surfels, views: Float[Tensor, "B L 3 4"]) -> Float[Tensor, "B 3 P"]:
     """Return (u·z, v·z, z) of all points in each picture: u and v in px, z in m."""
-    at = views.new_empty(len(views), len(surfels.points_m), 3)
-    for link, part in _runs(surfels.link):  # one product for a link
-        at[:, part] = surfels.points_m[part] @ views[:, link, :, :3].mT + views[:, link, None, :, 3]
-    return at
+    links, counts = torch.unique_consecutive(surfels.link, return_counts=True)  # a link's points lie together
+    points = torch.cat([surfels.points_m.T, torch.ones_like(surfels.points_m[None, :, 0])])
+    parts, seen = points.expand(len(views), -1, -1).split(counts.tolist(), 2), views.unbind(1)
+    return torch.cat([torch.bmm(seen[link], part) for link, part in zip(links.tolist(), parts, strict=True)], 2)
 
 
 def looked_at(
-    surfels: Surfels, views: Float[Tensor, "B L 3 4"], picture: Int64[Tensor, " N"], point: Int64[Tensor, " N"]
-) -> tuple[Float[Tensor, "N 2"], Float[Tensor, " N"]]:
-    """Return where N points are in their pictures, in px, and how far away, in m."""
-    at = projected(surfels, views)[picture, point]  # of all points: cheaper than N views of links
-    return at[:, :2] / at[:, 2:].clamp_min(1e-3), at[:, 2]
+    surfels: Surfels, views: Float[Tensor, "B L R 4"], picture: Int64[Tensor, " N"], point: Int64[Tensor, " N"]
+) -> Float[Tensor, "R N"]:
+    """Return what R rows of views make of N points of their pictures: (u·z, v·z, z) of each view, see `projected`."""
+    row = surfels.link.index_select(0, point).add_(picture, alpha=views.shape[1])
+    mine, at = views.flatten(0, 1).index_select(0, row), surfels.points_m.index_select(0, point)
+    return torch.baddbmm(mine[:, :, 3:], mine[:, :, :3], at[:, :, None])[:, :, 0].T
 
 
 def turned_normals(
     surfels: Surfels, views: Float[Tensor, "B L 3 4"], picture: Int64[Tensor, " N"], point: Int64[Tensor, " N"]
 ) -> Float[Tensor, "N 3"]:
     """Return the normals of points in the frame of their picture's camera."""
-    R = torch.linalg.solve(intrinsics(views), views[..., :3])
-    turned: Tensor = (R[picture, surfels.link[point]] * surfels.normals[point][:, None, :]).sum(-1)
+    turned: Tensor = (rotations(views)[picture, surfels.link[point]] * surfels.normals[point][:, None, :]).sum(-1)
     return turned
 
 
-def focal_px(views: Float[Tensor, "B L 3 4"]) -> Float[Tensor, " B"]:
-    """Return the focal length along v of the cameras that see the links."""
-    focal: Tensor = intrinsics(views)[:, 0, 1, 1]
-    return focal
+def rotations(views: Float[Tensor, "B L 3 4"]) -> Float[Tensor, "B L 3 3"]:
+    """Return R_camera_link of each link: K⁻¹·(K·R)."""
+    focal, centre = (x[:, None, :, None] for x in cameras(views))
+    ahead = views[:, :, 2:, :3]
+    return torch.cat([(views[:, :, :2, :3] - centre * ahead) / focal, ahead], 2)
 
 
-def intrinsics(views: Tensor) -> Float[Tensor, "B 1 3 3"]:
-    """K from K·R of the first link: R cancels in K·R·(K·R)ᵀ = K·Kᵀ. (No skew.) The identity where nothing is seen."""
-    M = views[:, :1, :, :3].double()
+def cameras(views: Float[Tensor, "B L 3 4"]) -> tuple[Float[Tensor, "B 2"], Float[Tensor, "B 2"]]:
+    """Return focal lengths and centres (along u and v, in px) of the cameras that see the links: of K·R of the first
+    link, as R cancels in K·R·(K·R)ᵀ = K·Kᵀ. (No skew.) 1 and 0 where nothing is seen."""
+    M = views[:, 0, :, :3].double()
     S = M @ M.mT
-    cx, cy = S[..., 0, 2], S[..., 1, 2]
-    fx, fy = (S[..., 0, 0] - cx**2).clamp_min(1.0).sqrt(), (S[..., 1, 1] - cy**2).clamp_min(1.0).sqrt()
-    zero, one = torch.zeros_like(cx), torch.ones_like(cx)
-    K: Tensor = torch.stack([fx, zero, cx, zero, fy, cy, zero, zero, one], -1).unflatten(-1, (3, 3)).to(views)
-    return K
+    centre = S[:, :2, 2]
+    focal = (S.diagonal(dim1=1, dim2=2)[:, :2] - centre.square()).clamp_min_(1.0).sqrt_()
+    return focal.to(views), centre.to(views)
 
 
-def _closed(nearest: Int32[Tensor, "B 1 h w"], behind: int) -> Int32[Tensor, "B 1 h w"]:
+def _close(drawing: Drawing) -> None:
     """Fill holes between points, in which there is nothing or what lies behind: most of what is around is nearer."""
-    limit, least, nearer = nearest - behind, nearest, torch.zeros_like(nearest, dtype=torch.uint8)
-    for around in _around(nearest):
-        nearer += around < limit
-        least = torch.minimum(least, around)
-    return torch.where(nearer >= MOSTLY, least, nearest)
+    cells, wide, behind = drawing.bordered, drawing.wide, int(BEHIND_M * drawing.keys.per_m) << drawing.keys.id_bits
+    deeper = _least_of_nine(drawing.cells, wide).sub_(cells).add_(behind).clamp_(max=0)
+    hole = deeper.nonzero()[:, 0]  # something around it is nearer
+    places = hole.new_tensor([0, 1, 2, wide, wide + 2, 2 * wide, 2 * wide + 1, 2 * wide + 2])
+    around = drawing.cells.index_select(0, (hole + places[:, None]).flatten()).view(8, -1)
+    filled = ((around < cells.index_select(0, hole) - behind).sum(0) >= MOSTLY).nonzero()[:, 0]
+    cells[hole[filled]] = around.amin(0)[filled]
 
 
-def _around(nearest: Tensor) -> list[Tensor]:
-    """The eight neighbours of each pixel."""
-    _, _, h, w = nearest.shape
-    padded = F.pad(nearest, (1, 1, 1, 1), value=NOTHING)
-    places = ((0, 0), (0, 1), (0, 2), (1, 0), (1, 2), (2, 0), (2, 1), (2, 2))
-    return [padded[..., y : y + h, x : x + w] for y, x in places]
+def _least_of_nine(cells: Tensor, wide: int) -> Tensor:
+    """The least of each cell that is not in the margins and of the eight around it."""
+    row = torch.minimum(torch.minimum(cells[:-2], cells[1:-1]), cells[2:])
+    return torch.minimum(torch.minimum(row[: -2 * wide], row[wide:-wide]), row[2 * wide :])
