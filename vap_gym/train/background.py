@@ -17,7 +17,7 @@ from vap_gym.train.fit import fit
 from vap_gym.train.run import Run, Schedule, autocast, load_recipe, seeded
 from vap_gym.world.appearance import RobotAppearance
 from vap_gym.world.codec import charbonnier, to_frames, to_pictures
-from vap_gym.world.filling import filled_in
+from vap_gym.world.filling import continued, filled_in
 
 MIXED_PX = 1  # so near an edge pixels show both sides
 STILL = 1e-5  # of a camera's matrices
@@ -163,21 +163,23 @@ def drawn(
 def score(
     model: RobotAppearance, data: Backgrounds, pick: Int64[Tensor, " n"], picture: Path | None = None
 ) -> dict[str, float]:
-    """PSNR in dB of what is hidden where another frame shows it: as filled in by the network, and by interpolation."""
+    """PSNR in dB of what is hidden where another frame shows it: as filled in by the network, by averages of what is
+    around, and by lines that go on."""
     place = next(model.parameters()).device
-    error, total = {"learned": 0.0, "interpolated": 0.0}, 0.0
+    error, total = {"learned": 0.0, "averaged": 0.0, "continued": 0.0}, 0.0
     shown: list[Tensor] = []
     for part in pick.split(32):
         pictures, covered, truth, known = (
             x.to(place) for x in drawn(data, part, part, torch.zeros(len(part), dtype=torch.bool))
         )
         with autocast(place):
-            made = {"learned": model.filler(pictures, covered), "interpolated": filled_in(pictures, 1.0 - covered)}
+            made = {"learned": model.filler(pictures, covered), "averaged": filled_in(pictures, 1.0 - covered)}
+        made["continued"] = continued(pictures, 1.0 - covered)
         weight = covered * known
         total += float(3.0 * weight.sum())
         for name, value in made.items():
             error[name] += float(((value.float() - truth).div(2.0).square() * weight).sum())
-        rows = (pictures, made["interpolated"], made["learned"], truth)
+        rows = (pictures, *made.values(), truth)
         shown.append(torch.cat([torch.cat(list(to_frames(row[:4])), 1) for row in rows], 0))
     if picture is not None and shown:
         from PIL import Image

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from vap_gym.world.background import BackgroundFiller
 from vap_gym.world.codec import to_frames, to_pictures
-from vap_gym.world.filling import filled_in
+from vap_gym.world.filling import continued
 from vap_gym.world.layers import ResBlock, listed
 from vap_gym.world.surfels import FAR_M, Seen, Surfels, seen_points, turned_normals
 from vap_gym.world.things import ThingFinder, find_things
@@ -229,7 +229,7 @@ def background(
     covered = F.max_pool2d((mask > 0.1).to(picture), 2 * MARGIN_PX + 1, 1, MARGIN_PX)
     if filler is not None:
         return filler(picture, covered), covered
-    return torch.lerp(picture, filled_in(picture, 1.0 - covered), covered), covered
+    return torch.lerp(picture, continued(picture, 1.0 - covered), covered), covered
 
 
 def lit(
