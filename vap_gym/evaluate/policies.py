@@ -161,7 +161,7 @@ def settings_of(policies: Mapping[str, Policy], common: Setting) -> dict[str, Se
 def claim(root: Path, name: str, policy: Policy) -> None:
     """Note which policy has this name here, or refuse another one: its episodes would be mixed up."""
     path = root / "policies" / f"{name}.json"
-    mine = {"kind": type(policy).__name__, "conventions": asdict(policy.conventions)}
+    mine: dict[str, Any] = {"kind": type(policy).__name__, "conventions": asdict(policy.conventions)}
     public = {key: value for key, value in vars(policy).items() if not key.startswith("_")}  # keys stay private
     mine |= {key: value for key, value in public.items() if isinstance(value, str | int | float)}
     mine |= {key: repr(value) for key, value in public.items() if is_dataclass(value)}

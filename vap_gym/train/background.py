@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,6 +79,8 @@ def main(
     )
     given = RobotAppearance.from_pretrained(settings.appearance, torch_dtype=torch.float32)
     model = given.with_filler(settings.seed).to(place, memory_format=torch.channels_last)
+    filler = model.filler
+    assert filler is not None
     held = torch.linspace(0, len(data) - 1, min(settings.held_out, len(data))).long()
     apart = torch.isin(data.episode, data.episode[held])  # no frame of an episode that is scored is trained on
     train = torch.arange(len(data))[~apart]
@@ -89,10 +92,11 @@ def main(
         borrows = torch.rand(settings.batch_size, generator=rng) < settings.borrowed
         pictures, covered, truth, known = (x.to(place) for x in drawn(data, pick, other, borrows))
         with autocast(place):
-            made = model.filler(pictures, covered)
+            made = filler(pictures, covered)
         weight = covered * known
         error = made.float() - truth
-        return ((charbonnier(error) + 2.0 * error.square()) * weight).sum() / (3.0 * weight.sum().clamp_min(1.0))
+        off: Tensor = ((charbonnier(error) + 2.0 * error.square()) * weight).sum() / (3.0 * weight.sum().clamp_min(1.0))
+        return off
 
     fit(
         run,
@@ -165,7 +169,8 @@ def score(
 ) -> dict[str, float]:
     """PSNR in dB of what is hidden where another frame shows it: as filled in by the network, by averages of what is
     around, and by lines that go on."""
-    place = next(model.parameters()).device
+    place, filler = next(model.parameters()).device, model.filler
+    assert filler is not None
     error, total = {"learned": 0.0, "averaged": 0.0, "continued": 0.0}, 0.0
     shown: list[Tensor] = []
     for part in pick.split(32):
@@ -173,7 +178,7 @@ def score(
             x.to(place) for x in drawn(data, part, part, torch.zeros(len(part), dtype=torch.bool))
         )
         with autocast(place):
-            made = {"learned": model.filler(pictures, covered), "averaged": filled_in(pictures, 1.0 - covered)}
+            made = {"learned": filler(pictures, covered), "averaged": filled_in(pictures, 1.0 - covered)}
         made["continued"] = continued(pictures, 1.0 - covered)
         weight = covered * known
         total += float(3.0 * weight.sum())
@@ -188,6 +193,6 @@ def score(
     return {f"psnr_{name}": float(-10.0 * np.log10(value / max(total, 1.0) + 1e-9)) for name, value in error.items()}
 
 
-def _rests(columns: dict[str, np.ndarray]) -> bool:
+def _rests(columns: Mapping[str, np.ndarray]) -> bool:
     """Whether an episode's camera stays where it is."""
     return all(float(np.ptp(columns[name], axis=0).max()) < STILL for name in ("camera.K", "camera.T_world_camera"))

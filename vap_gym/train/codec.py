@@ -78,7 +78,8 @@ def main(
             with torch.no_grad():
                 wanted = teacher.encode(batch) if teacher is not None else latents
         fitting = settings.latent_weight * (latents.float() - wanted.float()).square().mean()
-        return codec_loss(rebuilt, batch, weight) + fitting
+        off: Tensor = codec_loss(rebuilt, batch, weight) + fitting
+        return off
 
     fit(
         run,

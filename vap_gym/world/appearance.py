@@ -102,6 +102,7 @@ class RobotAppearance(ModelMixin, ConfigMixin):
             made: RobotAppearance = RobotAppearance(**told | {"fills": True})
         made.load_state_dict(self.state_dict(), strict=False)
         made.requires_grad_(False)
+        assert made.filler is not None
         made.filler.requires_grad_(True)
         return made
 
