@@ -18,7 +18,7 @@ from vap_gym.evaluate.fidelity_figures import gap_closed, interval, segmentation
 from vap_gym.evaluate.fidelity_page import ROWS, headline, page
 from vap_gym.evaluate.fidelity_rollout import Sight, begun, imagine, look, subject
 from vap_gym.evaluate.fidelity_truth import FIRST_OBJECT
-from vap_gym.evaluate.heldout import ENVS, HeldOut, list_path, load_heldout
+from vap_gym.evaluate.heldout import ENVS, HeldOut, list_path, load_heldout, write_list
 from vap_gym.metrics import Interval
 
 STEPS = 4
@@ -212,3 +212,24 @@ def test_long_episodes_are_the_first_of_the_main_kinds(repo: Path) -> None:
         assert len(few) == fidelity.LONG_EPISODES
         assert {item.kind for item in few} == {"contact", "free", "failing"}
         assert all(item in items for item in few)
+
+
+def test_processes_measure_what_one_does(
+    repo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("pybullet", reason="the oracle needs pybullet")
+    items = load_heldout(list_path("VAP-DROID-v0", repo / "benchmarks"))
+    few = [next(item for item in items if item.kind == kind) for kind in ("contact", "free")]
+    write_list(tmp_path / "few.toml", few, ["# two episodes"])
+    threads = torch.get_num_threads()
+    told = []
+    for workers in (1, 2):
+        monkeypatch.setattr(torch, "get_num_threads", lambda n=workers: n)  # so that a process has one, as here
+        fidelity.main(
+            env=("VAP-DROID-v0",), heldout=tmp_path / "few.toml", cache=tmp_path, limit=256, workers=workers, json=True
+        )
+        told.append(json.loads(capsys.readouterr().out))
+    torch.set_num_threads(threads)
+    for report in told:
+        assert report["VAP-DROID-v0"].pop("seconds") > 0
+    assert told[0] == told[1]

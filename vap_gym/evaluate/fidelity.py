@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import multiprocessing
 import sys
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +64,7 @@ def main(
     limit: int = 0,
     evaluations: int = 0,
     truth: Truth = "",
+    workers: int = 1,
     json: bool = False,
 ) -> None:
     """Print the fidelity table: imagination against the oracle, 24 and 100 steps from the first frame.
@@ -79,21 +84,35 @@ def main(
         evaluations: network evaluations per frame (0: the model's default).
         truth: let the simulator tell the model of the things, to see what errors come of: "things" tells where they are
             at first and how large, "moves" also where they go.
+        workers: processes, each measuring one env at a time on its share of the cores: faster than one by one, but the
+            time that is told then says little.
         json: print all figures as JSON instead.
     """
-    measured = {}
-    for name in env or ENVS:
-        bench = load_bench(name, heldout=heldout, cache=cache, long=not limit)
-        measured[bench.env] = measure(
-            bench, world_model, judge=judge, batch=batch, limit=limit, evaluations=evaluations, truth=truth
-        )
-        print(f"{bench.env}: {measured[bench.env]['seconds']:.0f} s", file=sys.stderr, flush=True)
+    told: dict[str, Any] = {"judge": judge, "batch": batch, "limit": limit, "evaluations": evaluations, "truth": truth}
+    job = partial(_measured, world_model, heldout, cache, max(1, torch.get_num_threads() // workers), told)
+    measured: dict[str, Report] = {}
+    with ExitStack() as stack:
+        map_ = map
+        if workers > 1:
+            pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+            map_ = stack.enter_context(pool).map  # type: ignore[assignment]
+        for report in map_(job, env or ENVS):
+            measured[str(report["env"])] = report
+            print(f"{report['env']}: {report['seconds']:.0f} s", file=sys.stderr, flush=True)
     text = page(measured, world_model, evaluations, truth=truth)
     print(as_json(measured) if json else text)
     if not limit and not truth and not env:
         reports.write(out, text)
     if scores is not None:
         reports.write(scores, _dumps(headline(measured)))
+
+
+def _measured(
+    world_model: str, heldout: Path | None, cache: Path, threads: int, told: dict[str, Any], env: str
+) -> Report:
+    """One env's figures, on so many threads."""
+    torch.set_num_threads(threads)
+    return measure(load_bench(env, heldout=heldout, cache=cache, long=not told["limit"]), world_model, **told)
 
 
 def load_bench(env: str, *, heldout: Path | None = None, cache: Path | None = Path("runs"), long: bool = True) -> Bench:

@@ -126,7 +126,7 @@ class Sight:
     tool_px: Float[np.ndarray, "N S 2"]
     objects_m: Float[np.ndarray, "N S K 3"]
     confidence: Float[np.ndarray, "N S K"]
-    segmentation: UInt8[np.ndarray, "N S H W"]
+    segmentation: UInt8[np.ndarray, "N F H W"]  # of all those frames, or of some
 
 
 def look(subject: Subject, frames: UInt8[np.ndarray, "N S H W 3"], clips: Clips, at: slice) -> Sight:
