@@ -57,7 +57,23 @@ def test_what_lies_behind_does_not_show_between_points() -> None:
     surfels = patch(half_m=0.06, gap_m=0.01, links=2)  # so near that a point is 2.5 px from the next
     seen = seen_points(surfels, view((0.0, 0.0, 0.4), (0.0, 0.0, 0.5)), (HEIGHT, WIDTH))
     front = surfels.link[seen.point[0, 38:58, 62:82]] == 0
-    assert front.float().mean() > 0.9  # .64 where holes are left as they are
+    assert front.float().mean() > 0.99  # .64 where holes are left as they are
+
+
+def test_a_surface_near_the_camera_has_no_holes_and_reaches_no_further_than_it_is() -> None:
+    tilted = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.5, -0.866], [0.0, 0.866, 0.5]])
+    for turn, high in ((torch.eye(3), 1.0), (tilted, 0.5)):
+        surfels, depth = patch(half_m=0.05, gap_m=0.01), 0.18  # points are 5.6 px apart
+        seen = seen_points(surfels, view((0.0, 0.0, depth), turn=turn), (HEIGHT, WIDTH)).point[0] >= 0
+        half_px = 0.055 * FOCAL / depth  # half a spacing beyond the outermost points
+        y, x = (torch.arange(n) + 0.5 - n / 2 for n in (HEIGHT, WIDTH))
+        inside = (y.abs()[:, None] < 0.6 * high * half_px) & (x.abs() < 0.6 * half_px)
+        outside = (y.abs()[:, None] > 1.6 * high * half_px + 3) | (x.abs() > 1.6 * half_px + 3)
+        assert seen[inside].all()
+        assert not seen[outside].any()
+        away = surfels._replace(normals=-surfels.normals)  # what faces away is no surface to be seen: corners alone
+        back = seen_points(away, view((0.0, 0.0, depth), turn=turn), (HEIGHT, WIDTH)).point[0] >= 0
+        assert back[inside].float().mean() < 0.9
 
 
 def test_more_points_are_told_apart_at_coarser_distances() -> None:

@@ -13,8 +13,9 @@ from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vap_gym.world.background import BackgroundFiller
 from vap_gym.world.codec import to_frames, to_pictures
-from vap_gym.world.filling import filled_in
+from vap_gym.world.filling import continued
 from vap_gym.world.layers import ResBlock, listed
 from vap_gym.world.surfels import FAR_M, Seen, Surfels, seen_points, turned_normals
 from vap_gym.world.things import ThingFinder, find_things
@@ -45,6 +46,7 @@ class RobotAppearance(ModelMixin, ConfigMixin):
         points, links: of each robot's surface; one after the other in the buffers.
         widths: channels of the mask's network at a half and a quarter of the picture's size.
         looks: tell the robot's pixels by looking at them; False takes all that its surface covers (`of_surface`).
+        fills: fill in what is behind it by a network, too; it serves any robot.
     """
 
     points_m: Tensor
@@ -61,6 +63,7 @@ class RobotAppearance(ModelMixin, ConfigMixin):
         widths: Sequence[int] = (24, 48),
         looks: bool = True,
         robots: Sequence[str] = ("panda_robotiq",),
+        fills: bool = False,
     ) -> None:
         super().__init__()
         self.counts, self.link_counts = listed(points), listed(links)
@@ -78,13 +81,29 @@ class RobotAppearance(ModelMixin, ConfigMixin):
         self.middle = nn.Sequential(*[ResBlock(coarse) for _ in range(3)])
         self.up = nn.Sequential(nn.SiLU(), nn.Conv2d(coarse, 4 * fine, 3, padding=1), nn.PixelShuffle(2))
         self.leave = nn.Sequential(ResBlock(fine), nn.SiLU(), nn.Conv2d(fine, 4, 3, padding=1), nn.PixelShuffle(2))
+        self.filler = BackgroundFiller() if fills else None
 
     @staticmethod
-    def of_surface(surfels: Surfels, colour: Float[Tensor, "P 3"], links: int) -> RobotAppearance:
+    def of_surface(
+        surfels: Surfels, colour: Float[Tensor, "P 3"], links: int, filler: BackgroundFiller | None = None
+    ) -> RobotAppearance:
         """Return the appearance of a robot that was never learned: in the colours of its URDF, in [0, 1]."""
         made: RobotAppearance = RobotAppearance(points=len(colour), links=links, looks=False, robots=("unknown",))
         for name, value in (*surfels._asdict().items(), ("colour", colour)):
             getattr(made, name).copy_(value)
+        made.filler = filler
+        return made
+
+    def with_filler(self, seed: int) -> RobotAppearance:
+        """Return the same, with a new network that fills in what is behind a robot; only that one is to be trained."""
+        told = {name: value for name, value in self.config.items() if not name.startswith("_")}
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            made: RobotAppearance = RobotAppearance(**told | {"fills": True})
+        made.load_state_dict(self.state_dict(), strict=False)
+        made.requires_grad_(False)
+        assert made.filler is not None
+        made.filler.requires_grad_(True)
         return made
 
     def of(self, robot: str) -> RobotAppearance:
@@ -187,7 +206,7 @@ def first_sight(
         depth = torch.where(depth < 0, FAR_M, depth)
         light = _light(appearance, picture, mask, seen, views)
     found = find_things(finder, picture, mask, views)
-    plate, filled = background(picture, torch.maximum(mask, (found.owner > 0)[:, None].to(mask)))
+    plate, filled = background(picture, torch.maximum(mask, (found.owner > 0)[:, None].to(mask)), appearance.filler)
     return FirstSight(
         picture=picture,
         mask=mask,
@@ -205,11 +224,13 @@ def first_sight(
 
 
 def background(
-    picture: Float[Tensor, "B 3 H W"], mask: Float[Tensor, "B 1 H W"]
+    picture: Float[Tensor, "B 3 H W"], mask: Float[Tensor, "B 1 H W"], filler: BackgroundFiller | None = None
 ) -> tuple[Float[Tensor, "B 3 H W"], Float[Tensor, "B 1 H W"]]:
     """Return the picture without what the mask covers, filled in from around it, and where it is filled in."""
     covered = F.max_pool2d((mask > 0.1).to(picture), 2 * MARGIN_PX + 1, 1, MARGIN_PX)
-    return torch.lerp(picture, filled_in(picture, 1.0 - covered), covered), covered
+    if filler is not None:
+        return filler(picture, covered), covered
+    return torch.lerp(picture, continued(picture, 1.0 - covered), covered), covered
 
 
 def lit(

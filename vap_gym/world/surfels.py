@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Bool, Float, Int32, Int64
 from torch import Tensor
+from torch.nn import functional as F
 
 NEAR_M = 0.05
 FAR_M = 20.0
@@ -14,6 +15,9 @@ CLOSED = 2  # how often holes are closed
 MOSTLY = 5  # a pixel is a hole where so many of the eight around it are nearer …
 BEHIND_M = 0.015  # … by this
 NOTHING = 0  # the key of no point: above that of any
+APART_PX = 2.0  # points that are farther apart than this are drawn as pieces of a plane, …
+FINENESS = (3, 4, 6, 9, 20)  # … of so many times so many points, one for each pixel or more, …
+PIECE = 1.3  # … so many times as wide as their spacing
 BESIDE = 1e30  # what this is added to is beside every picture
 
 
@@ -56,7 +60,7 @@ class _Keys(NamedTuple):
         """Steps of distance: of .15 mm for ten thousand points."""
         return float((2 ** (31 - self.id_bits) - 2) / FAR_M)
 
-    def of(self, depth_m: Float[Tensor, "B P"], number: Int32[Tensor, " P"]) -> Int32[Tensor, "B P"]:
+    def of(self, depth_m: Float[Tensor, "N P"], number: Int32[Tensor, "*#N P"]) -> Int32[Tensor, "N P"]:
         steps = (depth_m * self.per_m).int()
         return steps.bitwise_left_shift_(self.id_bits).bitwise_or_(number).bitwise_or_(-(2**31))
 
@@ -116,7 +120,8 @@ def near_pixels(drawing: Drawing) -> Near:
 
 
 def drawn(surfels: Surfels, views: Float[Tensor, "B L 3 4"], size: tuple[int, int]) -> Drawing:
-    """Draw the surface: each point at the corners of a square as wide as half its spacing, then holes are closed."""
+    """Draw the surface: each point at the corners of a square as wide as half its spacing, one near the camera as a
+    piece of its tangent plane; then holes are closed."""
     (h, w), batch = size, len(views)
     keys = _Keys(max(1, (len(surfels.points_m) - 1).bit_length()))
     empty = views.new_zeros((batch * (h + 2) + 2) * (w + 2) + 2, dtype=torch.int32)
@@ -134,12 +139,56 @@ def drawn(surfels: Surfels, views: Float[Tensor, "B L 3 4"], size: tuple[int, in
         row = side.floor_().clamp_(-1, h).add_(1).mul_(w + 2).add_(1).int()
         for column in columns:
             pictures.scatter_reduce_(1, (row + column).long(), key, "amin")
+    _draw_pieces(drawing, surfels, views, torch.stack([x, y, safe, reach.mul_(4.0)]), key)
     bordered = pictures.view(batch, h + 2, w + 2)
     for border in (bordered[:, 0], bordered[:, -1], bordered[:, :, 0], bordered[:, :, -1]):
         border.zero_()
     for _ in range(CLOSED):
         _close(drawing)
     return drawing
+
+
+def _draw_pieces(
+    drawing: Drawing,
+    surfels: Surfels,
+    views: Float[Tensor, "B L 3 4"],
+    seen: Float[Tensor, "4 B P"],
+    key: Int32[Tensor, "B P"],
+) -> None:
+    """Draw what is near, where four corners would leave holes: pieces of tangent planes, as finely as pixels are.
+
+    `seen` is where points are (u and v in px, distance in m), and how far apart in px.
+    """
+    (_, h, w), bits = drawing.shape, drawing.keys.id_bits
+    x, y, _, apart = seen
+    wide = (apart > APART_PX) & ((x - 0.5 * w).abs() < 0.5 * w + apart) & ((y - 0.5 * h).abs() < 0.5 * h + apart)
+    picture, point = wide.nonzero(as_tuple=True)
+    if not len(point):
+        return
+    normal = surfels.normals[point]
+    across = torch.linalg.cross(normal, F.one_hot(normal.abs().argmin(1), 3).to(normal))
+    across = F.normalize(across, dim=1) * surfels.spacing_m[point, None]
+    turned = views[picture, surfels.link[point], :, :3]
+    e, f = ((turned @ side[:, :, None])[:, :, 0] for side in (across, torch.linalg.cross(normal, across)))
+    u, v, far, apart = seen[:, picture, point]
+    middle = torch.stack([u * far, v * far, far], 1)
+    facing = (middle * torch.linalg.cross(e, f)).sum(1) < 0  # the others are hidden by these
+    coarser, across_px = 0, PIECE * apart
+    for fine in FINENESS:
+        some = (facing & (across_px > coarser) & ((across_px <= fine) | (fine == FINENESS[-1]))).nonzero()[:, 0]
+        coarser = fine
+        if not len(some):
+            continue
+        offset = PIECE * ((torch.arange(fine, device=far.device) + 0.5) / fine - 0.5)
+        a, b = offset.repeat(fine)[None, :, None], offset.repeat_interleave(fine)[None, :, None]
+        at = middle[some, None] + a * e[some, None] + b * f[some, None]
+        depth = at[..., 2].clamp(NEAR_M, FAR_M)
+        column, row = (at[..., i].div(depth).floor() for i in (0, 1))
+        inside = (at[..., 2] > NEAR_M) & (column >= 0) & (column < w) & (row >= 0) & (row < h)
+        cell = (picture[some, None] * (h + 2) + row.long() + 1) * (w + 2) + column.long() + 1
+        number = key[picture[some], point[some]].bitwise_and(2**bits - 1)
+        deep = drawing.keys.of(depth, number[:, None].expand_as(depth))
+        drawing.bordered.scatter_reduce_(0, cell[inside], deep[inside], "amin")
 
 
 def projected(surfels: Surfels, views: Float[Tensor, "B L 3 4"]) -> Float[Tensor, "B 3 P"]:
