@@ -9,6 +9,8 @@ from jaxtyping import Bool, Float, Int32, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
+from vap_gym.world.views import inverse_or_zero
+
 NEAR_M = 0.05
 FAR_M = 20.0
 CLOSED = 2  # how often holes are closed
@@ -139,7 +141,7 @@ def drawn(surfels: Surfels, views: Float[Tensor, "B L 3 4"], size: tuple[int, in
         row = side.floor_().clamp_(-1, h).add_(1).mul_(w + 2).add_(1).int()
         for column in columns:
             pictures.scatter_reduce_(1, (row + column).long(), key, "amin")
-    _draw_pieces(drawing, surfels, views, torch.stack([x, y, safe, reach.mul_(4.0)]), key)
+    _draw_pieces(drawing, surfels, views, x, y, safe, reach.mul_(4.0))
     bordered = pictures.view(batch, h + 2, w + 2)
     for border in (bordered[:, 0], bordered[:, -1], bordered[:, :, 0], bordered[:, :, -1]):
         border.zero_()
@@ -152,43 +154,61 @@ def _draw_pieces(
     drawing: Drawing,
     surfels: Surfels,
     views: Float[Tensor, "B L 3 4"],
-    seen: Float[Tensor, "4 B P"],
-    key: Int32[Tensor, "B P"],
+    x_px: Float[Tensor, "B P"],
+    y_px: Float[Tensor, "B P"],
+    depth_m: Float[Tensor, "B P"],
+    apart_px: Float[Tensor, "B P"],
 ) -> None:
     """Draw what is near, where four corners would leave holes: pieces of tangent planes, as finely as pixels are.
 
-    `seen` is where points are (u and v in px, distance in m), and how far apart in px.
+    Points are at these places and distances, and so far apart.
     """
-    (_, h, w), bits = drawing.shape, drawing.keys.id_bits
-    x, y, _, apart = seen
-    wide = (apart > APART_PX) & ((x - 0.5 * w).abs() < 0.5 * w + apart) & ((y - 0.5 * h).abs() < 0.5 * h + apart)
-    picture, point = wide.nonzero(as_tuple=True)
-    if not len(point):
+    _, h, w = drawing.shape
+    beside = torch.maximum((x_px - 0.5 * w).abs_().sub_(0.5 * w), (y_px - 0.5 * h).abs_().sub_(0.5 * h))
+    wide = (torch.minimum(apart_px - APART_PX, apart_px - beside) > 0).view(-1).nonzero()[:, 0]
+    if not len(wide):
         return
+    picture, point = wide // x_px.shape[1], wide % x_px.shape[1]
+    eye = -(inverse_or_zero(views[..., :3]) @ views[..., 3:])[..., 0].flatten(0, 1)  # the camera, in each link's frame
+    row = surfels.link[point] + picture * views.shape[1]
+    outwards = (surfels.normals[point] * (surfels.points_m[point] - eye[row])).sum(1)
+    facing = (outwards < 0).nonzero()[:, 0]  # the others are hidden by these
+    if not len(facing):
+        return
+    wide, picture, point, row = (values[facing] for values in (wide, picture, point, row))
     normal = surfels.normals[point]
-    across = torch.linalg.cross(normal, F.one_hot(normal.abs().argmin(1), 3).to(normal))
+    across = torch.linalg.cross(normal, torch.eye(3, device=normal.device)[normal.abs().argmin(1)])
     across = F.normalize(across, dim=1) * surfels.spacing_m[point, None]
-    turned = views[picture, surfels.link[point], :, :3]
-    e, f = ((turned @ side[:, :, None])[:, :, 0] for side in (across, torch.linalg.cross(normal, across)))
-    u, v, far, apart = seen[:, picture, point]
-    middle = torch.stack([u * far, v * far, far], 1)
-    facing = (middle * torch.linalg.cross(e, f)).sum(1) < 0  # the others are hidden by these
-    coarser, across_px = 0, PIECE * apart
+    sides = torch.stack([across, torch.linalg.cross(normal, across)], 2)
+    sides = (views.flatten(0, 1)[row][:, :, :3] @ sides).permute(2, 1, 0)
+    x, y, depth, apart = (values.view(-1)[wide] for values in (x_px, y_px, depth_m, apart_px))
+    plane = torch.cat([torch.stack([x * depth, y * depth, depth])[None], sides])
+    first, number, coarser = (picture * ((h + 2) * (w + 2)) + 1).int(), point.int(), 0
     for fine in FINENESS:
-        some = (facing & (across_px > coarser) & ((across_px <= fine) | (fine == FINENESS[-1]))).nonzero()[:, 0]
+        across_px = PIECE * apart
+        some = ((across_px > coarser) & ((across_px <= fine) | (fine == FINENESS[-1]))).nonzero()[:, 0]
         coarser = fine
-        if not len(some):
-            continue
-        offset = PIECE * ((torch.arange(fine, device=far.device) + 0.5) / fine - 0.5)
-        a, b = offset.repeat(fine)[None, :, None], offset.repeat_interleave(fine)[None, :, None]
-        at = middle[some, None] + a * e[some, None] + b * f[some, None]
-        depth = at[..., 2].clamp(NEAR_M, FAR_M)
-        column, row = (at[..., i].div(depth).floor() for i in (0, 1))
-        inside = (at[..., 2] > NEAR_M) & (column >= 0) & (column < w) & (row >= 0) & (row < h)
-        cell = (picture[some, None] * (h + 2) + row.long() + 1) * (w + 2) + column.long() + 1
-        number = key[picture[some], point[some]].bitwise_and(2**bits - 1)
-        deep = drawing.keys.of(depth, number[:, None].expand_as(depth))
-        drawing.bordered.scatter_reduce_(0, cell[inside], deep[inside], "amin")
+        if len(some):
+            _draw_fine(drawing, plane[:, :, some], first[some], number[some], fine)
+
+
+def _draw_fine(
+    drawing: Drawing,
+    plane: Float[Tensor, "3 3 N"],
+    first: Int32[Tensor, " N"],
+    number: Int32[Tensor, " N"],
+    fine: int,
+) -> None:
+    """Draw pieces of planes (their middles and two sides, as in `projected`) as `fine` times `fine` points each."""
+    _, h, w = drawing.shape
+    offset = PIECE * ((torch.arange(fine, device=plane.device) + 0.5) / fine - 0.5)
+    right, down = offset.repeat(fine)[:, None], offset.repeat_interleave(fine)[:, None]
+    x, y, z = ((middle + right * e).add_(down * f) for middle, e, f in plane.unbind(1))
+    depth = z.clamp(NEAR_M, FAR_M)
+    column = x.div_(depth).add_(depth - z, alpha=BESIDE).floor_().clamp_(-1, w)
+    row = y.div_(depth).floor_().clamp_(-1, h).add_(1)
+    cell = row.mul_(w + 2).add_(column).int().add_(first)
+    drawing.bordered.scatter_reduce_(0, cell.long().flatten(), drawing.keys.of(depth, number).flatten(), "amin")
 
 
 def projected(surfels: Surfels, views: Float[Tensor, "B L 3 4"]) -> Float[Tensor, "B 3 P"]:
