@@ -241,10 +241,10 @@ def lit(
     point: Int64[Tensor, " N"],
 ) -> Float[Tensor, "N 3"]:
     """Colours of points in the light of their picture, in [−1, 1]; the links' rotations as in `surfels.rotations`."""
-    surfels = appearance.surfels
+    surfels, around, tint = appearance.surfels, light[:, 0], light[:, 4:]
     axes = (R_camera_link.mT @ light[:, None, 1:4, None])[..., 0]  # of the light, in each link's frame
-    bright = light[which, :1] + (surfels.normals[point] * axes[which, surfels.link[point]]).sum(-1, keepdim=True)
-    return (appearance.look[point] * bright.clamp(*LIGHT) * light[which, 4:]).clamp(0.0, 1.0) * 2.0 - 1.0
+    bright = around[which] + (surfels.normals[point] * axes[which, surfels.link[point]]).sum(-1)
+    return (appearance.look[point] * bright.clamp_(*LIGHT)[:, None] * tint[which]).clamp_(0.0, 1.0).mul_(2.0).sub_(1.0)
 
 
 def _light(

@@ -7,9 +7,6 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Bool, Float, Int32, Int64
 from torch import Tensor
-from torch.nn import functional as F
-
-from vap_gym.world.views import inverse_or_zero
 
 NEAR_M = 0.05
 FAR_M = 20.0
@@ -62,7 +59,7 @@ class _Keys(NamedTuple):
         """Steps of distance: of .15 mm for ten thousand points."""
         return float((2 ** (31 - self.id_bits) - 2) / FAR_M)
 
-    def of(self, depth_m: Float[Tensor, "N P"], number: Int32[Tensor, "*#N P"]) -> Int32[Tensor, "N P"]:
+    def of(self, depth_m: Float[Tensor, "*N P"], number: Int32[Tensor, " P"]) -> Int32[Tensor, "*N P"]:
         steps = (depth_m * self.per_m).int()
         return steps.bitwise_left_shift_(self.id_bits).bitwise_or_(number).bitwise_or_(-(2**31))
 
@@ -169,27 +166,26 @@ def _draw_pieces(
     if not len(wide):
         return
     picture, point = wide // x_px.shape[1], wide % x_px.shape[1]
-    eye = -(inverse_or_zero(views[..., :3]) @ views[..., 3:])[..., 0].flatten(0, 1)  # the camera, in each link's frame
-    row = surfels.link[point] + picture * views.shape[1]
-    outwards = (surfels.normals[point] * (surfels.points_m[point] - eye[row])).sum(1)
+    row = surfels.link[point].add_(picture, alpha=views.shape[1])
+    outwards = (surfels.normals[point] * (surfels.points_m[point] - _eyes(views).flatten(0, 1)[row])).sum(1)
     facing = (outwards < 0).nonzero()[:, 0]  # the others are hidden by these
     if not len(facing):
         return
+    across_px, order = (PIECE * apart_px.view(-1)[wide[facing]]).sort()
+    facing = facing[order]
     wide, picture, point, row = (values[facing] for values in (wide, picture, point, row))
     normal = surfels.normals[point]
     across = torch.linalg.cross(normal, torch.eye(3, device=normal.device)[normal.abs().argmin(1)])
-    across = F.normalize(across, dim=1) * surfels.spacing_m[point, None]
+    across *= (surfels.spacing_m[point] / across.norm(dim=1))[:, None]
     sides = torch.stack([across, torch.linalg.cross(normal, across)], 2)
     sides = (views.flatten(0, 1)[row][:, :, :3] @ sides).permute(2, 1, 0)
-    x, y, depth, apart = (values.view(-1)[wide] for values in (x_px, y_px, depth_m, apart_px))
+    x, y, depth = (values.view(-1)[wide] for values in (x_px, y_px, depth_m))
     plane = torch.cat([torch.stack([x * depth, y * depth, depth])[None], sides])
-    first, number, coarser = (picture * ((h + 2) * (w + 2)) + 1).int(), point.int(), 0
-    for fine in FINENESS:
-        across_px = PIECE * apart
-        some = ((across_px > coarser) & ((across_px <= fine) | (fine == FINENESS[-1]))).nonzero()[:, 0]
-        coarser = fine
-        if len(some):
-            _draw_fine(drawing, plane[:, :, some], first[some], number[some], fine)
+    first, number = (picture * ((h + 2) * (w + 2)) + 1).int(), point.int()
+    ends = torch.searchsorted(across_px, across_px.new_tensor(FINENESS[:-1]), right=True).tolist()
+    for fine, begin, end in zip(FINENESS, [0, *ends], [*ends, len(point)], strict=True):
+        if begin < end:
+            _draw_fine(drawing, plane[:, :, begin:end], first[begin:end], number[begin:end], fine)
 
 
 def _draw_fine(
@@ -202,13 +198,22 @@ def _draw_fine(
     """Draw pieces of planes (their middles and two sides, as in `projected`) as `fine` times `fine` points each."""
     _, h, w = drawing.shape
     offset = PIECE * ((torch.arange(fine, device=plane.device) + 0.5) / fine - 0.5)
-    right, down = offset.repeat(fine)[:, None], offset.repeat_interleave(fine)[:, None]
-    x, y, z = ((middle + right * e).add_(down * f) for middle, e, f in plane.unbind(1))
+    middle, right, down = plane.unbind()
+    at = (middle[:, None] + offset[:, None] * right[:, None])[:, None] + (offset[:, None] * down[:, None])[:, :, None]
+    x, y, z = at.unbind()
     depth = z.clamp(NEAR_M, FAR_M)
     column = x.div_(depth).add_(depth - z, alpha=BESIDE).floor_().clamp_(-1, w)
     row = y.div_(depth).floor_().clamp_(-1, h).add_(1)
     cell = row.mul_(w + 2).add_(column).int().add_(first)
     drawing.bordered.scatter_reduce_(0, cell.long().flatten(), drawing.keys.of(depth, number).flatten(), "amin")
+
+
+def _eyes(views: Float[Tensor, "B L 3 4"]) -> Float[Tensor, "B L 3"]:
+    """Return where the cameras are in the frame of each link: −(K·R)⁻¹·(K·t), by cofactors."""
+    M, t = views[..., :3], views[..., 3:]
+    cofactors = torch.linalg.cross(M.roll(-1, 2), M.roll(-2, 2))
+    eyes: Tensor = -(cofactors * t).sum(2) / (cofactors * M)[:, :, 0].sum(2, keepdim=True)
+    return eyes
 
 
 def projected(surfels: Surfels, views: Float[Tensor, "B L 3 4"]) -> Float[Tensor, "B 3 P"]:
