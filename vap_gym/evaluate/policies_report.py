@@ -15,8 +15,8 @@ from jaxtyping import Float
 from vap_gym.errors import VapError, unknown_name
 from vap_gym.evaluate.policies_trials import Setting, Trial
 from vap_gym.evaluate.report import table, write
-from vap_gym.evaluate.trials import paired_difference, wilson
-from vap_gym.metrics import Interval, bootstrap_interval
+from vap_gym.evaluate.trials import mean_over_starts, paired_difference, start_numbers, wilson
+from vap_gym.metrics import Interval
 
 Array = np.ndarray
 FORMAT = "vap_gym evaluation 1"
@@ -85,12 +85,8 @@ class Report:
             )
         if len(set(self.starts)) == len(self.trials):
             return wilson(int(outcomes[known].sum()), int(known.sum()), level=level)
-        places = {start: i for i, start in enumerate(dict.fromkeys(self.starts))}
-        groups = np.array([places[start] for start in self.starts])[known]
-        sums = np.stack([np.bincount(groups, outcomes[known]), np.bincount(groups)], 1)
-        return bootstrap_interval(
-            sums[sums[:, 1] > 0], level=level, statistic=lambda drawn: float(drawn[:, 0].sum() / drawn[:, 1].sum())
-        )
+        groups = start_numbers(self.starts, len(self.trials))
+        return mean_over_starts(outcomes[known], groups[known], level=level)
 
     def difference(self, a: str, b: str, *, level: float = 0.95) -> Interval:
         """How much more often `a` succeeds than `b` in the same trials. Raises VapError as `rate`."""

@@ -91,9 +91,7 @@ def imagine(world: WorldModel, given: Told, *, interval: int) -> Imagined:
     nothing = torch.zeros_like(sight.mask)
     posed, source = [frames[:, 0]], [torch.cat([nothing] * (PARTS - 1) + [nothing + 1.0], 1)]
     for t in range(1, frames.shape[1]):
-        grip = world.motion.grip(views[:, t])
-        for left in range(world.motion_steps, 0, -1):
-            things, _ = world.motion(things, torch.lerp(things.grip, grip, 1.0 / left))
+        things, _ = world.motion.follow(things, world.motion.grip(views[:, t]), world.motion_steps)
         drawn = posed_picture(world.appearance, sight, things.place_m, things.turn, views[:, t])
         posed.append(to_frames(drawn.picture))
         source.append(torch.cat([drawn.source, (1.0 - drawn.source.sum(1, keepdim=True)).clamp_min(0.0)], 1))

@@ -55,7 +55,12 @@ def paired_difference(
     left, right = left[known], right[known]
     if len(np.unique(groups)) == len(groups) and np.isin([left, right], (0.0, 1.0)).all():
         return _agresti_min(int((left > right).sum()), int((left < right).sum()), len(left), level)
-    rows = np.stack([np.bincount(groups, left - right), np.bincount(groups)], 1)
+    return mean_over_starts(left - right, groups, level=level)
+
+
+def mean_over_starts(values: NDArray[np.float64], groups: NDArray[np.int64], *, level: float = 0.95) -> Interval:
+    """Return the mean of known values (N,), and a bootstrap interval that draws whole starts (`start_numbers`)."""
+    rows = np.stack([np.bincount(groups, values), np.bincount(groups)], 1)
     return bootstrap_interval(
         rows[rows[:, 1] > 0], level=level, statistic=lambda drawn: float(drawn[:, 0].sum() / drawn[:, 1].sum())
     )

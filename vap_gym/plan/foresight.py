@@ -192,9 +192,7 @@ def rolled_things(world: WorldModel, things: ThingState, motion: Motion) -> list
                 f"The world model does not know how the gripper of '{world.appearance.name}' moves things. Use "
                 "LatentForesight."
             )
-        grip = world.motion.grip(views[:, t])
-        for left in range(world.motion_steps, 0, -1):
-            things, _ = world.motion(things, torch.lerp(things.grip, grip, 1.0 / left))
+        things, _ = world.motion.follow(things, world.motion.grip(views[:, t]), world.motion_steps)
         rolled.append(things)
     return rolled
 

@@ -123,14 +123,12 @@ def load_backgrounds(folders: list[Path], *, every: int, view: str, episodes: in
             one = source.read(i)
             frames, labels = (torch.from_numpy(x[view]) for x in (one.frames, one.labels))
             hidden = widened(in_front(labels), MIXED_PX)
-            pick = torch.arange(i % every, len(frames), every)
-            told = hidden if _rests(one.columns) else hidden[pick[:1]]
-            seen = (~told)[..., None].float()
-            shown = frames if len(told) == len(frames) else frames[pick[:1]]
+            pick, looked = torch.arange(i % every, len(frames), every), torch.arange(len(frames))
+            if not _rests(one.columns):
+                pick = looked = pick[:1]  # no other frame shows what is behind in this one
+            seen = (~hidden[looked])[..., None].float()
             times = seen.sum(0)
-            mean = (shown.float() * seen).sum(0) / times.clamp_min(1.0)
-            if len(told) < len(frames):
-                pick = pick[:1]
+            mean = (frames[looked].float() * seen).sum(0) / times.clamp_min(1.0)
             parts["episode"].append(torch.full((len(pick),), len(parts["plate"])))
             parts["plate"].append(mean.round().to(torch.uint8)[None])
             parts["known"].append((times[..., 0] > 0)[None])

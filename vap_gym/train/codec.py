@@ -75,10 +75,11 @@ def main(
         with autocast(place):
             latents = model.encode(batch)
             rebuilt = model.decode(latents + noise * torch.randn(latents.shape, generator=rng).to(place))
-            with torch.no_grad():
-                wanted = teacher.encode(batch) if teacher is not None else latents
-        fitting = settings.latent_weight * (latents.float() - wanted.float()).square().mean()
-        off: Tensor = codec_loss(rebuilt, batch, weight) + fitting
+        off = codec_loss(rebuilt, batch, weight)
+        if teacher is not None:
+            with torch.no_grad(), autocast(place):
+                wanted = teacher.encode(batch)
+            off = off + settings.latent_weight * (latents.float() - wanted.float()).square().mean()
         return off
 
     fit(

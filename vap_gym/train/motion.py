@@ -208,12 +208,8 @@ def rolled_out(
     """The T − 1 steps after the first; of a step's substeps, what the surest said counts."""
     state, said = model.begin(there, place_m, shape, grip[:, 0]), []
     for t in range(1, grip.shape[1]):
-        surest: Move | None = None
-        for left in range(substeps, 0, -1):
-            state, move = model(state, torch.lerp(state.grip, grip[:, t], 1.0 / left))
-            surest = move if surest is None else move._replace(moves=torch.maximum(move.moves, surest.moves))
-        assert surest is not None
-        said.append((state, surest))
+        state, move = model.follow(state, grip[:, t], substeps)
+        said.append((state, move))
     return said
 
 

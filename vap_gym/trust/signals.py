@@ -71,8 +71,7 @@ class TrustSignals:
                 grip=before.repeat_interleave(n, 0),
                 **{name: state[f"{PREFIX}{name}"].flatten(0, 1) for name in KEPT},
             )
-            for left in range(self.world.motion_steps, 0, -1):
-                flat, _ = motion(flat, torch.lerp(flat.grip, grip.repeat_interleave(n, 0), 1.0 / left))
+            flat, _ = motion.follow(flat, grip.repeat_interleave(n, 0), self.world.motion_steps)
             for name in KEPT:
                 state[f"{PREFIX}{name}"] = getattr(flat, name).unflatten(0, (B, n))
             state[f"{PREFIX}grip"] = grip

@@ -310,9 +310,7 @@ class WorldModel:
         seen = history[:, [lag - 1 for lag in self.lags]]
         things = ThingState(*(state[f"thing_{name}"] for name in ThingState._fields))
         if self.motion.knows(links):
-            grip = self._grip(links)
-            for left in range(self.motion_steps, 0, -1):
-                things, _ = self.motion(things, torch.lerp(things.grip, grip, 1.0 / left))
+            things, _ = self.motion.follow(things, self._grip(links), self.motion_steps)
         posed = self._posed(state, things, links)
         with self._autocast():
             seen_now = self.codec.encode(posed.picture.contiguous(memory_format=torch.channels_last)).float()

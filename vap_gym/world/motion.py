@@ -181,6 +181,19 @@ class ThingMotion(ModelMixin, ConfigMixin):
         )
         return following, Move(moves=moves[..., 0], way_m=way, turn_rad=turn)
 
+    def follow(self, state: ThingState, grip: Float[Tensor, "B G 12"], steps: int) -> tuple[ThingState, Move]:
+        """Return the things after so many steps in which the gripper's links go evenly to `grip`, and what was said of
+        the last one, as surely as of the surest.
+
+        That is a frame of a robot whose step is as long as so many of the network's (`WorldModel.motion_steps`).
+        """
+        surest: Tensor | None = None
+        for left in range(steps, 0, -1):
+            state, move = self(state, torch.lerp(state.grip, grip, 1.0 / left))
+            surest = move.moves if surest is None else torch.maximum(move.moves, surest)
+        assert surest is not None
+        return state, move._replace(moves=surest)
+
     def _seen(self, state: ThingState, grip: Tensor, frame: Tensor) -> Tensor:
         """Of each thing, in the gripper's frame: where it is, and was before the gripper moved; its last step; which
         ways are up for the world and for it; how high it is; its shape."""
