@@ -196,12 +196,15 @@ def clip_figures(clips: Sequence[Clip]) -> Iterator[tuple[str, str]]:
 
 
 def held_out_figures(world_model: str) -> tuple[list[tuple[str, str]], str]:
-    """Return the benchmark's figures: rows (shipped with the weights), or text to follow (from docs/fidelity.md)."""
+    """Return the benchmark's figures of the demo's env: rows (shipped with the weights; those of other envs begin with
+    their ids), or text to follow (from docs/fidelity.md)."""
     scores, fidelity = weights_dir() / world_model / "scores.json", ROOT / "docs" / "fidelity.md"
     if scores.is_file():
         figures = json.loads(scores.read_text(encoding="utf-8")).items()
         return [
-            (f"held-out episodes: {name}", f"{v:.3g}" if isinstance(v, float) else str(v)) for name, v in figures
+            (f"held-out episodes: {name}", f"{v:.3g}" if isinstance(v, float) else str(v))
+            for name, v in figures
+            if not name.startswith("VAP-")
         ], ""
     tables = (
         re.findall(r"(?:^\|.*\n?)+", fidelity.read_text(encoding="utf-8"), re.MULTILINE) if fidelity.is_file() else []
