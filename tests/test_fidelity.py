@@ -14,7 +14,7 @@ from vap_gym.cards import load_env, load_robot
 from vap_gym.evaluate import clips as clips_module
 from vap_gym.evaluate import fidelity
 from vap_gym.evaluate.clips import Clips, fingerprint, played
-from vap_gym.evaluate.fidelity_figures import gap_closed, interval, segmentation, share_by_episode, things
+from vap_gym.evaluate.fidelity_figures import gap_closed, interval, last_seen, segmentation, share_by_episode, things
 from vap_gym.evaluate.fidelity_page import ROWS, headline, page
 from vap_gym.evaluate.fidelity_rollout import Sight, begun, imagine, look, subject
 from vap_gym.evaluate.fidelity_truth import FIRST_OBJECT
@@ -130,14 +130,20 @@ def test_the_gap_is_closed_wholly_by_the_codec_and_not_at_all_by_a_frozen_frame(
     assert interval(np.zeros((0, 3)), gap_closed) is None
 
 
-def perfect(clips: Clips) -> Sight:
+def perfect(clips: Clips, at: slice = slice(1, None)) -> Sight:
     """A judge that sees things where they are."""
+    objects_m = clips.objects_m[:, at]
     return Sight(
-        tool_px=np.zeros((len(clips), STEPS, 2), np.float32),
-        objects_m=clips.objects_m[:, 1:].astype(np.float32),
-        confidence=np.where(np.isfinite(clips.objects_m[:, 1:, :, 0]), 1.0, 0.0).astype(np.float32),
-        segmentation=clips.labels[:, 1:],
+        tool_px=np.zeros((*objects_m.shape[:2], 2), np.float32),
+        objects_m=objects_m.astype(np.float32),
+        confidence=np.where(np.isfinite(objects_m[..., 0]), 1.0, 0.0).astype(np.float32),
+        segmentation=clips.labels[:, at],
     )
+
+
+def at_first(clips: Clips) -> Sight:
+    """What such a judge sees in first frames."""
+    return perfect(clips, slice(0, 1))
 
 
 def test_things_count_as_moved_or_left_alone_and_errors_are_told(clips: dict[str, Clips]) -> None:
@@ -145,22 +151,43 @@ def test_things_count_as_moved_or_left_alone_and_errors_are_told(clips: dict[str
     objects_m = np.repeat(still.objects_m[:, :1], STEPS + 1, 1)
     mine = dataclasses.replace(still, objects_m=objects_m)
     report: dict[str, Any] = {}
-    things(report, mine, perfect(mine), perfect(mine))
+    things(report, mine, at_first(mine), perfect(mine), perfect(mine))
     assert report["untouched_there"].value == 1.0
     assert report["moved_objects"] == 0
     assert report["moved_error_share"] is None
     seen = perfect(mine)
     wrong = dataclasses.replace(seen, objects_m=seen.objects_m + np.float32(0.02))
-    things(report, mine, wrong, perfect(mine))
+    things(report, mine, at_first(mine), wrong, perfect(mine))
     assert report["untouched_there"].value == 0.0
     pushed = objects_m.copy()
     pushed[:, -1, :, 1] += 0.06
     moved = dataclasses.replace(still, objects_m=pushed)
-    things(report, moved, perfect(mine), perfect(moved))  # imagined to have stayed
+    things(report, moved, at_first(moved), perfect(mine), perfect(moved))  # imagined to have stayed
     assert report["moved_objects"] > 0
     assert report["moved_error_share"].value == pytest.approx(1.0, abs=1e-4)
-    things(report, moved, perfect(moved), perfect(moved))
+    things(report, moved, at_first(moved), perfect(moved), perfect(moved))
     assert report["moved_error_share"].value == pytest.approx(0.0, abs=1e-4)
+
+
+def test_what_the_first_frame_hides_stands_apart_and_what_is_lost_is_where_it_was_last(clips: dict[str, Clips]) -> None:
+    mine = clips["VAP-RT1-v0"]
+    pushed = np.repeat(mine.objects_m[:, :1], STEPS + 1, 1)
+    pushed[:, 2:, :, 1] += 0.06
+    moved = dataclasses.replace(mine, objects_m=pushed)
+    first, seen = at_first(moved), perfect(moved)
+    lost = dataclasses.replace(seen, objects_m=seen.objects_m + 5.0, confidence=0.0 * seen.confidence)
+    report: dict[str, Any] = {}
+    things(report, moved, first, lost, seen)
+    assert report["moved_error_share"].value == pytest.approx(1.0, abs=1e-4)  # never seen again: as in the first frame
+    assert report["moved_error_share_all"].value == pytest.approx(1.0 / 0.06, abs=1e-2)  # a metre off at most
+    late = dataclasses.replace(lost, objects_m=lost.objects_m.copy(), confidence=lost.confidence.copy())
+    late.objects_m[:, 1], late.confidence[:, 1] = seen.objects_m[:, 1], seen.confidence[:, 1]
+    np.testing.assert_array_equal(last_seen(first, late), seen.objects_m[:, 1])
+    hidden = dataclasses.replace(first, confidence=0.0 * first.confidence)
+    things(report, moved, hidden, lost, seen)
+    assert report["objects_shown"] == report["moved_objects"] == 0
+    assert report["moved_error_share"] is None
+    assert report["moved_error_share_all"] is not None
 
 
 def test_segmentation_is_whole_for_the_truth_and_nothing_where_nothing_is_said(clips: dict[str, Clips]) -> None:
@@ -186,6 +213,7 @@ def test_the_page_tells_every_env_and_what_is_asked(monkeypatch: pytest.MonkeyPa
     report: dict[str, Any] = {row.key: figure for row in ROWS}
     report |= {
         "episodes": 3, "evaluations": 1, "untouched_objects": 2, "moved_objects": 1, "objects_seen": 0.5,
+        "objects_shown": 0.9,
         "psnr_by_step": {"imagined": [30.0] * 24}, "gap_closed_free": figure, "st_iou_free": figure,
     }  # fmt: skip
     blind = report | {"adherence_px": None}

@@ -202,7 +202,8 @@ def _pictures(report: Report, measured: Subject, clips: Clips, kinds: np.ndarray
     report["adherence_px"] = report["adherence_px_judge"] = None
     if knows:
         adherence(report, picked, seen, real)
-    things(report, picked, seen, real)
+    begin = look(measured, picked.frames[:, :1], picked, slice(0, 1))
+    things(report, picked, begin, seen, real)
     few = dataclasses.replace(real, segmentation=real.segmentation[:, SEGMENTED.start - 1 :: SEGMENTED.step])
     report["judge_j_and_f"] = segmentation(picked, few, SEGMENTED)
 
@@ -210,9 +211,9 @@ def _pictures(report: Report, measured: Subject, clips: Clips, kinds: np.ndarray
 def _long_run(report: Report, measured: Subject, clips: Clips, settings: dict[str, Any]) -> None:
     """Figures of 100 steps, all at their end."""
     imagined = imagine(measured, clips, **settings)
-    last = slice(-1, None)
+    last, begin = slice(-1, None), slice(0, 1)
     seen, real = (look(measured, frames[:, last], clips, last) for frames in (imagined, clips.frames))
-    things(report, clips, seen, real, suffix="_100")
+    things(report, clips, look(measured, clips.frames[:, begin], clips, begin), seen, real, suffix="_100")
     report["episodes_100"] = len(clips)
     true = clips.frames[:, last]
     for name, frames in (("imagined", imagined[:, last]), ("frozen", clips.frames[:, :1])):

@@ -18,6 +18,7 @@ from vap_gym.evaluate.heldout import MOVED_M, STILL_M
 from vap_gym.metrics import Interval, bootstrap_interval
 from vap_gym.sim.scene import LABELS
 from vap_gym.sim.spec import COLOURS
+from vap_gym.stage import SEEN
 
 NEAR_M = 0.015
 FIRST_OBJECT = LABELS.index(COLOURS[0])
@@ -72,37 +73,57 @@ def adherence(report: Report, clips: Clips, seen: Sight, real: Sight) -> None:
         report[f"adherence_px{name}"] = interval(per_episode, statistic=lambda v: float(np.median(v)))
 
 
-def things(report: Report, clips: Clips, seen: Sight, real: Sight, *, suffix: str = "") -> None:
+def things(report: Report, clips: Clips, first: Sight, seen: Sight, real: Sight, *, suffix: str = "") -> None:
     """Where things are in the last frame: those that the oracle left alone, and those that it moved.
 
-    An object counts where the oracle's is in the picture and the judge is sure of it there. Untouched ones are in place
-    where the judge sees them within 1.5 cm, and what it errs by on the true frame.
+    An object counts where the oracle's is in the picture and the judge is sure of it there, and in the `first` frame:
+    what a robot hides at first, nobody can imagine. Untouched ones are in place where the judge sees them within
+    1.5 cm, and what it errs by on the true frame. Moved ones are where the judge last was sure of them, as an env has
+    it for its rewards (`Stage._last_seen`). Figures that end in `_all` count what is hidden at first, too, and take
+    every object to be where the judge's heat map peaks.
     """
     start, end = clips.objects_m[:, 0], clips.objects_m[:, -1]
     moved_m = np.linalg.norm(end - start, axis=-1)  # NaN where there is no object
     pixels = _pixels(clips, end[:, None], slice(-1, None))[:, 0]
     inside = ((pixels > 2) & (pixels < _size(clips) - 2)).all(-1) & (end[..., 2] > start[..., 2] - FELL_M)
-    visible = inside & (real.confidence[:, -1] > 0.5)
-    error = {
-        name: np.nan_to_num(np.linalg.norm(sight.objects_m[:, -1] - end, axis=-1), nan=LOST_M).clip(max=LOST_M)
-        for name, sight in (("", seen), ("_judge", real))
-    }
-    untouched = visible & (moved_m < STILL_M)
-    there = (seen.confidence[:, -1] > 0.5) & (error[""] <= NEAR_M + error["_judge"])
-    report[f"untouched_there{suffix}"] = share_by_episode(there, untouched)
-    report[f"untouched_objects{suffix}"] = int(untouched.sum())
+    visible = inside & (real.confidence[:, -1] > SEEN)
+    shown = visible & (first.confidence[:, 0] > SEEN)
+    present = np.isfinite(moved_m) & inside
+    judged, peak = (_off_m(sight.objects_m[:, -1], end) for sight in (real, seen))
+    there = (seen.confidence[:, -1] > SEEN) & (peak <= NEAR_M + judged)
+    for name, counted in (("", shown), ("_all", visible)):
+        report[f"untouched_there{name}{suffix}"] = share_by_episode(there, counted & (moved_m < STILL_M))
+    report[f"untouched_objects{suffix}"] = int((shown & (moved_m < STILL_M)).sum())
     if suffix:
         return
-    present = np.isfinite(moved_m)
-    report["objects_seen"] = float(visible.sum() / max(1, (present & inside).sum()))
-    moved = visible & (moved_m >= MOVED_M)
+    report["objects_seen"] = float(visible.sum() / max(1, present.sum()))
+    report["objects_shown"] = float(shown.sum() / max(1, visible.sum()))
+    moved = shown & (moved_m >= MOVED_M)
     report["moved_objects"] = int(moved.sum())
-    for name in ("", "_judge"):
-        pairs = np.stack([error[name][moved], moved_m[moved]], 1)
+    error = {name: _off_m(last_seen(first, sight), end) for name, sight in (("", seen), ("_judge", real))}
+    for name, off_m, counted in (
+        *((name, off_m, moved) for name, off_m in error.items()),
+        ("_all", peak, visible & (moved_m >= MOVED_M)),
+    ):
+        pairs = np.stack([off_m[counted], moved_m[counted]], 1)
         report[f"moved_error_share{name}"] = interval(pairs, lambda v: float(v[:, 0].mean() / v[:, 1].mean()))
-        report[f"moved_error_cm{name}"] = interval(100 * error[name][moved])
+    report["moved_error_cm"] = interval(100 * error[""][moved])
     report["moved_frozen_cm"] = interval(100 * moved_m[moved])
-    report["judge_object_cm"] = interval(100 * error["_judge"][visible], lambda v: float(np.median(v)))
+    report["judge_object_cm"] = interval(100 * judged[visible], lambda v: float(np.median(v)))
+
+
+def last_seen(first: Sight, seen: Sight) -> Float[np.ndarray, "N K 3"]:
+    """Return where the judge last was sure of each object, in frames after a first one; else where it was in that."""
+    place_m = first.objects_m[:, 0].copy()
+    for t in range(seen.objects_m.shape[1]):
+        sure = (seen.confidence[:, t] > SEEN) & np.isfinite(seen.objects_m[:, t]).all(-1)
+        place_m[sure] = seen.objects_m[:, t][sure]
+    return place_m
+
+
+def _off_m(place_m: Float[np.ndarray, "N K 3"], true_m: Float[np.ndarray, "N K 3"]) -> Float[np.ndarray, "N K"]:
+    off: np.ndarray = np.nan_to_num(np.linalg.norm(place_m - true_m, axis=-1), nan=LOST_M).clip(max=LOST_M)
+    return off
 
 
 def share_by_episode(good: np.ndarray, counted: np.ndarray) -> Interval | None:

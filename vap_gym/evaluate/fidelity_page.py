@@ -74,6 +74,19 @@ BESIDE = (
         told=percent, must="", aim="",
     ),
     Row(name="judge on true frames: J&F of its objects (asked: ≥ .85)", key="judge_j_and_f", must="", aim=""),
+    Row(
+        name="untouched objects there at step 24, those that the first frame hides counted, too",
+        key="untouched_there_all", told=percent, must="", aim="",
+    ),
+    Row(
+        name="untouched objects there at step 100, those that the first frame hides counted, too",
+        key="untouched_there_all_100", told=percent, must="", aim="",
+    ),
+    Row(
+        name="objects moved ≥ 5 cm: share of the frozen-object error, those that the first frame hides counted, too, "
+        "and those that the judge does not see taken to be where its heat map peaks",
+        key="moved_error_share_all", told=percent, must="", aim="",
+    ),
     Row(name="objects moved ≥ 5 cm: error [cm]", key="moved_error_cm", must="", aim=""),
     Row(name="objects moved ≥ 5 cm: how far [cm]", key="moved_frozen_cm", must="", aim=""),
 )  # fmt: skip
@@ -95,7 +108,8 @@ def page(measured: dict[str, Report], world_model: str, evaluations: int, *, tru
     counts = [
         ["objects: untouched", *(str(r["untouched_objects"]) for r in measured.values())],
         ["objects: moved", *(str(r["moved_objects"]) for r in measured.values())],
-        ["objects that the judge sees", *(f"{100 * r['objects_seen']:.0f} %" for r in measured.values())],
+        ["objects that the judge sees at the end", *(f"{100 * r['objects_seen']:.0f} %" for r in measured.values())],
+        ["of these in the first frame, too", *(f"{100 * r['objects_shown']:.0f} %" for r in measured.values())],
     ]
     lists = ", ".join(f"`{list_path(env)}`" for env in measured)
     told = {
@@ -118,9 +132,11 @@ Beside it:
 
 {table(["", *measured], [*beside, *counts])}
 
-Swapped: same start and camera, another episode's actions. Untouched: within 1.5 cm + the judge's own error on the true
-frame. Moved objects: an error counts as 1 m at most. n/a: the judge does not know this gripper, or there is nothing to
-measure.
+Swapped: same start and camera, another episode's actions. Objects count where the judge is sure of them in the
+true first and last frame: what the robot hides at first, no model can know of (figures with it stand beside).
+Untouched: seen within 1.5 cm + the judge's own error on the true frame. Moved: where the judge last was sure of them,
+the rule by which an env gives rewards. An error counts as 1 m at most. n/a: the judge does not know this gripper, or
+there is nothing to measure.
 
 By kind (no-op episodes, and those with novel things or skills, are not in the tables above):
 

@@ -99,6 +99,12 @@ class _ToldMotion(nn.Module):
         move = Move(moves=still[..., 0], way_m=place_m - state.place_m, turn_rad=still)
         return state._replace(place_m=place_m, turn=turn, memory=memory, grip=grip), move
 
+    def follow(self, state: ThingState, grip: Float[Tensor, "B G 12"], steps: int) -> tuple[ThingState, Move]:
+        """Return the things a frame later: in so many calls, of which the last leads there."""
+        for _ in range(steps):
+            state, move = self(state, grip)
+        return state, move
+
 
 def _things(
     clips: Clips, most: int, *, table_m: float

@@ -22,6 +22,7 @@ from vap_gym.world.filling import continued, filled_in
 
 MIXED_PX = 1  # so near an edge pixels show both sides
 STILL = 1e-5  # of a camera's matrices
+MIRRORED = 0.5  # of the batches
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +91,10 @@ def main(
         pick = train[torch.randint(len(train), (settings.batch_size,), generator=rng)]
         other = train[torch.randint(len(train), (settings.batch_size,), generator=rng)]
         borrows = torch.rand(settings.batch_size, generator=rng) < settings.borrowed
-        pictures, covered, truth, known = (x.to(place) for x in drawn(data, pick, other, borrows))
+        flip = bool(torch.rand((), generator=rng) < MIRRORED)
+        pictures, covered, truth, known = (
+            (x.flip(-1) if flip else x).to(place) for x in drawn(data, pick, other, borrows)
+        )
         with autocast(place):
             made = filler(pictures, covered)
         weight = covered * known
@@ -123,7 +127,7 @@ def load_backgrounds(folders: list[Path], *, every: int, view: str, episodes: in
             one = source.read(i)
             frames, labels = (torch.from_numpy(x[view]) for x in (one.frames, one.labels))
             hidden = widened(in_front(labels), MIXED_PX)
-            pick, looked = torch.arange(i % every, len(frames), every), torch.arange(len(frames))
+            pick, looked = torch.arange(i % min(every, len(frames)), len(frames), every), torch.arange(len(frames))
             if not _rests(one.columns):
                 pick = looked = pick[:1]  # no other frame shows what is behind in this one
             seen = (~hidden[looked])[..., None].float()

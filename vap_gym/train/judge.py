@@ -39,6 +39,8 @@ class JudgeRecipe:
     batch_size: int = 32
     learning_rate: float = 1.5e-3
     latent_noise: float = 0.08
+    mirrored: float = 0.0  # share of the frames that are seen in a mirror
+    tool_weight: float = 1.0  # of the tool's place; an object's is 1
     ema_decay: float = 0.998
     scored: int = 300  # held-out frames of each robot that are scored
     log_every: int = 50
@@ -68,7 +70,12 @@ def main(
     codec = FrameCodec.from_pretrained(settings.codec, torch_dtype=torch.float32).eval().requires_grad_(False)
     codec = codec.to(memory_format=torch.channels_last)
     data, robots = load_truths(
-        [Path(p) for p in settings.data], codec, every=settings.every, view=settings.view, episodes=settings.episodes
+        [Path(p) for p in settings.data],
+        codec,
+        every=settings.every,
+        view=settings.view,
+        episodes=settings.episodes,
+        mirrored=settings.mirrored,
     )
     train = (~data.held_out).nonzero()[:, 0]
     held_out = data.pick(scored(data.robot, data.held_out, settings.scored))
@@ -89,7 +96,7 @@ def main(
         latents = latents + level * torch.randn(latents.shape, generator=rng)
         with autocast(place):
             said = model(latents.to(place).contiguous(memory_format=torch.channels_last))
-        return judge_loss(said, drawn.to(place))
+        return judge_loss(said, drawn.to(place), tool_weight=settings.tool_weight)
 
     fit(
         run,
@@ -142,17 +149,19 @@ def some_pictures(settings: JudgeRecipe, most: int = 12) -> Float[Tensor, "N 3 H
     return to_pictures(torch.cat(frames))
 
 
-def judge_loss(out: dict[str, Tensor], data: Truths) -> Tensor:
+def judge_loss(out: dict[str, Tensor], data: Truths, *, tool_weight: float = 1.0) -> Tensor:
     """Cross-entropy of heat maps against narrow Gaussians and of the segmentation; offsets, presence, held, height."""
     h, w = out["heat"].shape[-2:]
     there = ~data.points_px.isnan().any(-1)
+    counts = there.float()
+    counts[:, -1] *= tool_weight
     cells = torch.nan_to_num(data.points_px) / STRIDE_PX - 0.5
     y, x = torch.meshgrid(torch.arange(h, device=cells.device), torch.arange(w, device=cells.device), indexing="ij")
     delta = torch.stack([cells[..., 0, None, None] - x, cells[..., 1, None, None] - y], 2)  # N P 2 h w
     goal = torch.exp(-delta.square().sum(2) / (2 * 0.8**2))
     goal = goal / goal.sum((-1, -2), keepdim=True).clamp_min(1e-6)
     heat = -(goal.flatten(2) * out["heat"].flatten(2).log_softmax(-1)).sum(-1)
-    near = (delta.abs().amax(2) < 1.6) & there[..., None, None]
+    near = (delta.abs().amax(2) < 1.6) * counts[..., None, None]
     offset = ((out["offset"] - delta).abs().sum(2) * near).sum() / near.sum().clamp_min(1)
     known = ~data.present.isnan()
     present = F.binary_cross_entropy_with_logits(out["state"][..., 0], data.present.nan_to_num(), reduction="none")
@@ -170,7 +179,7 @@ def judge_loss(out: dict[str, Tensor], data: Truths) -> Tensor:
     rare[:2] = 1.0
     rare[FIRST_OBJECT + len(COLOURS) :] = 1.0  # drawers are large
     pixels = F.cross_entropy(out["labels"], _known(data.labels[:, ::step, ::step], classes), weight=rare)
-    placed = (heat * there).sum() / there.sum().clamp_min(1) + offset + height + support
+    placed = (heat * counts).sum() / counts.sum().clamp_min(1) + offset + height + support
     return placed + 2 * present + lifted + 2 * pixels
 
 

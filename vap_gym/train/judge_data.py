@@ -75,12 +75,13 @@ def load_truths(
     view: str,
     episodes: int = 0,
     only_held_out: bool = False,
+    mirrored: float = 0.0,
     seed: int = 0,
 ) -> tuple[Truths, tuple[str, ...]]:
     """Every `every`-th frame of the sets' first `episodes` (0: all), and the robots that `robot` counts.
 
     Half of the episodes went through the codec once more, as what a world model shows; some of the others are first
-    blurred or in fog. Held-out episodes are read as they are.
+    blurred or in fog; a share of the frames is `mirrored`. Held-out episodes are read as they are.
     """
     from tqdm import tqdm
 
@@ -99,6 +100,9 @@ def load_truths(
             episode, kept = source.read(i), is_held_out(index)
             entry = _entry(episode, pick, view, table_z_m)
             pictures = to_pictures(torch.from_numpy(episode.frames[view][pick]))
+            if not kept:
+                flip = torch.rand(len(pick), generator=rng) < mirrored
+                pictures, entry = some_mirrored(pictures, entry, flip)
             entry["latents"] = _encoded(
                 codec, pictures if kept else _spoilt(pictures, rng), again=not kept and bool(i % 2)
             )
@@ -107,6 +111,22 @@ def load_truths(
             for key, value in entry.items():
                 parts.setdefault(key, []).append(value)
     return Truths(**{k: torch.cat(v) for k, v in parts.items()}), tuple(robots)
+
+
+def some_mirrored(
+    pictures: Float[Tensor, "N 3 H W"], entry: dict[str, Tensor], flip: Bool[Tensor, " N"]
+) -> tuple[Float[Tensor, "N 3 H W"], dict[str, Tensor]]:
+    """Return pictures, and what is true of them, with those that `flip` names as in a mirror; their cameras look so."""
+    width = pictures.shape[-1]
+    mirror = torch.tensor([[-1.0, 0.0, width], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
+    x, y = entry["points_px"].unbind(-1)
+    other = {
+        "labels": entry["labels"].flip(-1),
+        "points_px": torch.stack([width - x, y], -1),
+        "K": mirror @ entry["K"],
+    }
+    chosen = {k: torch.where(flip.reshape(-1, *(1,) * (v.ndim - 1)), v, entry[k]) for k, v in other.items()}
+    return torch.where(flip[:, None, None, None], pictures.flip(-1), pictures), entry | chosen
 
 
 @torch.no_grad()

@@ -8,12 +8,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vap_gym.world.filling import filled_in
+from vap_gym.world.filling import continued
 from vap_gym.world.layers import ResBlock, zeroed
 
 
 class BackgroundFiller(nn.Module):
-    """A small U-Net that corrects what interpolation fills in: edges of tables and patterns go on behind the robot.
+    """A small U-Net that corrects what straight lines fill in: edges of tables and patterns go on behind the robot.
 
     Args:
         widths: channels at a half, a quarter, an eighth and a sixteenth of the picture's size.
@@ -36,7 +36,7 @@ class BackgroundFiller(nn.Module):
 
     def forward(self, picture: Float[Tensor, "B 3 H W"], covered: Float[Tensor, "B 1 H W"]) -> Float[Tensor, "B 3 H W"]:
         """Return the picture, in [−1, 1], with what is covered (1) replaced; H and W are multiples of 16, or padded."""
-        begun = filled_in(picture, 1.0 - covered)
+        begun = continued(picture, 1.0 - covered)
         height, width = picture.shape[-2:]
         x = torch.cat([begun, 2.0 * covered - 1.0], 1)
         x = nn.functional.pad(x, (0, -width % 16, 0, -height % 16), mode="replicate")
