@@ -48,7 +48,7 @@ from vap_gym.evaluate import report
 from vap_gym.video.causal import CausalVideoNetwork
 from vap_gym.video.network import VideoNetwork
 from vap_gym.video.stream import Stream
-from vap_gym.world.model import checked_device
+from vap_gym.world.devices import checked_device
 
 NOT = "not measured"
 HEADER = (

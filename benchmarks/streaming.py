@@ -37,7 +37,7 @@ from vap_gym.video.causal import CausalVideoNetwork
 from vap_gym.video.presets import preset
 from vap_gym.video.world import StreamWorld
 from vap_gym.world.codec import FrameCodec
-from vap_gym.world.model import native_dtype
+from vap_gym.world.devices import native_dtype
 
 SHOWN = (1, 5, 10, 24, 50, 100, 150, 200)
 

@@ -9,8 +9,9 @@ from torch import Tensor
 from vap_gym.errors import VapError
 from vap_gym.world.appearance import RobotAppearance
 from vap_gym.world.codec import FrameCodec
+from vap_gym.world.devices import devices, native_dtype
 from vap_gym.world.dynamics import FrameDynamics
-from vap_gym.world.model import PARTS, WorldModel, devices, native_dtype
+from vap_gym.world.model import PARTS, WorldModel
 from vap_gym.world.motion import ThingMotion
 from vap_gym.world.things import ThingFinder
 

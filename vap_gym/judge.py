@@ -19,8 +19,9 @@ from vap_gym.errors import CheckpointError, VapError, unknown_name
 from vap_gym.geometry import Camera
 from vap_gym.world.checkpoint import load_part, read_json, save_part
 from vap_gym.world.codec import FrameCodec, to_pictures
+from vap_gym.world.devices import checked_device, native_dtype
 from vap_gym.world.layers import ResBlock
-from vap_gym.world.model import INDEX, checked_device, native_dtype
+from vap_gym.world.model import INDEX
 from vap_gym.world.support import Support
 
 REST_HEIGHT_M = 0.03  # centre of a typical object that rests on the table; what the network says is relative to it

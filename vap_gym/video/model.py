@@ -32,7 +32,7 @@ from vap_gym.video.pretrained import CLASS, INDEX, TEXT_CACHE, load_parts
 from vap_gym.video.sampler import Given, Scheduler, sample_v, sample_x0, slot_noise
 from vap_gym.video.text import CachedText, TextSource
 from vap_gym.world.checkpoint import replaced_text
-from vap_gym.world.model import checked_device, native_dtype
+from vap_gym.world.devices import checked_device, native_dtype
 
 
 class VideoModel:

@@ -17,7 +17,8 @@ from vap_gym.video.causal import CausalVideoNetwork
 from vap_gym.video.stream import TRAJECTORY, Stream, levels
 from vap_gym.world.checkpoint import load_part, read_json, replaced_text, save_part
 from vap_gym.world.codec import FrameCodec, to_frames, to_pictures
-from vap_gym.world.model import INDEX, checked_device, native_dtype
+from vap_gym.world.devices import checked_device, native_dtype
+from vap_gym.world.model import INDEX
 from vap_gym.world.noise import counter_noise
 
 if TYPE_CHECKING:

@@ -18,7 +18,9 @@ from vap_gym.errors import CheckpointError, VapError, unknown_name
 from vap_gym.world.appearance import FirstSight, RobotAppearance, first_sight, kept, sight_of
 from vap_gym.world.checkpoint import load_part, read_index, save_part
 from vap_gym.world.codec import FrameCodec, to_frames, to_pictures
+from vap_gym.world.devices import checked_device, native_dtype
 from vap_gym.world.dynamics import PROMPT_TAPS, FrameDynamics, composed
+from vap_gym.world.jaws import Jaws, jaws_of, poses, stopped
 from vap_gym.world.motion import ThingMotion, ThingState
 from vap_gym.world.noise import counter_noise
 from vap_gym.world.posing import Posed, cell_means, posed_picture
@@ -39,6 +41,7 @@ PARTS: dict[str, type[ModelMixin]] = {
 STATE_KEYS = (
     "latent", "history", "anchor", "prompt_features", "anchor_prompt", "step", "seed",
     *(f"first_{name}" for name in FirstSight._fields), *(f"thing_{name}" for name in ThingState._fields),
+    "jaws",
 )  # fmt: skip
 NEAR_CLEAN = 0.5  # noise level of the second evaluation: predict, renoise, predict
 
@@ -48,9 +51,9 @@ class WorldModel:
 
     `state` is a flat TensorDict with batch size [B]: `latent` (B, C, h, w) is the newest frame, `history` the last
     frames' latents, `anchor` the first frame's; `first_…` is what the first frame shows (`appearance.FirstSight`;
-    pictures and shares as bytes), `thing_…` where the things in it are now (`motion.ThingState`); `prompt_features` and
-    `anchor_prompt` are those of the last prompts, `step` and `seed` drive the noise. Index assignment is a partial
-    reset, `expand` a branch.
+    pictures and shares as bytes), `thing_…` where the things in it are now (`motion.ThingState`), `jaws` where those of
+    the gripper are (`jaws.poses`); `prompt_features` and `anchor_prompt` are those of the last prompts, `step` and
+    `seed` drive the noise. Index assignment is a partial reset, `expand` a branch.
 
     Args:
         codec, dynamics: frames ↔ latents; latents → latents.
@@ -88,6 +91,7 @@ class WorldModel:
         self.things = things.to(self.device, **form).eval().requires_grad_(False)
         self.motion = motion.to(self.device).eval().requires_grad_(False)
         self.motion_steps = 1  # of things, in one of the robot
+        self.jaws = self._own_jaws()
         self.state_keys = STATE_KEYS
         self.lags: tuple[int, ...] = tuple(dynamics.config.lags)
         height, width = dynamics.config.latent_size
@@ -125,12 +129,15 @@ class WorldModel:
         other.motion_steps = motion_steps
         if known is not None:
             other.appearance = self.appearance.of(known)
+            other.jaws = None
             if known in self.motion.names:
                 other.motion = self.motion.of(known)
+                other.jaws = other._own_jaws()
             return other
         made = RobotAppearance.of_surface(surfels, colour, links, self.appearance.filler)
         other.appearance = made.to(self.device).eval().requires_grad_(False)
         other.motion = self.motion.for_links(tuple(gripper), links)
+        other.jaws = other._own_jaws()
         return other
 
     @property
@@ -250,6 +257,7 @@ class WorldModel:
                 "seed": seed.to(self.device, torch.int64),
                 **kept(sight, frames.to(self.device)),
                 **{f"thing_{name}": value for name, value in things._asdict().items()},
+                "jaws": poses(self.jaws, links),
             },
             batch_size=[batch],
         )
@@ -311,7 +319,8 @@ class WorldModel:
         things = ThingState(*(state[f"thing_{name}"] for name in ThingState._fields))
         if self.motion.knows(links):
             things, _ = self.motion.follow(things, self._grip(links), self.motion_steps)
-        posed = self._posed(state, things, links)
+        shown, jaws = stopped(self.jaws, links, state["jaws"], things)
+        posed = self._posed(state, things, shown)
         with self._autocast():
             seen_now = self.codec.encode(posed.picture.contiguous(memory_format=torch.channels_last)).float()
         source = cell_means(posed.source, (seen_now.shape[2], seen_now.shape[3]))
@@ -329,7 +338,7 @@ class WorldModel:
         following["latent"] = made
         following["history"] = torch.cat([made[:, None], history[:, :-1]], dim=1)
         following["prompt_features"] = torch.cat([now[:, None], state["prompt_features"][:, :-1]], dim=1)
-        following["step"] = state["step"] + 1
+        following["step"], following["jaws"] = state["step"] + 1, jaws
         for name, value in things._asdict().items():
             following[f"thing_{name}"] = value
         return following, posed, gate
@@ -342,6 +351,13 @@ class WorldModel:
         if not self.motion.knows(links):
             return links.new_zeros(len(links), len(self.motion.grippers[0]), 12)
         return self.motion.grip(links)  # type: ignore[no-any-return]
+
+    def _own_jaws(self) -> Jaws | None:
+        """The jaws of the robot whose things move."""
+        motion = self.motion
+        if motion.link_counts[motion.current] != self.appearance.links:
+            return None
+        return jaws_of(motion.bases[motion.current], motion.grippers[motion.current], self.appearance.surfels)
 
     def _features(self, prompts: Tensor) -> Tensor:
         pictures = to_pictures(prompts.to(self.device)).contiguous(memory_format=torch.channels_last)
@@ -369,30 +385,3 @@ class WorldModel:
                 f"{what} must be uint8 (…, {height}, {width}, 3), got {frames.dtype} {tuple(frames.shape)}. "
                 "Crop and resize them first."
             )
-
-
-def checked_device(device: torch.device | str) -> torch.device:
-    """Return the device, or raise a VapError that says which there are."""
-    try:
-        found = torch.device(device)
-    except RuntimeError as error:
-        raise VapError(f"No device named '{device}'. Known here: {', '.join(devices())}.") from error
-    if found.type != "cpu" and str(found) not in devices():
-        raise VapError(f"Device '{device}' is not on this machine. Known here: {', '.join(devices())}.")
-    return found
-
-
-def devices() -> list[str]:
-    """Devices that torch can use here."""
-    return [
-        "cpu",
-        *(f"cuda:{i}" for i in range(torch.cuda.device_count())),
-        *(["cuda"] if torch.cuda.is_available() else []),
-    ]
-
-
-def native_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 where it is native; elsewhere on CPUs it can be hundreds of times slower than float32."""
-    if device.type == "cpu" and not torch.cpu._is_avx512_bf16_supported():
-        return torch.float32
-    return torch.bfloat16
