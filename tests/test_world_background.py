@@ -8,6 +8,7 @@ import torch
 
 from vap_gym.cards import load_robot
 from vap_gym.data import EpisodeWriter, finalise
+from vap_gym.errors import VapError
 from vap_gym.prompts.body import Body
 from vap_gym.sim.layouts import draw_scene
 from vap_gym.sim.rollout import NominalRobot, record
@@ -16,7 +17,7 @@ from vap_gym.train import background
 from vap_gym.train.appearance import of_bodies
 from vap_gym.world.appearance import RobotAppearance
 from vap_gym.world.background import BackgroundFiller
-from vap_gym.world.filling import filled_in
+from vap_gym.world.filling import continued
 from vap_gym.world.surfels import Surfels
 
 pytest.importorskip("pybullet", reason="the data come from the oracle")
@@ -37,13 +38,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_new_filler_interpolates_and_leaves_what_is_seen_alone() -> None:
+def test_a_new_filler_lets_lines_go_on_and_leaves_what_is_seen_alone() -> None:
     filler = BackgroundFiller(widths=(8, 8, 8, 8))
     picture = torch.rand(2, 3, 90, 144, generator=torch.Generator().manual_seed(0)) * 2 - 1
     covered = torch.zeros(2, 1, 90, 144)
     covered[:, :, 20:60, 50:90] = 1.0
     torch.testing.assert_close(
-        filler(picture, covered), torch.lerp(picture, filled_in(picture, 1.0 - covered), covered), atol=1e-5, rtol=0
+        filler(picture, covered), torch.lerp(picture, continued(picture, 1.0 - covered), covered), atol=1e-5, rtol=0
     )
     with torch.no_grad():
         filler.leave[2].weight.normal_(0, 1.0)
@@ -88,3 +89,15 @@ def test_robots_that_were_never_seen_are_given_the_same_filler() -> None:
     surfels = Surfels(body.points_m, body.normals, body.link, body.spacing_m)
     made = RobotAppearance.of_surface(surfels, body.colour, len(body.links), filler)
     assert made.filler is filler
+
+
+def test_training_begins_from_what_another_appearance_fills_in_with(folder: Path) -> None:
+    given = RobotAppearance.from_pretrained(folder / "appearance", torch_dtype=torch.float32)
+    other = given.with_filler(1)
+    filler = given.with_filler(0).filler
+    assert filler is not None
+    background.begin_from(filler, other)
+    taken, told = filler.state_dict(), other.filler.state_dict()
+    assert all(torch.equal(taken[name], value) for name, value in told.items())
+    with pytest.raises(VapError, match="fills=False"):
+        background.begin_from(filler, given)

@@ -13,10 +13,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vap_gym.data import EpisodeSet
+from vap_gym.errors import VapError
 from vap_gym.sim.scene import LABELS
 from vap_gym.train.fit import fit
 from vap_gym.train.run import Run, Schedule, autocast, load_recipe, seeded
 from vap_gym.world.appearance import RobotAppearance
+from vap_gym.world.background import BackgroundFiller
 from vap_gym.world.codec import charbonnier, to_frames, to_pictures
 from vap_gym.world.filling import continued, filled_in
 
@@ -32,6 +34,7 @@ class BackgroundRecipe:
     data: list[str]
     appearance: str  # folder of the appearance that is given it
     steps: int
+    init: str = ""  # folder of an appearance whose network is trained on
     view: str = "front"
     every: int = 12  # frames from one that is taken to the next
     batch_size: int = 16
@@ -82,6 +85,8 @@ def main(
     model = given.with_filler(settings.seed).to(place, memory_format=torch.channels_last)
     filler = model.filler
     assert filler is not None
+    if settings.init:
+        begin_from(filler, RobotAppearance.from_pretrained(settings.init, torch_dtype=torch.float32))
     held = torch.linspace(0, len(data) - 1, min(settings.held_out, len(data))).long()
     apart = torch.isin(data.episode, data.episode[held])  # no frame of an episode that is scored is trained on
     train = torch.arange(len(data))[~apart]
@@ -113,6 +118,15 @@ def main(
         rng=rng,
         weight_decay=1e-3,
     )
+
+
+def begin_from(filler: BackgroundFiller, given: RobotAppearance) -> None:
+    """Take another appearance's network of what is behind."""
+    if given.filler is None:
+        raise VapError(
+            "init must name an appearance that fills in what is behind, got one that does not (fills=False)."
+        )
+    filler.load_state_dict(given.filler.state_dict())
 
 
 def load_backgrounds(folders: list[Path], *, every: int, view: str, episodes: int = 0) -> Backgrounds:

@@ -46,13 +46,13 @@ def jaws_of(base: int, gripper: tuple[int, ...], surfels: Surfels) -> Jaws | Non
     if palm in links or len(links) % 2 or links != tuple(range(palm + 1, palm + 1 + len(links))):
         return None
     points, numbers = [], []
-    for i, link in enumerate(links):
-        mine = surfels.points_m[surfels.link == link]
+    for i, name in enumerate(links):
+        mine = surfels.points_m[surfels.link == name]
         mine = mine[torch.linspace(0, len(mine) - 1, min(POINTS, len(mine)), device=mine.device).long()]
         points.append(mine)
         numbers.append(torch.full((len(mine),), i, device=mine.device))
     link = torch.cat(numbers)
-    second = link >= len(links) // 2
+    second: Tensor = link >= len(links) // 2
     if not bool(second.any()) or bool(second.all()):
         return None
     return Jaws(base=base, palm=palm, links=links, points_m=torch.cat(points), link=link, second=second)
@@ -106,7 +106,8 @@ def _near(
     turn, place = link_poses(views, jaws.base, (jaws.palm,))
     middle = (turn[:, 0] @ goal[..., 3].mean(1)[..., None])[..., 0] + place[:, 0]
     off = (things.place_m - middle[:, None]).norm(dim=-1)
-    return ((off < NEAR_M) & things.there).any(1)
+    near: Tensor = ((off < NEAR_M) & things.there).any(1)
+    return near
 
 
 def _between(before: Float[Tensor, "n J 3 4"], goal: Float[Tensor, "n J 3 4"]) -> Float[Tensor, "n S J 3 4"]:
@@ -115,8 +116,9 @@ def _between(before: Float[Tensor, "n J 3 4"], goal: Float[Tensor, "n J 3 4"]) -
     R = before[..., :3]
     turn = rotvec_from_rotation((R.mT @ goal[..., :3]).double()).to(R)
     turned = R[:, None] @ rotation_from_rotvec(share * turn[:, None])
-    placed = torch.lerp(before[:, None, ..., 3], goal[:, None, ..., 3], share)
-    return torch.cat([turned, placed[..., None]], -1)
+    placed = before[:, None, ..., 3] + share * (goal - before)[:, None, ..., 3]
+    way: Tensor = torch.cat([turned, placed[..., None]], -1)
+    return way
 
 
 def _squeeze(
@@ -135,7 +137,8 @@ def _squeeze(
     across = torch.where(is_round[:, None, None], radial, inside[..., :2].amin(-1))
     deep = torch.minimum(across, inside[..., 2])
     jaw = [deep[:, :, which].amax(2).clamp(-DEEPEST_M, DEEPEST_M) for which in (~jaws.second, jaws.second)]
-    return torch.where(things.there[:, None], jaw[0] + jaw[1], -2.0 * DEEPEST_M)
+    both: Tensor = torch.where(things.there[:, None], jaw[0] + jaw[1], -2.0 * DEEPEST_M)
+    return both
 
 
 def _solids(things: ThingState) -> tuple[Float[Tensor, "n K 3 3"], Float[Tensor, "n K 3"], Bool[Tensor, "n K"]]:
