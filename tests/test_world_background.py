@@ -50,7 +50,7 @@ def test_a_new_filler_lets_lines_go_on_and_leaves_what_is_seen_alone() -> None:
         filler.leave[2].weight.normal_(0, 1.0)
     made = filler(picture, covered)
     assert torch.equal(made * (1 - covered), picture * (1 - covered))
-    assert (made - filled_in(picture, 1.0 - covered)).abs().amax() > 0.01
+    assert (made - continued(picture, 1.0 - covered)).abs().amax() > 0.01
     assert made.abs().amax() <= 1.0
 
 
