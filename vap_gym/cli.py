@@ -44,6 +44,8 @@ COMMANDS: dict[str, Command] = {
     "evaluate": Command(module="vap_gym.commands.evaluate", summary="try policies in the same trials; write a report"),
     "agree": Command(module="vap_gym.commands.agree", summary="how well imagined success stands for true success"),
     "plan": Command(module="vap_gym.commands.plan", summary="plan an episode in imagination and carry it out"),
+    "train-rl": Command(module="vap_gym.commands.train_rl", summary="train an agent in imagination, or in the oracle"),
+    "serve": Command(module="vap_gym.commands.serve", summary="serve envs to other processes, machines, languages"),
     "bench fidelity": Command(module="vap_gym.evaluate.fidelity", summary="how true the imagined frames are"),
     "bench real": Command(module="vap_gym.evaluate.real_droid", summary="how true real DROID recordings come out"),
     "bench trust": Command(module="vap_gym.evaluate.trust", summary="how far trust in a frame can be trusted"),

@@ -25,6 +25,7 @@ Keys = dict[str, str]
 LABEL = re.compile(r"([A-Za-z0-9][\w.+-]*)=(.*)", re.DOTALL)
 HELP = """random | expert[:noise=0.2,bias_m=0.02] | failing | play | noop
 sb3:PATH.zip,algorithm=ppo[,action_mode=…]   replay:FOLDER of episodes that an evaluation kept
+things:FOLDER of an agent that vap-gym train-rl wrote[,sees=truth]
 openpi:HOST:PORT[,execute=8]   http://HOST:PORT   python:MODULE:NAME (a Policy, or a function that makes one)"""
 
 
@@ -55,7 +56,7 @@ def policy_of(text: str, card: EnvCard) -> Policy:
     if kind in BEHAVIOURS:
         return _scripted(kind, rest, card)
     makers: Mapping[str, Callable[[str, EnvCard], Policy]] = {
-        "sb3": _sb3, "replay": _replay, "openpi": _openpi, "python": _python,
+        "sb3": _sb3, "things": _things, "replay": _replay, "openpi": _openpi, "python": _python,
     }  # fmt: skip
     if kind not in makers:
         raise unknown_name("kind of policy", kind, (*makers, *BEHAVIOURS, "http"))
@@ -91,6 +92,13 @@ def _sb3(rest: str, card: EnvCard) -> Policy:
     if "algorithm" not in given:
         raise PolicyError(f"sb3 needs the algorithm that the model is of, got 'sb3:{rest}'. Add ,algorithm=ppo.")
     return Sb3Policy.load(path, given["algorithm"], card_conventions(card, given.get("action_mode")))
+
+
+def _things(rest: str, card: EnvCard) -> Policy:
+    from vap_gym.policies.things import ThingsPolicy
+
+    folder, keys = _split(rest)
+    return ThingsPolicy(folder, **_settings(keys, {"sees": str, "world_model": str, "judge": str}, "things"))
 
 
 def _replay(rest: str, card: EnvCard) -> Policy:

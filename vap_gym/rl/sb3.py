@@ -1,8 +1,4 @@
-"""Stable-Baselines3 on the native vector env: one call of the world model per step, in place of one per slot.
-
-TorchRL needs no adapter: `GymEnv("VAP-DROID-v0")`, or for a batch
-`GymWrapper(gym.make_vec("VAP-DROID-v0", num_envs=16, autoreset_mode="Disabled"))`.
-"""
+"""Stable-Baselines3 on the native vector envs: one call of the world model per step, in place of one per slot."""
 
 from __future__ import annotations
 
@@ -10,27 +6,30 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
-from gymnasium.vector import AutoresetMode
+from gymnasium.vector import AutoresetMode, VectorEnv
 from stable_baselines3.common.vec_env import VecEnv
 
 from vap_gym.errors import VapError
 from vap_gym.observations import Observation
-from vap_gym.vector import VapVectorEnv
+from vap_gym.rl.infos import slot_infos
 
 Indices = None | int | Iterable[int]
 
 
 class Sb3VecEnv(VecEnv):
-    """A `VapVectorEnv` as SB3's VecEnv: `PPO("CnnPolicy", Sb3VecEnv(gym.make_vec(…, autoreset_mode="SameStep")))`.
+    """A vector env of ours as SB3's VecEnv: `PPO("CnnPolicy", Sb3VecEnv(gym.make_vec(…, autoreset_mode="SameStep")))`.
+
+    That is a `VapVectorEnv`, a `ShortVectorEnv` over one, or a `ThingVectorEnv`.
 
     Raises:
         VapError: the env has another autoreset mode; SB3 resets in the step that ends an episode.
     """
 
-    def __init__(self, env: VapVectorEnv) -> None:
-        if env.autoreset_mode is not AutoresetMode.SAME_STEP:
+    def __init__(self, env: VectorEnv[Any, Any, Any]) -> None:
+        mode = env.metadata.get("autoreset_mode")
+        if mode is not AutoresetMode.SAME_STEP:
             raise VapError(
-                f"SB3 needs autoreset_mode 'SameStep', got '{env.autoreset_mode.value}'. "
+                f"SB3 needs autoreset_mode 'SameStep', got '{getattr(mode, 'value', mode)}'. "
                 "Make the env with gym.make_vec(…, autoreset_mode='SameStep')."
             )
         self.env = env
@@ -93,15 +92,3 @@ class Sb3VecEnv(VecEnv):
     def env_is_wrapped(self, wrapper_class: type, indices: Indices = None) -> list[bool]:
         """No slot is wrapped."""
         return [False for _ in self._get_indices(indices)]
-
-
-def slot_infos(infos: dict[str, Any], num_envs: int) -> list[dict[str, Any]]:
-    """Return a vector env's infos as one dict per slot, nested ones included."""
-    slots: list[dict[str, Any]] = [{} for _ in range(num_envs)]
-    for key, values in infos.items():
-        if key.startswith("_"):
-            continue
-        rows = slot_infos(values, num_envs) if isinstance(values, dict) else values
-        for i in np.flatnonzero(infos[f"_{key}"]).tolist():
-            slots[i][key] = rows[i]
-    return slots

@@ -1,0 +1,63 @@
+"""Train agents in imagination: clone a few experts, go on by reinforcement, and try both where they were not trained.
+
+    python examples/12_train_in_imagination.py --out out/agents
+
+1. Recordings of the simulator: experts to clone, and moments to begin episodes from.
+2. An agent is a small network that sees where gripper, object and goal are.
+3. Imagination without pictures runs thousands of steps a second; SB3's PPO trains in it.
+4. As a policy the agent reads where the object is out of pictures, as `vap-gym evaluate` shows them.
+
+The budget here is tiny: it shows how, not how well. `benchmarks/rl.py` is the experiment.
+"""
+
+from pathlib import Path
+
+import tyro
+
+from vap_gym.evaluate.policies import evaluate_policies
+from vap_gym.policies.things import ThingsPolicy
+from vap_gym.rl import RlSettings, clone_agent, train_agent
+from vap_gym.sim import generate
+
+
+def main(
+    out: Path = Path("out/agents"), task: str = "reach", episodes: int = 30, steps: int = 4096, starts: int = 4
+) -> None:
+    """Write two agents and an evaluation of both.
+
+    Args:
+        out: folder to write to.
+        task: reach or push.
+        episodes: to record.
+        steps: decisions of the training.
+        starts: to try the agents from, in the simulator.
+    """
+    # 1. Two in five of the episodes are experts', and each task has its share of them.
+    generate.main(out / "recorded", episodes=episodes, frames=48)
+
+    # 2. An agent that does what two experts did.
+    told = clone_agent(out / "recorded", task, out / "cloned", episodes=2)
+    print(f"cloned from {told['decisions']} decisions")
+
+    # 3. It goes on in imagination, from moments of the recordings, near to what it was.
+    settings = RlSettings(
+        task=task, steps=steps, slots=32, data=str(out / "recorded"), moments=24, init=str(out / "cloned"), kl=0.01,
+        critic_rounds=1,
+    )  # fmt: skip
+    trained = train_agent(settings, out / "trained")
+    print(f"{trained['steps']} decisions in {trained['seconds']} s, {out / 'trained' / 'curves.png'}")
+
+    # 4. Both see pictures only, in the simulator.
+    report = evaluate_policies(
+        {name: ThingsPolicy(out / name) for name in ("cloned", "trained")},
+        "VAP-DROID-Oracle-v0",
+        out=out / "evaluated",
+        starts=starts,
+        task=task,
+        steps=60,
+    )
+    print(report)
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
