@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, UInt8
 
+from vap_gym.data import Episode
 from vap_gym.evaluate.heldout import STEPS, HeldOut
 from vap_gym.geometry import Camera
 from vap_gym.sim.scene import RENDERER
@@ -118,7 +119,7 @@ _KEPT: dict[str, tuple[object, object]] = {}  # one scene per worker process
 def _one(job: tuple[str, HeldOut, int]) -> dict[str, np.ndarray]:
     from vap_gym.cards import load_robot
     from vap_gym.evaluate.heldout import play
-    from vap_gym.sim.rollout import VIEW, NominalRobot
+    from vap_gym.sim.rollout import NominalRobot
     from vap_gym.sim.scene import Scene
 
     robot, item, steps = job
@@ -129,9 +130,16 @@ def _one(job: tuple[str, HeldOut, int]) -> dict[str, np.ndarray]:
     scene, nominal = _KEPT[robot]
     assert isinstance(scene, Scene)
     assert isinstance(nominal, NominalRobot)
-    episode, spec = play(scene, nominal, item, steps=steps), item.scene
-    columns = episode.columns
+    episode = play(scene, nominal, item, steps=steps)
     assert len(episode) == steps + 1
+    return clip_of(episode)
+
+
+def clip_of(episode: Episode) -> dict[str, np.ndarray]:
+    """Return an oracle episode, recorded or read from a set, as a row of `Clips`."""
+    from vap_gym.sim.rollout import VIEW
+
+    columns, spec = episode.columns, SceneSpec.from_json(json.dumps(episode.info["scene"]))
     half_m, is_round = _shapes(spec)
     return {
         "frames": episode.frames[VIEW],
