@@ -49,6 +49,7 @@ LAYERS = (
     ("real_start", "scripted", "drafting"),
     ("train",),
     ("plan", "policies"),
+    ("serve",),
     ("evaluate",),
     ("rl",),
     ("studio",),
