@@ -34,6 +34,7 @@ def look(pictures: Tensor, views: Tensor) -> FirstSight:
         shape=torch.zeros(batch, 2, 6),
         owner=torch.zeros(batch, height, width, dtype=torch.uint8),
         alpha=nothing[:, 0],
+        whole=pictures,
     )
 
 

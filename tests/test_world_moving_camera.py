@@ -42,6 +42,7 @@ def sight_of(views: Tensor) -> FirstSight:
         there=torch.zeros(1, 2, dtype=torch.bool),
         things_m=torch.zeros(1, 2, 3), shape=torch.zeros(1, 2, 6),
         owner=torch.zeros(1, HEIGHT, WIDTH, dtype=torch.uint8), alpha=nothing[:, 0],
+        whole=table(views[:, 0]),
     )  # fmt: skip
 
 

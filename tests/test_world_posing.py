@@ -216,7 +216,7 @@ def test_of_two_moved_things_the_nearer_is_seen() -> None:
         owner[:, 10:22, 10:18], alpha[:, 10:22, 10:18], picture[..., 10:22, 10:18] = 2, 1.0, 0.0
         places = [torch.tensor([(u - 72) / 100, (v - 48) / 100, 0.0]) for u, v in ((30, 60), (14, 16))]
         sight = sight._replace(
-            owner=owner, alpha=alpha, picture=picture, there=torch.ones(1, 2, dtype=torch.bool),
+            owner=owner, alpha=alpha, picture=picture, whole=picture, there=torch.ones(1, 2, dtype=torch.bool),
             things_m=torch.stack(places)[None],
         )  # fmt: skip
         together = torch.stack([torch.tensor([0.0, 0.0, z]) for z in depths])[None]  # in the picture's middle
@@ -229,6 +229,17 @@ def test_the_robot_that_a_thing_hid_looks_as_usual() -> None:
     sight = with_thing(before, depth_m=-0.2)
     picture = moved(sight, now, (0.0, 0.0, 0.0))
     assert (picture[..., 24:36, 92:108] > ROBOT - 0.12).all()
+
+
+def test_what_the_robot_hid_of_a_thing_is_seen_when_it_leaves() -> None:
+    before, after = reaching(42, 60), reaching(110, 30)
+    sight = with_thing(before, depth_m=-0.05)  # its centre is nearer than the robot, which hides its right half
+    hidden = sight.mask > 0.5
+    sight = sight._replace(whole=sight.picture, picture=torch.where(hidden, ROBOT, sight.picture))
+    for way_m in (0.0, 0.02):
+        at = slice(31 + round(100 * way_m), 33 + round(100 * way_m))
+        assert (moved(sight, before, (way_m, 0.0, 0.0))[..., 56:64, at] > ROBOT - 0.05).all()
+        assert (moved(sight, after, (way_m, 0.0, 0.0))[..., 56:64, at] < -0.9).all()
 
 
 def test_sources_say_what_each_pixel_is() -> None:

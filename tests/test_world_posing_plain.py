@@ -11,7 +11,7 @@ from vap_gym.cards import load_robot
 from vap_gym.geometry import Camera
 from vap_gym.prompts.body import Body
 from vap_gym.world.appearance import LIGHT, FirstSight, RobotAppearance
-from vap_gym.world.posing import HIDDEN_M, LEAST_PX, LEAST_RAD, LEAST_SCALE, REACH_PX, RIM, posed_picture
+from vap_gym.world.posing import DEEPER_M, HIDDEN_M, LEAST_PX, LEAST_RAD, LEAST_SCALE, REACH_PX, RIM, posed_picture
 from vap_gym.world.surfels import BEHIND_M, CLOSED, FAR_M, MOSTLY, NEAR_M, Surfels, projected, seen_points
 from vap_gym.world.views import on_plane, project
 
@@ -56,6 +56,7 @@ def start(robot: str, *, moves: bool) -> tuple[RobotAppearance, FirstSight, Tens
         light=torch.tensor([[0.9, 0.2, -0.1, -0.3, 1.1, 1.0, 0.8]]), there=torch.ones(1, 2, dtype=torch.bool),
         things_m=things_m, shape=torch.zeros(1, 2, 6), owner=owner,
         alpha=(owner > 0) * torch.rand(1, HEIGHT, WIDTH, generator=rng),
+        whole=torch.where(torch.rand(shape, generator=rng) > 0.5, picture, -picture),
     )  # fmt: skip
     place, angle = things_m.clone(), 0.6
     place[:, 0] += torch.tensor([0.02, 0.03, 0.01])
@@ -135,12 +136,17 @@ def background(sight: FirstSight, views: Tensor) -> tuple[np.ndarray, np.ndarray
 
 def cut_outs(sight: FirstSight, place: Tensor, turn: Tensor, views: Tensor, made: np.ndarray) -> tuple[np.ndarray, ...]:
     """Draw the things into the picture; return how far each pixel is one, and how far away that is."""
-    picture, alpha = sight.picture[0].permute(1, 2, 0).double().numpy(), sight.alpha[0].double().numpy()
+    picture, alpha = sight.whole[0].permute(1, 2, 0).double().numpy(), sight.alpha[0].double().numpy()
+    robot, robot_m = (x[0, 0].double().numpy() for x in (sight.mask, sight.depth_m))
+    made_up = (sight.whole != sight.picture)[0].any(0).numpy()
     owner, thing, depth = sight.owner[0].numpy(), np.zeros((HEIGHT, WIDTH)), np.full((HEIGHT, WIDTH), FAR_M)
     (before,), (far_before,) = project(sight.views[:, 0].double(), sight.things_m.double())
     (now,), (far,) = project(views[:, 0].double(), place.double())
     R = camera_rotation(views[0, 0], views)
-    moved = []
+    moved, behind = [], np.zeros((HEIGHT, WIDTH))
+    for k in range(2):
+        hidden = (owner == k + 1) & (robot > 0.5) & made_up
+        behind[hidden] = np.clip(robot_m[hidden] + HIDDEN_M - float(far_before[k]), 0.0, DEEPER_M)
     for k in range(2):
         turned = R @ turn[0, k].double().numpy() @ R.T
         angle = math.atan2(turned[1, 0] - turned[0, 1], turned[0, 0] + turned[1, 1])
@@ -149,7 +155,7 @@ def cut_outs(sight: FirstSight, place: Tensor, turn: Tensor, views: Tensor, made
             moved.append((k, scale, angle))
             continue
         mine = owner == k + 1
-        made[mine], thing[mine], depth[mine] = picture[mine], 1.0, float(far_before[k])
+        made[mine], thing[mine], depth[mine] = picture[mine], 1.0, float(far_before[k]) + behind[mine]
     for k, scale, angle in moved:
         mine = alpha * (owner == k + 1)
         left, top = (int(x) for x in now[k].floor())
@@ -158,12 +164,13 @@ def cut_outs(sight: FirstSight, place: Tensor, turn: Tensor, views: Tensor, made
                 x, y = (column + 0.5 - float(now[k, 0])) / scale, (row + 0.5 - float(now[k, 1])) / scale
                 x, y = math.cos(angle) * x + math.sin(angle) * y, math.cos(angle) * y - math.sin(angle) * x
                 x, y = x + float(before[k, 0]), y + float(before[k, 1])
-                if 0 < x < WIDTH and 0 < y < HEIGHT and far[k] < depth[row, column]:
+                here_m = float(far[k]) + float(between(behind, x, y))
+                if 0 < x < WIDTH and 0 < y < HEIGHT and here_m < depth[row, column]:
                     share = float(between(mine, x, y))
                     made[row, column] += share * (between(picture, x, y) - made[row, column])
                     thing[row, column] = max(thing[row, column], share)
                     if share > 0.5:
-                        depth[row, column] = float(far[k])
+                        depth[row, column] = here_m
     return thing, depth
 
 
@@ -197,7 +204,9 @@ def plain(
                 u, v = int(x), int(y)
                 k = int(sight.owner[0, v, u]) - 1
                 shown = far < float(sight.depth_m[0, 0, v, u]) + HIDDEN_M
-                shown &= not (k >= 0 and float(sight.alpha[0, v, u]) > 0.5 and float(things_far[k]) < far)
+                solid = k >= 0 and float(sight.alpha[0, v, u]) > 0.5
+                solid &= torch.equal(sight.whole[0, :, v, u], sight.picture[0, :, v, u])  # it was seen there
+                shown &= not (solid and float(things_far[k]) < far)
             at = x + column + 0.5 - float(here[0] / here[2]), y + row + 0.5 - float(here[1] / here[2])
             share = float(between(mask, *at))
             shown = shown and (not amid or share > 0.5)

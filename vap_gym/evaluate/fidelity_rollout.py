@@ -112,7 +112,8 @@ def begun(subject: Subject, clips: Clips, *, first: int = 0) -> tuple[Imaginatio
         sway=torch.from_numpy(clips.sway).float(),
     )
     if subject.truth:
-        state = with_true_things(state, clips, table_m=subject.table_m, filler=subject.world.appearance.filler)
+        base, filler = int(subject.world.things.config.base), subject.world.appearance.filler
+        state = with_true_things(state, clips, table_m=subject.table_m, base=base, filler=filler)
     if subject.truth == "moves":
         told = with_true_moves(subject.world, clips, table_m=subject.table_m)
         imagination = Imagination(rig=imagination.rig, world=told, device=imagination.device)

@@ -17,8 +17,10 @@ from vap_gym.train.motion import standing_shape
 from vap_gym.world.appearance import background
 from vap_gym.world.background import BackgroundFiller
 from vap_gym.world.codec import to_frames, to_pictures
+from vap_gym.world.hidden_parts import whole_things
 from vap_gym.world.model import WorldModel
 from vap_gym.world.motion import Move, ThingMotion, ThingState
+from vap_gym.world.things import Found
 
 if TYPE_CHECKING:
     from tensordict import TensorDict
@@ -29,12 +31,13 @@ SAME_M = 0.03  # a thing found so near an object is that object: then its pixels
 
 
 def with_true_things(
-    state: TensorDict, clips: Clips, *, table_m: float, filler: BackgroundFiller | None = None
+    state: TensorDict, clips: Clips, *, table_m: float, base: int = 0, filler: BackgroundFiller | None = None
 ) -> TensorDict:
     """Return the state of an imagination that has just begun, with the true things for those that were found.
 
     Their places and shapes are the simulator's, in the order of the palette; so are the pixels of those that were not
-    found. What was found and is no thing is background again, filled in by `filler` or by interpolation.
+    found. What was found and is no thing is background again, filled in by `filler` or by interpolation. What the robot
+    hides of them is made up anew; its `base` is that link.
     """
     there, place_m, _, shape = _things(clips, state["world_thing_there"].shape[1], table_m=table_m)
     number = _numbers(clips, there.shape[1])
@@ -52,11 +55,15 @@ def with_true_things(
     mask = state["world_first_mask"].float() / 255.0
     picture = to_pictures(state["world_first_picture"])
     plate, filled = background(picture, torch.maximum(mask, (owner > 0)[:, None].to(mask)), filler)
+    true = Found(there=there, centre_m=place_m[:, 0], shape=shape, owner=owner, alpha=alpha)
+    whole = whole_things(picture, plate, mask, state["world_first_depth_m"], state["world_first_views"][:, base], true)
     told = state.copy()
-    for name, value in (("there", there), ("things_m", place_m[:, 0]), ("shape", shape), ("owner", owner)):
+    for name, value in (("there", there), ("things_m", place_m[:, 0]), ("shape", shape), ("owner", whole.owner)):
         told[f"world_first_{name}"] = value.to(state[f"world_first_{name}"].dtype)
-    told["world_first_alpha"] = (255.0 * alpha).round().to(torch.uint8)
-    told["world_first_plate"], told["world_first_filled"] = to_frames(plate), (255.0 * filled).round().to(torch.uint8)
+    for name, share in (("alpha", whole.alpha), ("filled", filled)):
+        told[f"world_first_{name}"] = (255.0 * share).round().to(torch.uint8)
+    for name, shown in (("whole", whole.picture), ("plate", plate)):
+        told[f"world_first_{name}"] = to_frames(shown)
     for name, value in (("there", there), ("place_m", place_m[:, 0]), ("shape", shape)):
         told[f"world_thing_{name}"] = value
     return told

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from vap_gym.world.background import BackgroundFiller
 from vap_gym.world.codec import to_frames, to_pictures
 from vap_gym.world.filling import continued
+from vap_gym.world.hidden_parts import whole_things
 from vap_gym.world.layers import ResBlock, listed
 from vap_gym.world.surfels import FAR_M, Seen, Surfels, seen_points, turned_normals
 from vap_gym.world.things import ThingFinder, find_things
@@ -28,7 +29,8 @@ MARGIN_PX = 1  # background so near the robot is not told from it: pixels mix
 STRIDE_PX = 2  # one pixel in so many, across and down, is looked at to measure the light
 LIGHT = (0.4, 2.0)  # how far one picture's robot may differ in brightness from the robot in general
 PULL = 3.0  # so many pixels' worth of belief that light comes from everywhere
-SHARES = ("mask", "filled", "alpha")  # of a first sight: kept as bytes, like its pictures
+PICTURES = ("picture", "plate", "whole")  # of a first sight: kept as bytes
+SHARES = ("mask", "filled", "alpha")  # so are these
 ENOUGH_PX = 8  # so many pixels of the robot must be seen (of those looked at) for its light to be measured
 
 
@@ -169,7 +171,8 @@ class FirstSight(NamedTuple):
 
     The pixels, in [−1, 1]; how far each is the robot; what they are without robot and things, and where that is filled
     in; how the camera sees the links, and how far away the robot's surface is, in m; its light: brightness from
-    everywhere and along the camera's axes, then the tint; and the things in it, as in `things.Found`.
+    everywhere and along the camera's axes, then the tint; and the things in it, as in `things.Found`, but whole: the
+    last picture shows, and `owner` and `alpha` tell, also what the robot hides of them (`hidden_parts.Whole`).
     """
 
     picture: Float[Tensor, "B 3 H W"]
@@ -184,6 +187,7 @@ class FirstSight(NamedTuple):
     shape: Float[Tensor, "B K 6"]
     owner: UInt8[Tensor, "B H W"]
     alpha: Float[Tensor, "B H W"]
+    whole: Float[Tensor, "B 3 H W"]
 
 
 @torch.no_grad()
@@ -207,6 +211,9 @@ def first_sight(
         light = _light(appearance, picture, mask, seen, views)
     found = find_things(finder, picture, mask, views)
     plate, filled = background(picture, torch.maximum(mask, (found.owner > 0)[:, None].to(mask)), appearance.filler)
+    whole, owner, alpha = picture, found.owner, found.alpha
+    if finder.knows(views):
+        whole, owner, alpha = whole_things(picture, plate, mask, depth, views[:, int(finder.config["base"])], found)
     return FirstSight(
         picture=picture,
         mask=mask,
@@ -218,8 +225,9 @@ def first_sight(
         there=found.there,
         things_m=found.centre_m,
         shape=found.shape,
-        owner=found.owner,
-        alpha=found.alpha,
+        owner=owner,
+        alpha=alpha,
+        whole=whole,
     )
 
 
@@ -276,12 +284,13 @@ def kept(sight: FirstSight, frames: UInt8[Tensor, "B H W 3"]) -> dict[str, Tenso
     """A first sight as it is kept in a state."""
     values = {f"first_{name}": value for name, value in sight._asdict().items()}
     shares = {f"first_{name}": (255.0 * getattr(sight, name)).round().to(torch.uint8) for name in SHARES}
-    return values | shares | {"first_picture": frames.clone(), "first_plate": to_frames(sight.plate)}
+    pictures = {f"first_{name}": to_frames(getattr(sight, name)) for name in ("plate", "whole")}
+    return values | shares | pictures | {"first_picture": frames.clone()}
 
 
 def sight_of(state: TensorDict) -> FirstSight:
     """The first sight that is kept in a state."""
     values = {name: state[f"first_{name}"] for name in FirstSight._fields}
     shares = {name: values[name].float().div(255.0) for name in SHARES}
-    pictures = {name: to_pictures(values[name]) for name in ("picture", "plate")}
+    pictures = {name: to_pictures(values[name]) for name in PICTURES}
     return FirstSight(**(values | shares | pictures))

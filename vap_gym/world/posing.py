@@ -19,6 +19,7 @@ from vap_gym.world.views import inverse_or_zero, project
 
 HIDDEN_M = 0.03  # a point so far behind what is seen in its pixel is hidden
 RIM = 0.7  # a point is drawn a little larger than it is: so much of a pixel at the surface's rim is robot
+DEEPER_M = 0.1  # nothing of a thing is farther behind its centre
 REACH_PX = 24  # no cut-out is larger than twice this
 LEAST_PX, LEAST_RAD, LEAST_SCALE = 0.3, 0.04, 0.01  # what has moved less is left as it was: sharp
 TOGETHER = 2**19  # points and pixels that a CPU core works on at once: about what its cache holds
@@ -187,7 +188,7 @@ def _was_seen(
     owner = sight.owner.reshape(-1).index_select(0, pixel)
     owned = owner.nonzero()[:, 0]  # by things, which may have hidden the robot
     thing_m = things_far_m[picture[owned], owner[owned].long() - 1]
-    solid = sight.alpha.reshape(-1)[pixel[owned]] > 0.5
+    solid = (sight.alpha.reshape(-1)[pixel[owned]] > 0.5) & ~_made_up(sight, pixel[owned])
     shown[owned] &= ~(solid & (thing_m < far_m[owned]))
     return shown
 
@@ -214,8 +215,9 @@ def _draw_things(
     thing = sight.owner.reshape(-1)[pixel].long() - 1
     rests = (sight.there & ~away)[picture, thing].nonzero()[:, 0]
     places = channels(pixel[rests])
-    canvas.colour[places] = colours(sight.picture)[places]
-    canvas.depth_m[pixel[rests]] = far_first[picture[rests], thing[rests]]
+    canvas.colour[places] = colours(sight.whole)[places]
+    behind_m = _behind(sight, pixel, far_first[picture, thing])
+    canvas.depth_m[pixel[rests]] = far_first[picture[rests], thing[rests]] + behind_m[pixel[rests]]
     canvas.thing[pixel[rests]] = 1.0
     if not bool(moved.any()):
         return
@@ -225,7 +227,23 @@ def _draw_things(
     for k, reach_px in enumerate(torch.where(moved, reach, 0.0).amax(0).ceil().clamp_(max=REACH_PX).int().tolist()):
         if reach_px > 0:
             which = moved[:, k].nonzero()[:, 0]
-            _cut_out(canvas, sight, k, reach_px, which, *(x[which, k] for x in (at_first, now, scale, angle, far)))
+            mine = (x[which, k] for x in (at_first, now, scale, angle, far))
+            _cut_out(canvas, sight, behind_m, k, reach_px, which, *mine)
+
+
+def _behind(sight: FirstSight, pixel: Int64[Tensor, " N"], far_m: Float[Tensor, " N"]) -> Float[Tensor, " pixels"]:
+    """How much farther than its centre a thing is taken to be where the robot was seen before it, in m: behind that."""
+    robot = (sight.mask.reshape(-1)[pixel] > 0.5) & _made_up(sight, pixel)
+    least_m = sight.depth_m.reshape(-1)[pixel] + HIDDEN_M
+    behind_m = torch.zeros_like(sight.depth_m).view(-1)
+    behind_m[pixel] = (least_m - far_m).clamp_(0.0, DEEPER_M) * robot
+    return behind_m
+
+
+def _made_up(sight: FirstSight, pixel: Int64[Tensor, " N"]) -> Bool[Tensor, " N"]:
+    """Whether things were not seen in those of their pixels: the robot hid them."""
+    places = channels(pixel)
+    return (colours(sight.whole)[places] != colours(sight.picture)[places]).any(0)
 
 
 def background_seen(
@@ -275,6 +293,7 @@ def _table_seen_before(
 def _cut_out(
     canvas: Canvas,
     sight: FirstSight,
+    behind_m: Float[Tensor, " pixels"],
     k: int,
     reach_px: int,
     which: Int64[Tensor, " N"],
@@ -294,9 +313,10 @@ def _cut_out(
     x, y = before[:, :1] + (cos * off_x + sin * off_y), before[:, 1:] + (cos * off_y - sin * off_x)
     inside = (u >= 0) & (u < width) & (v >= 0) & (v < height) & (x > 0) & (x < width) & (y > 0) & (y < height)
     row, place = inside.nonzero().unbind(1)
-    picture, far_m = which[row], far_m[row]
+    picture = which[row]
     pixel = (picture * height + v[row, place].long()) * width + u[row, place].long()
     at = between(picture, x[row, place], y[row, place], (height, width))
+    far_m = far_m[row] + at.value(behind_m)
     around = at.pixels.flatten()
     alpha = sight.alpha.reshape(-1)[around] * (sight.owner.reshape(-1)[around] == k + 1)
     share = at.mixed(alpha.view(4, -1)) * (far_m < canvas.depth_m[pixel])
@@ -304,7 +324,7 @@ def _cut_out(
     share, pixel, far_m = share[drawn_here], pixel[drawn_here], far_m[drawn_here]
     at = Between(at.pixels[:, drawn_here], at.right[drawn_here], at.below[drawn_here])
     places = channels(pixel)
-    canvas.colour[places] = torch.lerp(canvas.colour[places], at.colour(colours(sight.picture)), share)
+    canvas.colour[places] = torch.lerp(canvas.colour[places], at.colour(colours(sight.whole)), share)
     canvas.thing[pixel] = torch.maximum(canvas.thing[pixel], share)
     solid = share > 0.5
     canvas.depth_m[pixel[solid]] = far_m[solid]
