@@ -71,8 +71,8 @@ class ShortVectorEnv(VectorEnv[Observation, np.ndarray, np.ndarray]):
         before = self._progress
         self._memory, self._progress = self.steady(self._memory, np.asarray(infos["progress"], np.float64))
         self._clock += 1
-        terminated = self._progress >= 1.0
-        truncated = untrusted | (self._clock >= self.horizon)
+        terminated = (self._progress >= 1.0) & ~untrusted  # what nobody can know is no success
+        truncated = untrusted | ((self._clock >= self.horizon) & ~terminated)
         by_success = self.env.stage.reward == "success"
         rewards = terminated.astype(np.float64) if by_success else self._progress - before
         told = slot_infos(infos, self.num_envs)

@@ -123,12 +123,12 @@ class ThingVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             self._now = self.dynamics.now()
             gained, done = self._score(~over)
             rewards += gained
-            solved |= done & ~over
             lost |= self._now.untrusted & ~over
+            solved |= done & ~over & ~lost  # what nobody can know is no success
             over = solved | lost
         self._clock += self.hold
         self._total += rewards
-        truncated = (lost | (self._clock >= self.horizon)) & ~solved
+        truncated = lost | ((self._clock >= self.horizon) & ~solved)
         infos: dict[str, Any] = {}
         observation = self._observation()
         ended = solved | truncated
