@@ -128,6 +128,20 @@ def test_each_face_of_a_box_goes_on_in_its_own_colour() -> None:
             assert (made.picture[0, 1][at] - light).abs().median() < 0.1
 
 
+def test_a_sliver_tells_its_colour_though_the_table_beside_it_was_taken_for_it() -> None:
+    seen = Seen("box")
+    first = int(seen.found.owner.any(1).nonzero()[0, 1])
+    seen.robot[..., 10:86, first + 4 :] = 1.0  # a few columns are left, of which the last is beside the robot
+    seen.picture = torch.where(seen.robot > 0, torch.tensor(ROBOT)[:, None, None], seen.true)
+    wide = torch.nn.functional.max_pool2d(seen.mine[:, None].float(), 5, 1, 2)[:, 0] * (seen.robot[:, 0] < 0.5)
+    seen.found = seen.found._replace(owner=wide.to(torch.uint8), alpha=wide)
+    made = seen.whole()
+    hidden = seen.mine & (made.alpha > 0.5) & (seen.robot[:, 0] > 0.5)
+    assert hidden.sum() > 0.6 * seen.mine.sum()
+    red, green, _ = made.picture[0]
+    assert ((green - red)[hidden[0]] > 0.5).float().mean() > 0.9  # of the table it is 0.1
+
+
 @pytest.mark.parametrize("solid", SHAPES)
 def test_what_is_away_from_the_robot_is_as_it_was(solid: str) -> None:
     seen = Seen(solid)
