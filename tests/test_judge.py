@@ -113,8 +113,16 @@ def test_peaks_are_exact_on_made_up_heat_maps() -> None:
 
 def test_a_peak_in_a_corner_is_found() -> None:
     heat, offset = torch.zeros(1, 1, 24, 36), torch.zeros(1, 1, 2, 24, 36)
-    heat[0, 0, 23, 35] = 1.0
-    assert peaks_px(heat, offset)[0, 0].tolist() == [142.0, 94.0]
+    heat[0, 0, 23, 35] = 30.0
+    torch.testing.assert_close(peaks_px(heat, offset)[0, 0], torch.tensor([142.0, 94.0]))
+
+
+def test_cells_around_a_peak_have_a_say_and_others_none() -> None:
+    heat, offset = torch.full((1, 1, 24, 36), -30.0), torch.zeros(1, 1, 2, 24, 36)
+    heat[0, 0, 10, 12:14] = 5.0
+    heat[0, 0, 20, 30] = 4.9  # far away
+    offset[0, 0, 0, 10, 12:14] = torch.tensor([0.6, -0.2])  # of two that are as sure: 13.1 and 13.3 cells
+    torch.testing.assert_close(peaks_px(heat, offset)[0, 0], STRIDE_PX * torch.tensor([13.2, 10.5]))
 
 
 def resting(batch: int) -> Tensor:
