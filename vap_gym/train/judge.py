@@ -33,6 +33,7 @@ class JudgeRecipe:
     data: list[str]
     codec: str
     steps: int
+    imagined: list[str] = field(default_factory=list)  # sets of `vap-gym data imagine`; all their frames are taken
     model: dict[str, Any] = field(default_factory=dict)
     view: str = "front"
     every: int = 3
@@ -70,9 +71,9 @@ def main(
     codec = FrameCodec.from_pretrained(settings.codec, torch_dtype=torch.float32).eval().requires_grad_(False)
     codec = codec.to(memory_format=torch.channels_last)
     data, robots = load_truths(
-        [Path(p) for p in settings.data],
+        [Path(p) for p in (*settings.data, *settings.imagined)],
         codec,
-        every=settings.every,
+        every=[settings.every] * len(settings.data) + [1] * len(settings.imagined),
         view=settings.view,
         episodes=settings.episodes,
         mirrored=settings.mirrored,

@@ -71,14 +71,15 @@ def load_truths(
     folders: list[Path],
     codec: FrameCodec,
     *,
-    every: int,
+    every: int | list[int],
     view: str,
     episodes: int = 0,
     only_held_out: bool = False,
     mirrored: float = 0.0,
     seed: int = 0,
 ) -> tuple[Truths, tuple[str, ...]]:
-    """Every `every`-th frame of the sets' first `episodes` (0: all), and the robots that `robot` counts.
+    """Every `every`-th frame (of all sets, or of each) of the sets' first `episodes` (0: all), and the robots that
+    `robot` counts.
 
     Half of the episodes went through the codec once more, as what a world model shows; some of the others are first
     blurred or in fog; a share of the frames is `mirrored`. Held-out episodes are read as they are.
@@ -88,7 +89,8 @@ def load_truths(
     rng = torch.Generator().manual_seed(seed)
     parts: dict[str, list[Tensor]] = {}
     robots: list[str] = []
-    for folder in folders:
+    steps = every if isinstance(every, list) else [every] * len(folders)
+    for folder, step in zip(folders, steps, strict=True):
         source = EpisodeSet(folder)
         robot = str(source.meta["robot_type"])
         if robot not in robots:
@@ -96,7 +98,7 @@ def load_truths(
         table_z_m = load_robot(robot).skeleton.drop_to_z_m
         for i in tqdm(chosen_episodes(source, episodes, only_held_out), desc=f"encoding {folder}", mininterval=5):
             length, index = source.length(i), source.index(i)
-            pick = np.arange(index % min(every, length), length, every)
+            pick = np.arange(index % min(step, length), length, step)
             episode, kept = source.read(i), is_held_out(index)
             entry = _entry(episode, pick, view, table_z_m)
             pictures = to_pictures(torch.from_numpy(episode.frames[view][pick]))
