@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from copy import copy
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
+from tensordict import TensorDict
 
 from vap_gym.cards import load_env, load_robot
 from vap_gym.errors import CheckpointError, require, unknown_name
@@ -24,9 +25,6 @@ from vap_gym.policies.seen import Seen, commands, features
 from vap_gym.stage import SEEN, Stage
 from vap_gym.world.model import WorldModel
 from vap_gym.world.motion import ThingState
-
-if TYPE_CHECKING:
-    from tensordict import TensorDict
 
 Array = np.ndarray
 FORMAT = "vap_gym agent 1"
@@ -209,8 +207,6 @@ class ThingsPolicy:
     @torch.no_grad()
     def _see(self, rows: Sequence[_Playing], observations: Observations, robot: RobotState) -> tuple[Array, Array]:
         """Look at the frames: where what is seen is, or else where it was moved to. Returns `tool_and_yaw`."""
-        from tensordict import TensorDict
-
         stage = self._opened()
         parts: list[Any] = [row.state for row in rows]
         state: Any = torch.cat(parts)
