@@ -122,6 +122,7 @@ def _asked(url: str, env_id: str, op: str, actions: np.ndarray, *, times: int) -
     raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     raw.connect((host, int(port)))
     raw.sendall(HANDSHAKE)
+    raw.recv(2**12)
     name = "action" if op == "step" else "actions"
     for count in range(1, 1 + times):
         data = encoded({"op": op, "session": session, "count": count, name: actions})

@@ -256,6 +256,8 @@ def test_only_the_token_opens_the_door() -> None:
         assert http(f"{server.url}/sessions", Origin="http://evil.example")[0] == 401
     with pytest.raises(VapError, match=r"needs a token, got host '0\.0\.0\.0' without one"):
         Server(server.service, token=None, host="0.0.0.0", port=0)
+    with pytest.raises(VapError, match="token must be printable ASCII"):
+        Server(server.service, token="ö", port=0)
 
 
 def test_there_are_only_so_many_sessions() -> None:
@@ -294,6 +296,7 @@ def test_a_client_that_takes_no_answers_is_dropped_and_others_go_on() -> None:
         raw = socket.create_connection((address[0], int(address[1])))
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         raw.sendall(HANDSHAKE)
+        assert b" 101 " in raw.recv(2**12)
         for k in range(40):  # of 1.5 MB each, of which none is read
             asked = question(slow, "step_chunk", actions=np.zeros((32, 2))) | {"count": 1 + k}
             raw.sendall(frame_of(encoded(asked)))

@@ -39,6 +39,8 @@ class Server(uvicorn.Server):
                 f"A server that others can reach needs a token, got host '{host}' without one. "
                 "Give --token or set VAP_GYM_TOKEN, or leave the host at 127.0.0.1."
             )
+        if token is not None and not (token.isascii() and token.isprintable() and token.strip() == token != ""):
+            raise VapError("token must be printable ASCII without spaces around it. Try: openssl rand -hex 16.")
         self.service = service
         self._socket = listening(host, port, slow_s=service.limits.slow_s)
         self.url = f"http://{f'[{host}]' if ':' in host else host}:{self._socket.getsockname()[1]}"
