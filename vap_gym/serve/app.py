@@ -119,7 +119,7 @@ class Door:
     async def _body(self, request: Request) -> bytes:
         most, body = self._service.limits.message_bytes, bytearray()
         told = request.headers.get("content-length", "0")
-        if not told.isdecimal() or int(told) > most:
+        if not told.isdecimal() or len(told) > 20 or int(told) > most:
             raise self._too_large(told)
         try:
             async with asyncio.timeout(self._service.limits.slow_s):

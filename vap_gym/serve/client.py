@@ -96,7 +96,7 @@ class RemoteEnv(gym.Env[Observation, np.ndarray]):
         return self._seen(answer), info_of(answer["info"])
 
     def step(self, action: object) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
-        """Imagine one control step, as `VapEnv.step` does, in time limits of its own.
+        """Imagine one control step, as `VapEnv.step` does; truncated at the time limit.
 
         Raises:
             ActionError: an action of the wrong shape or type, or not finite; it was not carried out.
