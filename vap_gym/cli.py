@@ -23,6 +23,7 @@ class Command:
 COMMANDS: dict[str, Command] = {
     "demo": Command(module="vap_gym.demo", summary="imagine a robot from actions; write out/demo.mp4"),
     "data generate": Command(module="vap_gym.sim.generate", summary="record episodes in the simulator"),
+    "data imagine": Command(module="vap_gym.evaluate.imagined_set", summary="oracle episodes as the model shows them"),
     "data import": Command(module="vap_gym.commands.import_data", summary="import recordings of others as episodes"),
     "data describe": Command(module="vap_gym.commands.describe", summary="say what a folder of episodes holds"),
     "recover hands": Command(module="vap_gym.commands.recover_hands", summary="pairs of hand videos and detections"),
