@@ -38,7 +38,7 @@ class Worker:
         self._waiting: deque[Job] = deque()
         self._changed = threading.Condition()
         self._stopped = False
-        self.jobs = self.calls = 0  # done so far
+        self.jobs = self.calls = 0  # begun so far
         self._thread = threading.Thread(target=self._work, name="vap-gym model", daemon=True)
         self._thread.start()
 
@@ -75,8 +75,8 @@ class Worker:
 
     def _work(self) -> None:
         while jobs := self._next():
+            self.jobs += len(jobs)  # before they are answered: who is answered may ask
             self._do(jobs)
-            self.jobs += len(jobs)
 
     def _next(self) -> list[Job]:
         with self._changed:
