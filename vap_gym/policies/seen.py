@@ -80,7 +80,8 @@ def features(seen: Seen, task: str) -> Float[Array, "B 17"]:
         seen.object_m[:, :2] / TABLE_M,
         axis,
     ]
-    return np.nan_to_num(np.concatenate(columns, -1)).clip(-20.0, 20.0).astype(np.float32)
+    shown: Array = np.nan_to_num(np.concatenate(columns, -1)).clip(-20.0, 20.0).astype(np.float32)
+    return shown
 
 
 def commands(answers: Float[Array, "B a"], seen: Seen, task: str) -> Float[Array, "B 7"]:

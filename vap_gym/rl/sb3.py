@@ -40,7 +40,8 @@ class Sb3VecEnv(VecEnv):
         """Begin in every slot, with the seeds and options that `seed` and `set_options` left."""
         given = any(self._options)
         options = {"per_slot": [dict(slot) for slot in self._options]} if given else None
-        observations, infos = self.env.reset(seed=list(self._seeds), options=options)
+        seeds: Any = list(self._seeds)  # one each: gymnasium's types know of one for all
+        observations, infos = self.env.reset(seed=seeds, options=options)
         self.reset_infos = slot_infos(infos, self.num_envs)
         self._reset_seeds()
         self._reset_options()
@@ -69,7 +70,8 @@ class Sb3VecEnv(VecEnv):
 
     def get_images(self) -> Sequence[np.ndarray | None]:
         """Return the newest frame of every slot."""
-        return self.env.render() or [None] * self.num_envs
+        shown: Any = self.env.render()
+        return shown or [None] * self.num_envs
 
     def get_attr(self, attr_name: str, indices: Indices = None) -> list[Any]:
         """Return an attribute of the vector env once per asked slot: the slots share it."""

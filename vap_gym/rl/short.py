@@ -54,7 +54,8 @@ class ShortVectorEnv(VectorEnv[Observation, np.ndarray, np.ndarray]):
         self.render_mode = env.render_mode
         self.single_observation_space, self.observation_space = env.single_observation_space, env.observation_space
         self.single_action_space, self.action_space = env.single_action_space, env.action_space
-        self._begin(np.ones(self.num_envs, bool))
+        self._memory, self._progress = self.steady.begin(self.num_envs), np.zeros(self.num_envs)
+        self._clock = np.zeros(self.num_envs, np.int64)
 
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Observation, dict[str, Any]]:
         """Begin an episode in every slot, as `VapVectorEnv.reset` does, or in those of `options["reset_mask"]`."""
@@ -102,8 +103,6 @@ class ShortVectorEnv(VectorEnv[Observation, np.ndarray, np.ndarray]):
 
     def _begin(self, mask: Bool[Array, " B"]) -> None:
         """Forget what was read in the slots of a mask."""
-        fresh, count = self.steady.begin(self.num_envs), self.num_envs
-        every = bool(mask.all())
-        self._memory = fresh if every else np.where(mask[:, None], fresh, self._memory)
-        self._progress = np.zeros(count) if every else np.where(mask, 0.0, self._progress)
-        self._clock = np.zeros(count, np.int64) if every else np.where(mask, 0, self._clock)
+        self._memory = np.where(mask[:, None], self.steady.begin(self.num_envs), self._memory)
+        self._progress = np.where(mask, 0.0, self._progress)
+        self._clock = np.where(mask, 0, self._clock)
