@@ -1,0 +1,234 @@
+"""The page of the agreement experiment: tables of all figures."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from vap_gym.errors import VapError
+from vap_gym.evaluate.agreement_outcomes import Outcomes
+from vap_gym.evaluate.agreement_study import (
+    STRANGE,
+    Compared,
+    CorrectedFigures,
+    Strange,
+    believed,
+    compared,
+    corrections,
+    coverage,
+    graded,
+    strange,
+)
+from vap_gym.evaluate.report import table
+from vap_gym.evaluate.trials import paired_difference, wilson
+from vap_gym.metrics import Interval
+
+MUST = {"pearson": 0.85, "mmrv": 0.08}
+AIM = {"pearson": 0.97, "spearman": 0.95, "mmrv": 0.03}
+LEAST_GRADED = 8
+OTHERS = {"raw-state": "a model told raw states", "no-prompt": "a model without a prompt"}
+MARKS = ("<!-- agreement -->", "<!-- /agreement -->")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """All figures of a task."""
+
+    task: str
+    graded: int  # policies that succeed in 20 to 80 % of the oracle's episodes
+    main: Compared
+    believed: Compared | None  # without the tenth of the verdicts that are trusted least; None: trust is not known
+    risk: tuple[float, float, float] | None  # area under the risk–coverage curve; if trust was perfect, and chance
+    replay: Compared | None
+    others: Mapping[str, Compared | None]  # of OTHERS; None: not trained
+    models: Mapping[str, Compared]  # by name, over the same starts; the experiment's own model first
+    corrections: Sequence[CorrectedFigures]
+    strange: Sequence[Strange]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain containers."""
+        return asdict(self)
+
+
+def study(outcomes: Outcomes, task: str, *, true_trials: Sequence[int] = (8, 15, 30)) -> Study:
+    """Return all figures of a task from what there is."""
+    curve = outcomes.settings.get("curve_starts")
+    models = {name.partition("-")[2]: name for name in outcomes.conditions() if name.startswith("model-")}
+    models = {name: key for name, key in models.items() if outcomes.names(task, key)}
+    least, risks = believed(outcomes, task), coverage(outcomes, task)
+    own = {"imagined": compared(outcomes, task, "imagined", trials=curve)} if models else {}
+    return Study(
+        task=task,
+        graded=len(graded(outcomes, task)[0]),
+        main=compared(outcomes, task, "imagined"),
+        believed=None if least is None else compared(outcomes, task, "imagined", least_trust=least),
+        risk=None if risks is None else (risks.area, risks.area_best, risks.area_chance),
+        replay=compared(outcomes, task, "replay") if outcomes.names(task, "replay") else None,
+        others={key: compared(outcomes, task, key) if outcomes.names(task, key) else None for key in OTHERS},
+        models=own | {name: compared(outcomes, task, key, trials=curve) for name, key in models.items()},
+        corrections=corrections(outcomes, task, true_trials),
+        strange=[found for kind in STRANGE if (found := strange(outcomes, task, kind)) is not None],
+    )
+
+
+def tables(outcomes: Outcomes, studies: Sequence[Study]) -> str:
+    """Return all figures as markdown."""
+    done = [one for one in studies if one.main.policies]
+    if not done:
+        return "Not measured yet."
+    parts = ["### Agreement with the truth", _agreement(done), _notes(done)]
+    parts += ["### The same trials otherwise", _otherwise(done)]
+    fixed = [(one.task, row) for one in done for row in one.corrections]
+    if fixed:
+        parts += ["### After correction by few true trials", _corrected(fixed)]
+    if any(one.models for one in done):
+        parts += ["### Models of other qualities", _models(outcomes, done)]
+    odd = [(one, row) for one in done for row in one.strange]
+    if odd:
+        parts += ["### Where it is strange", _strange(odd)]
+    return "\n\n".join([*parts, "### Policies", _policies(outcomes, [one.task for one in done])])
+
+
+def filled(page: str, text: str) -> str:
+    """Return a page with what stands between its marks replaced. Raises VapError for a page without them."""
+    begin, end = MARKS
+    if not re.search(f"{begin}.*{end}", page, flags=re.DOTALL):
+        raise VapError(f"The page must hold {begin} … {end}, but does not. Write them where the tables shall stand.")
+    head, rest = page.split(begin)
+    return f"{head}{begin}\n{text}\n{end}{rest.split(end)[1]}"
+
+
+def _agreement(studies: Sequence[Study]) -> str:
+    rows = []
+    for one in studies:
+        found = one.main.agreement
+        for name in ("pearson", "spearman", "mmrv"):
+            bound = ("≤" if name == "mmrv" else "≥") + " {:g}"
+            rows.append((
+                one.task, name.upper() if name == "mmrv" else name.title(),
+                one.main.why or "" if found is None else str(getattr(found, name)),
+                "" if found is None or found.perfect is None else str(getattr(found.perfect, name)),
+                bound.format(MUST[name]) if name in MUST else "", bound.format(AIM[name]),
+                "" if found is None else _met(name, getattr(found, name)),
+            ))  # fmt: skip
+    return table(("task", "figure", "imagined", "a perfect simulator", "must", "aim", "met"), rows)
+
+
+def _met(name: str, value: Interval) -> str:
+    sign = -1.0 if name == "mmrv" else 1.0
+    for what, bounds in (("aim", AIM), ("must", MUST)):
+        if name in bounds and sign * value.value >= sign * bounds[name]:
+            surely = sign * (value.high if name == "mmrv" else value.low) >= sign * bounds[name]
+            return f"{what}, with its interval" if surely else what
+    return "no" if name in MUST else ""
+
+
+def _notes(studies: Sequence[Study]) -> str:
+    told = [
+        f"{one.task}: {one.main.policies} policies, {one.graded} of them succeed in 20 to 80 % of the true episodes "
+        f"({LEAST_GRADED} are wanted), {one.main.trials} paired trials, {_share(one.main.right)} of the imagined "
+        "verdicts are the true ones."
+        for one in studies
+    ]
+    return "\n".join(f"- {line}" for line in told)
+
+
+def _otherwise(studies: Sequence[Study]) -> str:
+    rows = []
+    for one in studies:
+        kinds: dict[str, Compared | str] = {"imagined": one.main}
+        kinds["imagined, the least trusted tenth left out"] = one.believed or "trust is not known: no calibration"
+        kinds["open-loop replay of the true episodes' actions"] = one.replay or "not played"
+        kinds |= {what: one.others[key] or "not trained" for key, what in OTHERS.items()}
+        for what, found in kinds.items():
+            cells = (found, "", "", "") if isinstance(found, str) else _cells(found)
+            rows.append((one.task, what, *cells))
+    return table(("task", "what", "Pearson", "Spearman", "MMRV", "verdicts right"), rows)
+
+
+def _cells(found: Compared) -> tuple[str, str, str, str]:
+    agreed = found.agreement
+    if agreed is None:
+        return (found.why, "", "", _share(found.right))
+    return (str(agreed.pearson), str(agreed.spearman), str(agreed.mmrv), _share(found.right))
+
+
+def _corrected(rows: Sequence[tuple[str, CorrectedFigures]]) -> str:
+    header = (
+        "task", "true trials a policy", "Pearson, imagined", "corrected", "true trials alone", "MMRV, imagined",
+        "corrected", "true trials alone", "worth",
+    )  # fmt: skip
+    kinds = ("imagined", "corrected", "alone")
+    return table(
+        header,
+        [
+            (
+                task, str(row.true_trials), *(str(getattr(row, kind)["pearson"]) for kind in kinds),
+                *(str(getattr(row, kind)["mmrv"]) for kind in kinds), f"{row.worth:.0f} trials",
+            )
+            for task, row in rows
+        ],
+    )  # fmt: skip
+
+
+def _models(outcomes: Outcomes, studies: Sequence[Study]) -> str:
+    rows = []
+    for one in studies:
+        for name, found in one.models.items():
+            key = name if name == "imagined" else f"model-{name}"
+            told = outcomes.weights.get(key, {"name": "", "digest": ""})
+            rows.append((one.task, told["name"] if name == "imagined" else name, told["digest"], *_cells(found)))
+    rows.sort(key=lambda row: [one.task for one in studies].index(row[0]))
+    return table(("task", "model", "weights", "Pearson", "Spearman", "MMRV", "verdicts right"), rows)
+
+
+def _strange(rows: Sequence[tuple[Study, Strange]]) -> str:
+    header = (
+        "task", "what is strange", "verdicts right", "elsewhere", "Pearson", "MMRV", "trust", "falls by", "abstained",
+        "more than elsewhere",
+    )  # fmt: skip
+    cells = []
+    for one, row in rows:
+        agreed = row.compared.agreement
+        cells.append((
+            one.task, STRANGE[row.kind], _share(row.compared.right), _share(one.main.right),
+            "" if agreed is None else str(agreed.pearson), "" if agreed is None else str(agreed.mmrv),
+            "not known" if row.trust is None else str(row.trust), "" if row.fall is None else str(_negative(row.fall)),
+            _share(row.abstained), _share(row.more),
+        ))  # fmt: skip
+    return table(header, cells)
+
+
+def _policies(outcomes: Outcomes, tasks: Sequence[str]) -> str:
+    rows = []
+    for task in tasks:
+        names = outcomes.names(task, "imagined", "oracle")
+        sides = [outcomes.outcomes(condition, task, names) for condition in ("oracle", "imagined")]
+        for i, name in enumerate(names):
+            real, sim = sides[0][i], sides[1][i]
+            rates = [rate(values) for values in (real, sim)]
+            both = bool((np.isfinite(real) & np.isfinite(sim)).any())
+            bias = _share(paired_difference(sim, real)) if both else ""
+            rows.append((task, name, *map(_share, rates), bias))
+    return table(("task", "policy", "true", "imagined", "imagined − true"), rows)
+
+
+def rate(values: np.ndarray) -> Interval | None:
+    """Return the success rate of known outcomes with Wilson's interval; None where none is known."""
+    known = values[np.isfinite(values)]
+    return wilson(int(known.sum()), len(known)) if len(known) else None
+
+
+def _negative(found: Interval) -> Interval:
+    return Interval(value=-found.value, low=-found.high, high=-found.low, level=found.level, samples=found.samples)
+
+
+def _share(found: Interval | None) -> str:
+    """Return e.g. "61 % [59, 63]"; "" where it is not known."""
+    if found is None:
+        return ""
+    return f"{100 * found.value:.0f} % [{100 * found.low:.0f}, {100 * found.high:.0f}]"
