@@ -32,6 +32,7 @@ from vap_gym.evaluate.agreement_scatter import draw
 from vap_gym.evaluate.agreement_starts import FIRST_SEED, starts_file
 from vap_gym.evaluate.agreement_study import graded
 from vap_gym.evaluate.policies import evaluate_policies, weights_digest
+from vap_gym.loading import build_stage
 from vap_gym.policies import Policy, ReplayPolicy
 from vap_gym.rl import clone_agent
 
@@ -164,6 +165,7 @@ def main(
     if dry_run:
         print(plan(run, outcomes, left))
         return len(left)
+    check_models(run, [one for _, one in left])
     told = {"machine": report.machine(device), "workers": workers, "date": f"{datetime.now(UTC):%Y-%m-%d}",
             "commit": report.commit(), "minutes": 0.0, "load": report.load_average()}  # fmt: skip
     if forget:
@@ -211,6 +213,12 @@ def conditions(
                 world_model="" if side == "oracle" else world_model,
             ))  # fmt: skip
     return found
+
+
+def check_models(run: Run, left: Sequence[Condition]) -> None:
+    """Load every model that was named, before hours are played. Raises CheckpointError for one that cannot be."""
+    for name in dict.fromkeys(one.world_model for one in left if one.world_model):
+        build_stage(run.env, world_model=name, judge=None)
 
 
 def opened(path: Path, settings: dict[str, Any], keep: bool) -> Outcomes:

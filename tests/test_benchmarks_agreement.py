@@ -367,3 +367,5 @@ def test_unknown_tasks_parts_and_checkpoints_are_refused(bench: Any, run: Simple
             bench.main(tmp_path, **run.given | wrong)
     with pytest.raises(VapError, match="NAME=FOLDER"):
         bench.main(tmp_path, **run.given | {"checkpoints": ("runs/world",)})
+    with pytest.raises(CheckpointError):
+        bench.main(tmp_path, **run.given | {"checkpoints": (f"none={tmp_path}",), "parts": ("models",)}, keep=True)

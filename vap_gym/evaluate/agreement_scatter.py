@@ -50,6 +50,7 @@ def _scatter(axis: Any, outcomes: Outcomes, one: Study) -> None:
     truth, imagined = (outcomes.outcomes(condition, one.task, names) for condition in ("oracle", "imagined"))
     axis.plot([0, 1], [0, 1], color="grey", linewidth=0.8)
     labelled: set[str] = set()
+    at: dict[tuple[float, float], list[str]] = {}  # names by place: policies may tie
     for i, name in enumerate(names):
         x, y = rate(truth[i]), rate(imagined[i])
         if x is None or y is None:
@@ -62,7 +63,13 @@ def _scatter(axis: Any, outcomes: Outcomes, one: Study) -> None:
             linestyle="none", label=None if kind in labelled else LABELS[kind],
         )  # fmt: skip
         labelled.add(kind)
-        axis.annotate(name, (x.value, y.value), textcoords="offset points", xytext=(4, 3), fontsize=6)
+        at.setdefault((x.value, y.value), []).append(name)
+    for place, tied in at.items():
+        right = place[0] > 0.7
+        axis.annotate(
+            "\n".join(tied), place, textcoords="offset points", xytext=(-4 if right else 4, -3), fontsize=6, va="top",
+            ha="right" if right else "left",
+        )  # fmt: skip
     agreed = one.main.agreement
     told = one.main.why if agreed is None else f"Pearson {agreed.pearson}\nMMRV {agreed.mmrv}"
     axis.set(
@@ -70,7 +77,7 @@ def _scatter(axis: Any, outcomes: Outcomes, one: Study) -> None:
         aspect="equal",
     )  # fmt: skip
     axis.set_title(f"{one.task}: {told}", fontsize=9)
-    axis.legend(loc="lower right", fontsize=7)
+    axis.legend(loc="upper left", fontsize=7)
 
 
 def _curve(axis: Any, studies: Sequence[Study]) -> None:
@@ -82,8 +89,8 @@ def _curve(axis: Any, studies: Sequence[Study]) -> None:
         rows.sort(key=lambda row: row[0])
         if rows:
             x, figures, names = zip(*rows, strict=True)
-            low = [figure.value - figure.low for figure in figures]
-            high = [figure.high - figure.value for figure in figures]
+            low = [max(0.0, figure.value - figure.low) for figure in figures]  # resampled ones lie lower
+            high = [max(0.0, figure.high - figure.value) for figure in figures]
             axis.errorbar(
                 [100 * value for value in x], [figure.value for figure in figures], yerr=[low, high], marker="o",
                 markersize=4, linewidth=0.8, elinewidth=0.5, label=one.task,
