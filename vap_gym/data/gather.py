@@ -68,6 +68,8 @@ def finalise(root: str | Path) -> None:
         shard.write(lengths, starts, task_indices)
     _write_meta(root, info, list(tasks), total, starts[-1])
     _remove_pending(root, pending)
+    for remains in (root / layout.INFO_PATH).parent.rglob(".*.*.tmp"):  # of writers killed while they wrote meta files
+        remains.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -257,7 +257,7 @@ class WorldModel:
                 "seed": seed.to(self.device, torch.int64),
                 **kept(sight, frames.to(self.device)),
                 **{f"thing_{name}": value for name, value in things._asdict().items()},
-                "jaws": poses(self.jaws, links),
+                "jaws": poses(self._jaws_of(links), links),
             },
             batch_size=[batch],
         )
@@ -319,7 +319,7 @@ class WorldModel:
         things = ThingState(*(state[f"thing_{name}"] for name in ThingState._fields))
         if self.motion.knows(links):
             things, _ = self.motion.follow(things, self._grip(links), self.motion_steps)
-        shown, jaws = stopped(self.jaws, links, state["jaws"], things)
+        shown, jaws = stopped(self._jaws_of(links), links, state["jaws"], things)
         posed = self._posed(state, things, shown)
         with self._autocast():
             seen_now = self.codec.encode(posed.picture.contiguous(memory_format=torch.channels_last)).float()
@@ -358,6 +358,10 @@ class WorldModel:
         if motion.link_counts[motion.current] != self.appearance.links:
             return None
         return jaws_of(motion.bases[motion.current], motion.grippers[motion.current], self.appearance.surfels)
+
+    def _jaws_of(self, links: Tensor) -> Jaws | None:
+        """The jaws of the robot whose links these are, where it is the one whose things move."""
+        return self.jaws if self.motion.knows(links) else None
 
     def _features(self, prompts: Tensor) -> Tensor:
         pictures = to_pictures(prompts.to(self.device)).contiguous(memory_format=torch.channels_last)
