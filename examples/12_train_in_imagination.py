@@ -21,19 +21,19 @@ from vap_gym.sim import generate
 
 
 def main(
-    out: Path = Path("out/agents"), task: str = "reach", episodes: int = 30, steps: int = 4096, starts: int = 4
+    out: Path = Path("out/agents"), task: str = "push", episodes: int = 36, steps: int = 4096, starts: int = 4
 ) -> None:
     """Write two agents and an evaluation of both.
 
     Args:
         out: folder to write to.
-        task: reach or push.
+        task: push, or reach: of which there are few experts, so that it takes 60 episodes.
         episodes: to record.
         steps: decisions of the training.
         starts: to try the agents from, in the simulator.
     """
     # 1. Two in five of the episodes are experts', and each task has its share of them.
-    generate.main(out / "recorded", episodes=episodes, frames=48)
+    generate.main(out / "recorded", episodes=episodes)
 
     # 2. An agent that does what two experts did.
     told = clone_agent(out / "recorded", task, out / "cloned", episodes=2)
