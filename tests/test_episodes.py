@@ -390,14 +390,3 @@ def test_description_counts_what_is_there(whole: Path) -> None:
 
 def test_data_needs_no_torch(repo: Path) -> None:
     assert run(repo, "import sys, vap_gym.data; assert 'torch' not in sys.modules").wait(60) == 0
-
-
-def test_remains_of_a_writer_killed_amid_a_meta_file_are_gathered_up(tmp_path: Path) -> None:
-    root = tmp_path / "set"
-    writer = EpisodeWriter(root)
-    writer.write(0, make_episode(0))
-    remains = root / "meta" / ".info.json.123.tmp"
-    remains.write_text("{")
-    finalise(root)
-    assert not remains.exists()
-    assert len(EpisodeSet(root)) == 1

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 from vap_gym.cards import load_robot
-from vap_gym.data import EpisodeSet
+from vap_gym.data import EpisodeSet, finalise
 from vap_gym.errors import UnknownNameError, VapError
 from vap_gym.sim.generate import HELDOUT_FIRST_SEED, MIX, behaviour_of, main
 from vap_gym.sim.layouts import draw_scene
@@ -76,6 +77,14 @@ def test_a_killed_run_goes_on_to_the_same_set(by_one: Path, tmp_path: Path) -> N
         process.wait()
     assert len(list(out.rglob("*"))) > 0
     main(out, episodes=EPISODES, frames=FRAMES, workers=1)
+    assert contents(out) == contents(by_one)
+
+
+def test_remains_of_a_run_killed_amid_a_meta_file_are_gathered_up(by_one: Path, tmp_path: Path) -> None:
+    out = tmp_path / "set"
+    shutil.copytree(by_one, out)
+    (out / "meta" / ".info.json.123.tmp").write_text("{")
+    finalise(out)
     assert contents(out) == contents(by_one)
 
 
