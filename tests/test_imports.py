@@ -19,6 +19,7 @@ LAYERS = (
     ("assets",),
     ("cards",),
     ("registry",),
+    ("contract",),
     ("kinematics",),
     ("prompts",),
     ("world",),

@@ -70,6 +70,44 @@ def test_an_episode_is_the_local_one_to_the_bit(server: Server, env_id: str) -> 
     local.close()
 
 
+BARE = """
+import json, sys
+import gymnasium as gym
+
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {heavy!r}:
+            raise ModuleNotFoundError(f"No module named '{{name}}'", name=name)
+
+sys.meta_path.insert(0, Missing())
+env = gym.make("vap_gym.serve:VAP-Remote-v0", url="{url}", max_episode_steps=100)
+frames, action = [env.reset(seed=3)[0]], [0.5] * 7
+frames.append((answer := env.step(action))[0])
+with env.unwrapped as remote:
+    (branch,) = remote.branch(1)
+    frames += list(remote.step_chunk([action] * 2)[0])
+    frames.append(branch.step(action)[0])
+    branch.close()
+print(json.dumps([type(answer[4]["timings_ms"]).__name__, *[int(frame.sum()) for frame in frames]]))
+"""
+HEAVY = (
+    "torch", "diffusers", "transformers", "tensordict", "accelerate", "peft", "kornia", "safetensors", "scipy", "av",
+    "matplotlib", "pyarrow", "pybullet", "stable_baselines3", "starlette", "uvicorn", "yourdfpy",
+)  # fmt: skip
+
+
+def test_a_client_plays_where_neither_torch_nor_a_server_is_installed(server: Server) -> None:
+    command = [sys.executable, "-W", "error", "-c", BARE.format(heavy=HEAVY, url=server.url)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    kind, *sums = json.loads(done.stdout)
+    assert kind == "Timings"
+    with RemoteEnv(server.url) as env:
+        steps = np.full((3, 7), 0.5)
+        frames = [env.reset(seed=3)[0], env.step(steps[0])[0], *env.step_chunk(steps[1:])[0]]
+    assert sums == [int(frame.sum()) for frame in (*frames, frames[2])]
+
+
 def test_chunks_and_branches_are_the_local_ones(server: Server) -> None:
     local = gym.make(ENVS[0], disable_env_checker=True).unwrapped
     with RemoteEnv(server.url) as remote, ExitStack() as closed:

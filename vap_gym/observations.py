@@ -13,16 +13,14 @@ from gymnasium import spaces
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from vap_gym.contract import FRONT as FRONT
+from vap_gym.contract import Observation as Observation
 from vap_gym.errors import VapError, unknown_name
 from vap_gym.imagine import Motion, Rig
 from vap_gym.sim.spec import SceneSpec
 
 OBS_TYPES = ("pixels", "pixels_agent_pos")
-FRONT = "front"  # the first view's name, beside others
 ABOUT_BYTES = 3072
-Observation = Any
-"""A frame (H, W, 3); with "pixels_agent_pos", or with further views, LeRobot's dict of `pixels` (a frame, or a dict of
-frames by view) and `agent_pos`."""
 
 
 def observed(

@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, UInt8
 
+from vap_gym.contract import Timings
 from vap_gym.imagine import Motion, mapped
 from vap_gym.kinematics import Clipped
 from vap_gym.viewpoints import ViewFrames
-
-
-@dataclass(frozen=True, kw_only=True)
-class Timings:
-    """How long a call of `step` (or `step_chunk`) took, ms. Measured, not part of what happened: any two are equal."""
-
-    robot: float = field(compare=False)  # kinematics and prompt
-    world: float = field(compare=False)
-    judge: float = field(compare=False)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -20,20 +20,13 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from vap_gym.cards import EnvCard
+from vap_gym.contract import Observation, Timings
 from vap_gym.errors import ActionError, VapError, unknown_name
 from vap_gym.geometry import Camera
 from vap_gym.imagine import Imagination, Motion, mapped, read_state
 from vap_gym.interfaces import Judge, Reading
-from vap_gym.observations import (
-    Observation,
-    about_bytes,
-    action_space,
-    observation_space,
-    observed,
-    read_about,
-    robot_info,
-)  # fmt: skip
-from vap_gym.outcome import Outcome, Timings, per_chunk
+from vap_gym.observations import about_bytes, action_space, observation_space, observed, read_about, robot_info
+from vap_gym.outcome import Outcome, per_chunk
 from vap_gym.sim.spec import SceneSpec
 from vap_gym.sim.tasks import progress
 from vap_gym.starts import Start

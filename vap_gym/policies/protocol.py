@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from vap_gym.contract import FRONT
 from vap_gym.errors import VapError, unknown_name
-from vap_gym.observations import FRONT
 
 if TYPE_CHECKING:
     from vap_gym.starts import Start
@@ -41,6 +41,8 @@ class Conventions:
     rate_hz: float | None = None  # at which it is to be asked; None: any
     frame_size_px: tuple[int, int] | None = None  # (width, height) of the frames it takes; None: any
     views: tuple[str, ...] = (FRONT,)  # the cameras it looks through
+    action_size: int | None = None  # numbers in an action; None: as many as the env takes in this action mode
+    state_size: int | None = None  # numbers in `agent_pos`, which are joints and closedness; None: any
     chunk: int = 1  # actions that it decides on at once
     convert: tuple[str, ...] = ()  # which of CONVERTIBLE may be brought into line
 
@@ -56,6 +58,9 @@ class Conventions:
             raise PolicyError(
                 f"Conventions need chunk ≥ 1 and a rate_hz above 0 or None, got {self.chunk} and {self.rate_hz}."
             )
+        for name, size in (("action_size", self.action_size), ("state_size", self.state_size)):
+            if size is not None and size < 1:
+                raise PolicyError(f"{name} must be at least 1, or None for what the env has, got {size}.")
 
     @property
     def means_by_gripper(self) -> str:

@@ -11,8 +11,8 @@ import gymnasium as gym
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
+from vap_gym.contract import FRONT, Observation
 from vap_gym.errors import CheckpointError, VapError, unknown_name
-from vap_gym.observations import FRONT, Observation
 from vap_gym.serve.connection import Connection
 from vap_gym.serve.errors import UnknownSessionError
 from vap_gym.serve.messages import PROTOCOL, info_of, own, read_space

@@ -15,6 +15,7 @@ import numpy as np
 from gymnasium import spaces
 from PIL import Image
 
+from vap_gym.contract import Timings
 from vap_gym.policies.wire import packed, png_text, unpacked
 from vap_gym.serve.errors import MessageError, TooLargeError
 
@@ -110,8 +111,6 @@ def info_of(table: Mapping[str, Any]) -> dict[str, Any]:
     """Return an info as a local env gives it: its timings are `Timings` again."""
     info: dict[str, Any] = own(table)
     if isinstance(info.get("timings_ms"), dict):
-        from vap_gym.outcome import Timings
-
         info["timings_ms"] = Timings(**info["timings_ms"])
     return info
 
