@@ -1,12 +1,8 @@
 """A server of sessions: none lost or mixed up, nothing done twice; who is slow, greedy or lies is told or dropped."""
 
-import json
 import socket
-import struct
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -111,22 +107,6 @@ def until(true: Any, seconds: float = 20.0) -> None:
         time.sleep(0.01)
 
 
-def http(url: str, content: object = None, **headers: str) -> tuple[int, dict]:
-    """GET, or POST JSON; return status and JSON."""
-    data = None if content is None else json.dumps(content).encode()
-    request = urllib.request.Request(url, data=data, headers=headers)
-    try:
-        with urllib.request.urlopen(request, timeout=30) as response:
-            return response.status, json.loads(response.read())
-    except urllib.error.HTTPError as error:
-        return error.code, json.loads(error.read())
-
-
-def question(env: RemoteEnv, op: str, **content: Any) -> dict[str, Any]:
-    """What an env's next request is."""
-    return {"op": op, "session": env._session, "count": env._count, **content}
-
-
 def test_sessions_at_once_are_not_mixed_up_and_step_together() -> None:
     with served() as (server, adder):
         adder.gate.clear()
@@ -165,10 +145,10 @@ def test_an_exact_session_steps_alone() -> None:
         assert adder.calls == [1] * 4
 
 
-def test_the_last_request_may_come_again_and_is_not_carried_out_again() -> None:
+def test_the_last_request_may_come_again_and_is_not_carried_out_again(asking: Any) -> None:
     with served() as (server, _), RemoteEnv(server.url) as env:
         env.reset(seed=1)
-        asked, line = question(env, "step", action=np.ones(2)), Connection(server.url)
+        asked, line = asking.question(env, "step", action=np.ones(2)), Connection(server.url)
         first, again = line.ask(asked), line.ask(asked)
         assert first["reward"] == again["reward"] == 2.0
         assert (first["count"], again["count"]) == (2, 2)
@@ -192,11 +172,11 @@ def test_a_late_answer_is_asked_for_again_and_the_step_is_done_once() -> None:
         line.close()
 
 
-def test_a_second_request_beside_a_running_one_is_refused() -> None:
+def test_a_second_request_beside_a_running_one_is_refused(asking: Any) -> None:
     with served() as (server, adder), RemoteEnv(server.url) as env, ThreadPoolExecutor(1) as pool:
         env.reset(seed=0)
         adder.gate.clear()
-        other = question(env, "step", action=np.zeros(2))
+        other = asking.question(env, "step", action=np.zeros(2))
         running = pool.submit(env.step, np.ones(2))
         adder.reached.acquire()
         line = Connection(server.url)
@@ -241,19 +221,19 @@ def test_one_that_fails_in_a_batch_fails_alone() -> None:
         assert envs[2].step(np.ones(2))[1] == 2.0
 
 
-def test_only_the_token_opens_the_door() -> None:
+def test_only_the_token_opens_the_door(asking: Any) -> None:
     with served(token="open sesame") as (server, _):
         for wrong in ("", "open", "ö"):
             with pytest.raises(TokenError, match="needs its token"):
                 RemoteEnv(server.url, token=wrong)
-        assert http(f"{server.url}/health")[0] == 200
-        assert http(f"{server.url}/sessions")[0] == 401
-        assert http(f"{server.url}/open", {"env": "VAP-DROID-v0"})[1]["type"] == "TokenError"
-        assert http(f"{server.url}/sessions", Authorization="Bearer open sesame")[0] == 200
+        assert asking.http(f"{server.url}/health")[0] == 200
+        assert asking.http(f"{server.url}/sessions")[0] == 401
+        assert asking.http(f"{server.url}/open", {"env": "VAP-DROID-v0"})[1]["type"] == "TokenError"
+        assert asking.http(f"{server.url}/sessions", Authorization="Bearer open sesame")[0] == 200
         with RemoteEnv(server.url, token="open sesame") as env:
             env.reset(seed=0)
     with served() as (server, _):  # without one no web page may ask
-        assert http(f"{server.url}/sessions", Origin="http://evil.example")[0] == 401
+        assert asking.http(f"{server.url}/sessions", Origin="http://evil.example")[0] == 401
     with pytest.raises(VapError, match=r"needs a token, got host '0\.0\.0\.0' without one"):
         Server(server.service, token=None, host="0.0.0.0", port=0)
     with pytest.raises(VapError, match="token must be printable ASCII"):
@@ -287,35 +267,21 @@ def test_an_idle_session_is_evicted_and_reset_opens_another() -> None:
         assert env.reset(seed=2)[0].max() == 32
 
 
-def test_a_client_that_takes_no_answers_is_dropped_and_others_go_on() -> None:
+def test_a_client_that_takes_no_answers_is_dropped_and_others_go_on(asking: Any) -> None:
     with served(slow_s=0.5, size=128) as (server, _), RemoteEnv(server.url) as other:
         other.reset(seed=1)
         slow = RemoteEnv(server.url)
         slow.reset(seed=0)
-        address = server.url.removeprefix("http://").split(":")
-        raw = socket.create_connection((address[0], int(address[1])))
+        raw = asking.websocket(server.url)
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        raw.sendall(HANDSHAKE)
-        assert b" 101 " in raw.recv(2**12)
         for k in range(40):  # of 1.5 MB each, of which none is read
-            asked = question(slow, "step_chunk", actions=np.zeros((32, 2))) | {"count": 1 + k}
-            raw.sendall(frame_of(encoded(asked)))
+            asked = asking.question(slow, "step_chunk", actions=np.zeros((32, 2))) | {"count": 1 + k}
+            raw.sendall(asking.message(encoded(asked)))
         until(lambda: server.service.sessions.gone["slow"] == 1)
         assert other.step(np.ones(2))[1] == 2.0
         with pytest.raises(UnknownSessionError, match=r"answer was not taken within 0\.5 s"):
             slow.step(np.ones(2))
         raw.close()
-
-
-HANDSHAKE = (
-    b"GET /ws HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-    b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
-)
-
-
-def frame_of(data: bytes) -> bytes:
-    """A binary websocket message (masked with zeros)."""
-    return struct.pack("!BBQ", 0x82, 0x80 | 127, len(data)) + bytes(4) + data
 
 
 def test_a_server_that_stops_answers_what_it_took_on_and_nothing_new() -> None:

@@ -3,8 +3,6 @@
 import json
 import socket
 import struct
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -67,43 +65,12 @@ def served(**limits: Any) -> Iterator[Server]:
         yield server
 
 
-def http(url: str, content: object = None, **headers: str) -> tuple[int, dict]:
-    """GET, or POST JSON; return status and JSON."""
-    data = None if content is None else json.dumps(content).encode()
-    request = urllib.request.Request(url, data=data, headers=headers)
-    try:
-        with urllib.request.urlopen(request, timeout=30) as response:
-            return response.status, json.loads(response.read())
-    except urllib.error.HTTPError as error:
-        return error.code, json.loads(error.read())
-
-
-def question(env: RemoteEnv, op: str, **content: Any) -> dict[str, Any]:
-    """What an env's next request is."""
-    return {"op": op, "session": env._session, "count": env._count, **content}
-
-
-HANDSHAKE = (
-    b"GET /ws HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-    b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
-)
-
-
-def frame_of(data: bytes, says: int | None = None) -> bytes:
-    """A binary websocket message (masked with zeros) that says it has `says` bytes."""
-    return struct.pack("!BBQ", 0x82, 0x80 | 127, len(data) if says is None else says) + bytes(4) + data
-
-
-def told(server: Server, sent: bytes, wanted: bytes, *, by_websocket: bool = False) -> bool:
-    """Whether the server answers something with `wanted` in it to bytes, before it closes the connection."""
-    address = server.url.removeprefix("http://").split(":")
-    with socket.create_connection((address[0], int(address[1])), timeout=20) as raw:
-        if by_websocket:
-            raw.sendall(HANDSHAKE)
-            assert b" 101 " in raw.recv(2**16)
-        raw.sendall(sent)
+def told(connection: socket.socket, sent: bytes, wanted: bytes) -> bool:
+    """Whether a server answers something with `wanted` in it to bytes, before it closes the connection."""
+    with connection:
+        connection.sendall(sent)
         found = b""
-        while wanted not in found and (part := raw.recv(2**16)):
+        while wanted not in found and (part := connection.recv(2**16)):
             found += part
         return wanted in found
 
@@ -116,26 +83,26 @@ LIES = {
 
 
 @pytest.mark.parametrize("lie", LIES)
-def test_arrays_that_lie_about_their_size_are_refused(lie: str) -> None:
+def test_arrays_that_lie_about_their_size_are_refused(lie: str, asking: Any) -> None:
     with served() as server, RemoteEnv(server.url) as env:
         env.reset(seed=0)
-        sent = msgpack.packb(question(env, "step", action=LIES[lie]))
+        sent = msgpack.packb(asking.question(env, "step", action=LIES[lie]))
         with pytest.raises(MessageError, match="as large as they say"):
             decoded(sent)
-        assert told(server, frame_of(sent), b"MessageError", by_websocket=True)
+        assert told(asking.websocket(server.url), asking.message(sent), b"MessageError")
         assert env.step(np.ones(2))[1] == 2.0
 
 
-def test_messages_that_lie_about_their_size_are_refused() -> None:
+def test_messages_that_lie_about_their_size_are_refused(asking: Any) -> None:
     with served(message_bytes=4096, slow_s=0.5) as server, RemoteEnv(server.url) as env:
         env.reset(seed=0)
         post = b"POST /step HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: "
-        assert told(server, post + b"999999999999\r\n\r\n", b" 413 ")
-        assert told(server, post + b"400\r\n\r\n{}", b"has 400 bytes, got 2 within")
+        assert told(asking.connected(server.url), post + b"999999999999\r\n\r\n", b" 413 ")
+        assert told(asking.connected(server.url), post + b"400\r\n\r\n{}", b"has 400 bytes, got 2 within")
         chunked = post.replace(b"Content-Length: ", b"Transfer-Encoding: chunked")
-        assert told(server, chunked + b"\r\n\r\n2000\r\n" + bytes(8192), b" 413 ")
-        assert told(server, frame_of(b"", says=2**40), struct.pack("!H", 1009), by_websocket=True)
-        assert told(server, frame_of(b"\xdd\xff\xff\xff\xff"), b"MessageError", by_websocket=True)
+        assert told(asking.connected(server.url), chunked + b"\r\n\r\n2000\r\n" + bytes(8192), b" 413 ")
+        assert told(asking.websocket(server.url), asking.message(b"", says=2**40), struct.pack("!H", 1009))
+        assert told(asking.websocket(server.url), asking.message(b"\xdd\xff\xff\xff\xff"), b"MessageError")
         with pytest.raises(TooLargeError, match="takes no message of"):
             env.reset(options={"image": np.zeros((64, 64, 3), np.uint8)})
         with pytest.raises(TooLargeError, match=r"may have 32 steps, got 33; none was carried out"):
@@ -153,25 +120,25 @@ def test_whatever_bytes_come_they_are_a_table_or_a_message_error(data: bytes) ->
             assert isinstance(read(data), dict)
 
 
-def test_the_same_by_post_for_clients_without_websockets() -> None:
+def test_the_same_by_post_for_clients_without_websockets(asking: Any) -> None:
     with served() as server:
-        _, opened = http(f"{server.url}/open", {"env": "VAP-DROID-v0"})
+        _, opened = asking.http(f"{server.url}/open", {"env": "VAP-DROID-v0"})
         at = {"session": opened["session"]}
-        status, begun = http(f"{server.url}/reset", {**at, "count": 0, "seed": 3})
+        status, begun = asking.http(f"{server.url}/reset", {**at, "count": 0, "seed": 3})
         assert status == 200
         assert read_json(json.dumps(begun).encode())["observation"].tolist() == np.full((8, 8, 3), 3).tolist()
-        assert http(f"{server.url}/step", {**at, "count": 1, "action": [1, 0.5]})[1]["reward"] == 1.5
-        chunk = http(f"{server.url}/step_chunk", {**at, "count": 2, "actions": [[1, 1]] * 3})[1]
+        assert asking.http(f"{server.url}/step", {**at, "count": 1, "action": [1, 0.5]})[1]["reward"] == 1.5
+        chunk = asking.http(f"{server.url}/step_chunk", {**at, "count": 2, "actions": [[1, 1]] * 3})[1]
         assert (chunk["reward"], len(chunk["observation"])) == ([2.0] * 3, 3)
-        assert len(http(f"{server.url}/branch", {**at, "count": 3, "n": 2, "seeds": [1, 2]})[1]["sessions"]) == 2
-        assert http(f"{server.url}/step", {**at, "count": 0, "action": [1, 1]})[0] == 409
-        assert http(f"{server.url}/close", at)[1]["closed"] is True
-        assert http(f"{server.url}/step", {**at, "count": 4, "action": [1, 1]})[0] == 404
+        assert len(asking.http(f"{server.url}/branch", {**at, "count": 3, "n": 2, "seeds": [1, 2]})[1]["sessions"]) == 2
+        assert asking.http(f"{server.url}/step", {**at, "count": 0, "action": [1, 1]})[0] == 409
+        assert asking.http(f"{server.url}/close", at)[1]["closed"] is True
+        assert asking.http(f"{server.url}/step", {**at, "count": 4, "action": [1, 1]})[0] == 404
         for wrong in ("", "x", "step/1"):
-            status, answer = http(f"{server.url}/{wrong}", {})
+            status, answer = asking.http(f"{server.url}/{wrong}", {})
             assert status in (400, 404, 405)
             assert set(answer) >= {"error", "type", "hint"}
-        figures = http(f"{server.url}/sessions")[1]
+        figures = asking.http(f"{server.url}/sessions")[1]
         assert figures["sessions"]["open"] == 2
         assert figures["memory_mib"]["peak"] > 1
 
