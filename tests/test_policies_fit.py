@@ -9,7 +9,7 @@ from vap_gym.policies.fit import action_mode_for, converted_gripper, letterboxed
 from vap_gym.policies.protocol import GRIPPERS, as_actions
 
 DROID = Site(
-    action_mode="cartesian_velocity", action_size=7, rate_hz=15.0, frame_size_px=(144, 96), views=("front",),
+    action_mode="cartesian_velocity", action_size=7, state_size=8, rate_hz=15.0, frame_size_px=(144, 96), views=("front",),
     gripper_step=0.25,
 )  # fmt: skip
 
@@ -92,7 +92,7 @@ def test_a_slow_policy_is_asked_once_and_its_velocity_is_held() -> None:
 
 def test_a_slow_policys_displacement_is_divided_and_its_gripper_is_not() -> None:
     site = Site(
-        action_mode="cartesian_delta", action_size=7, rate_hz=15.0, frame_size_px=(144, 96), views=("front",),
+        action_mode="cartesian_delta", action_size=7, state_size=8, rate_hz=15.0, frame_size_px=(144, 96), views=("front",),
         gripper_step=0.25,
     )  # fmt: skip
     policy = fitted(

@@ -35,6 +35,7 @@ def main(
     max_spread_m: float = 0.03,
     min_trust: float = 0.0,
     approach: float = 0.5,
+    bonus: float = 1.0,
     kl: float = 0.0,
     critic_rounds: int = 4,
     gamma: float = 0.97,
@@ -91,6 +92,7 @@ def main(
         max_spread_m: give an imagined episode up where an ensemble of the things comes further apart; 0: never.
         min_trust: give a pictured episode up below this trust; 0: never.
         approach: reward for coming near what is to be pushed or lifted.
+        bonus: reward for a task that is solved.
         kl: keep near to the agent of --init: reward that a nat of distance costs.
         critic_rounds: with --init, rounds in which the critic alone learns.
         gamma: discount of a decision.

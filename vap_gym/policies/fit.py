@@ -32,6 +32,7 @@ class Site:
 
     action_mode: str
     action_size: int
+    state_size: int
     rate_hz: float
     frame_size_px: tuple[int, int]
     views: tuple[str, ...]
@@ -48,6 +49,7 @@ def site_of(rig: Rig, rate_hz: float, views: Sequence[str] = ()) -> Site:
     return Site(
         action_mode=rig.controller.mode,
         action_size=rig.controller.action_size,
+        state_size=len(rig.robot.arm_joints) + 1,
         rate_hz=rate_hz,
         frame_size_px=rig.frame_size_px,
         views=(FRONT, *views),
@@ -91,6 +93,12 @@ def fitted(policy: Policy, site: Site, name: str) -> Policy:
         )
     if mine.action_mode != site.action_mode:
         wrong.append(f"it gives '{mine.action_mode}', the env takes '{site.action_mode}'")
+    for what, own, theirs in (
+        ("actions have", mine.action_size, site.action_size),
+        ("state has", mine.state_size, site.state_size),
+    ):
+        if own not in (None, theirs):
+            wrong.append(f"its {what} {own} numbers, the env's {theirs}")
     if mine.frame_size_px not in (None, site.frame_size_px) and "frame_size_px" not in mine.convert:
         wrong.append(
             f"its frames are {mine.frame_size_px} px, the env's {site.frame_size_px} (convert: 'frame_size_px')"

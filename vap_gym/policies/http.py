@@ -6,8 +6,7 @@ import http.client
 import json
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
-from dataclasses import fields
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,10 +14,11 @@ from jaxtyping import Float
 
 from vap_gym.policies.chunks import ChunkQueue
 from vap_gym.policies.protocol import Conventions, EpisodeStart, Observations, PolicyError
-from vap_gym.policies.wire import again, png_text
+from vap_gym.policies.wire import MOST_BYTES, again, png_text
 
 Array = np.ndarray
 BUSY = (429, 502, 503, 504)  # answers that may be others later
+REASON_BYTES = 4096
 
 
 class _LaterError(OSError):
@@ -122,19 +122,19 @@ class HttpPolicy:
         def send() -> bytes:
             try:
                 with urllib.request.urlopen(request, timeout=self.timeout_s) as response:
-                    return bytes(response.read())
+                    return _whole(response, self.url + path)
             except urllib.error.HTTPError as error:
                 if error.code in BUSY:
                     raise _LaterError(f"status {error.code}") from error
                 raise PolicyError(
-                    f"{method} {self.url}{path} was refused with status {error.code}: {_reason(error.read())}"
+                    f"{method} {self.url}{path} was refused with status {error.code}: {_reason(error.read(REASON_BYTES))}"
                 ) from error
 
         passing = (OSError, http.client.HTTPException)
         body = again(send, tries=self.tries, wait_s=self.wait_s, passing=passing, name=f"The server {self.url}")
         try:
             answer = json.loads(body or b"{}")
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise PolicyError(f"{self.url}{path} must answer JSON, got {body[:80]!r}.") from error
         if not isinstance(answer, dict):
             raise PolicyError(f"{self.url}{path} must answer a JSON object, got {type(answer).__name__}.")
@@ -148,12 +148,49 @@ def _reason(body: bytes) -> str:
         return body[:200].decode(errors="replace") or "no reason given"
 
 
+def _whole(response: Any, url: str) -> bytes:
+    """The body of an answer, which must be as long as it is told to be, and not too long."""
+    told = response.length
+    body = bytes(response.read(MOST_BYTES + 1) if told is None else response.read() if told <= MOST_BYTES else b"")
+    if (told or 0) > MOST_BYTES or len(body) > MOST_BYTES:
+        raise PolicyError(f"{url} must answer at most {MOST_BYTES:,} bytes, got {told or 'more'}. Send actions only.")
+    return body
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_words(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(one, str) for one in value)
+
+
+TOLD: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
+    "action_mode": ("a string", lambda value: isinstance(value, str)),
+    "gripper": ("a string", lambda value: isinstance(value, str)),
+    "rate_hz": ("a number", lambda value: _is_size(value) or isinstance(value, float)),
+    "frame_size_px": (
+        "[width, height]",
+        lambda value: isinstance(value, list) and [*map(_is_size, value)] == [True] * 2,
+    ),
+    "views": ("a list of strings", _is_words),
+    "action_size": ("a whole number", _is_size),
+    "state_size": ("a whole number", _is_size),
+    "chunk": ("a whole number", _is_size),
+    "convert": ("a list of strings", _is_words),
+}
+"""What a server may tell of its conventions, and as what. null is as if it was not told."""
+
+
 def _read_conventions(told: dict[str, Any], url: str) -> Conventions:
-    known = {field.name for field in fields(Conventions)}
-    if "action_mode" not in told or not set(told) <= known:
+    given = {key: value for key, value in told.items() if value is not None}
+    if "action_mode" not in given or not set(given) <= TOLD.keys():
         raise PolicyError(
-            f"{url}/conventions must tell 'action_mode' and nothing but {', '.join(sorted(known))}, got "
-            f"{', '.join(told) or 'nothing'}."
+            f"{url}/conventions must tell 'action_mode' and nothing but {', '.join(sorted(TOLD))}, got "
+            f"{', '.join(given) or 'nothing'}."
         )
-    lists: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in told.items()}
-    return Conventions(**lists)
+    for key, value in given.items():
+        wanted, fits = TOLD[key]
+        if not fits(value):
+            raise PolicyError(f"{url}/conventions must tell '{key}' as {wanted}, got {json.dumps(value)[:80]}.")
+    return Conventions(**{key: tuple(value) if isinstance(value, list) else value for key, value in given.items()})

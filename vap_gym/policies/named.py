@@ -24,6 +24,7 @@ from vap_gym.sim.experts import BEHAVIOURS
 Keys = dict[str, str]
 LABEL = re.compile(r"([A-Za-z0-9][\w.+-]*)=(.*)", re.DOTALL)
 HELP = """random | expert[:noise=0.2,bias_m=0.02] | failing | play | noop
+mpc[:candidates=128,iterations=5,planner=icem,dynamics=imagination|oracle|none]: the planner itself
 sb3:PATH.zip,algorithm=ppo[,action_mode=…]   replay:FOLDER of episodes that an evaluation kept
 things:FOLDER of an agent that vap-gym train-rl wrote[,sees=truth]
 openpi:HOST:PORT[,execute=8]   http://HOST:PORT   python:MODULE:NAME (a Policy, or a function that makes one)"""
@@ -55,11 +56,13 @@ def policy_of(text: str, card: EnvCard) -> Policy:
         return _random(rest, card)
     if kind in BEHAVIOURS:
         return _scripted(kind, rest, card)
+    if kind == "mpc":
+        return _mpc(rest, card)
     makers: Mapping[str, Callable[[str, EnvCard], Policy]] = {
         "sb3": _sb3, "things": _things, "replay": _replay, "openpi": _openpi, "python": _python,
     }  # fmt: skip
     if kind not in makers:
-        raise unknown_name("kind of policy", kind, (*makers, *BEHAVIOURS, "http"))
+        raise unknown_name("kind of policy", kind, (*makers, *BEHAVIOURS, "http", "mpc", "random"))
     return makers[kind](rest, card)
 
 
@@ -86,12 +89,26 @@ def _scripted(behaviour: str, rest: str, card: EnvCard) -> Policy:
     return ScriptedExpert(card.robot, behaviour=behaviour, **given)
 
 
+def _mpc(rest: str, card: EnvCard) -> Policy:
+    """The planner takes the time that it needs: with a budget in seconds, the same trial would not end the same."""
+    from vap_gym.plan.planned import PlannedPolicy, PlanSettings
+    from vap_gym.plan.policy import Horizon
+
+    words = {key: str for key in ("card", "dynamics", "planner", "foresight", "world_model", "judge", "device")}
+    lengths = {key: int for key in ("actions", "hold", "execute", "most_plans")}
+    keys = _split(f",{rest}" if rest else "")[1]
+    given = _settings(keys, {**words, **lengths, "candidates": int, "iterations": int}, "mpc")
+    horizon = Horizon(budget_s=None, **{key: given.pop(key) for key in lengths if key in given})
+    return PlannedPolicy(PlanSettings(**{"card": card.id, **given}, horizon=horizon))
+
+
 def _sb3(rest: str, card: EnvCard) -> Policy:
     path, keys = _split(rest)
     given = _settings(keys, {"algorithm": str, "action_mode": str}, "sb3")
     if "algorithm" not in given:
         raise PolicyError(f"sb3 needs the algorithm that the model is of, got 'sb3:{rest}'. Add ,algorithm=ppo.")
-    return Sb3Policy.load(path, given["algorithm"], card_conventions(card, given.get("action_mode")))
+    conventions = replace(card_conventions(card, given.get("action_mode")), frame_size_px=None)  # the model tells it
+    return Sb3Policy.load(path, given["algorithm"], conventions)
 
 
 def _things(rest: str, card: EnvCard) -> Policy:

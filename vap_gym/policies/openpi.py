@@ -13,7 +13,7 @@ from vap_gym.errors import require
 from vap_gym.observations import FRONT
 from vap_gym.policies.chunks import ChunkQueue
 from vap_gym.policies.protocol import Conventions, EpisodeStart, Observations, PolicyError
-from vap_gym.policies.wire import again, packed, unpacked
+from vap_gym.policies.wire import MOST_BYTES, again, packed, unpacked
 
 Array = np.ndarray
 DROID = Conventions(
@@ -121,7 +121,10 @@ class OpenpiPolicy:
                 f"The policy server {self.address} must answer a map with 'actions', got "
                 f"{sorted(map(str, answer)) if isinstance(answer, dict) else type(answer).__name__}."
             )
-        actions = np.asarray(answer["actions"], np.float32)
+        try:
+            actions = np.asarray(answer["actions"], np.float32)
+        except (TypeError, ValueError) as error:
+            raise PolicyError(f"The policy server {self.address} must answer numbers, got: {error}.") from error
         if actions.ndim != 2:
             raise PolicyError(f"The policy server must answer a chunk of actions (n, A), got shape {actions.shape}.")
         return actions
@@ -144,7 +147,7 @@ class OpenpiPolicy:
             opened = client.connect(
                 self.address,
                 compression=None,
-                max_size=None,
+                max_size=MOST_BYTES,
                 open_timeout=self.timeout_s,
                 close_timeout=min(self.timeout_s, 1.0),
                 ping_interval=None,  # a server that thinks for long answers no pings meanwhile

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 from jaxtyping import Float
 
 from vap_gym.policies.chunks import ChunkQueue
+from vap_gym.policies.known import arrays_digest
 from vap_gym.policies.protocol import Conventions, EpisodeStart, Observations, PolicyError
 
 Array = np.ndarray
@@ -69,12 +71,13 @@ class RandomPolicy:
     """Uniform actions between `low` and `high` (A,), drawn from each episode's seed."""
 
     def __init__(self, low: Float[Array, " A"], high: Float[Array, " A"], conventions: Conventions) -> None:
-        self.low, self.high, self._conventions = np.asarray(low), np.asarray(high), conventions
+        self.low, self.high = np.asarray(low), np.asarray(high)
+        self._conventions = replace(conventions, action_size=len(self.low))
         self._rng: dict[int, np.random.Generator] = {}
 
     @property
     def conventions(self) -> Conventions:
-        """As they were given."""
+        """As they were given, with the size of an action."""
         return self._conventions
 
     def reset(self, episodes: Sequence[EpisodeStart]) -> None:
@@ -102,7 +105,8 @@ class ReplayPolicy:
                 "A replay needs actions (T ≥ 1, A) of at least one start, got "
                 f"{ {number: rows.shape for number, rows in self.actions.items()} }."
             )
-        self._conventions = conventions
+        self.recording = arrays_digest((str(number), rows) for number, rows in sorted(self.actions.items()))
+        self._conventions = replace(conventions, action_size=next(iter(self.actions.values())).shape[1])
         self._at: dict[int, tuple[int, int]] = {}  # by slot: start and step
 
     @classmethod
@@ -134,7 +138,7 @@ class ReplayPolicy:
 
     @property
     def conventions(self) -> Conventions:
-        """Those of the recording."""
+        """Those of the recording, with the size of an action."""
         return self._conventions
 
     def reset(self, episodes: Sequence[EpisodeStart]) -> None:

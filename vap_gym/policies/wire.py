@@ -16,6 +16,8 @@ from vap_gym.errors import require
 from vap_gym.policies.protocol import PolicyError
 
 Got = TypeVar("Got")
+MOST_BYTES = 64 * 2**20
+"""Of a server's answer: actions are some kilobytes, and a server that tells of terabytes is not to be believed."""
 
 
 def packed(value: Any) -> bytes:
@@ -33,7 +35,7 @@ def unpacked(data: bytes) -> Any:
     msgpack: Any = require("msgpack", "[remote]", "An openpi policy")
     try:
         return msgpack.unpackb(data, object_hook=_decoded)
-    except (ValueError, TypeError, KeyError, msgpack.exceptions.UnpackException) as error:
+    except (ValueError, TypeError, KeyError, OverflowError, msgpack.exceptions.UnpackException) as error:
         raise PolicyError(
             f"A policy server must send msgpack, got {len(data)} bytes that are none: {error}."
         ) from error

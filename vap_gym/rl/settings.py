@@ -34,6 +34,7 @@ class RlSettings:
         max_spread_m: imagined episodes are given up where an ensemble of the things comes further apart; 0: never.
         min_trust: pictured episodes are given up below this trust (see docs/trust.md); 0: never.
         approach: reward for coming near, to push and lift, see `things_env.ThingVectorEnv`.
+        bonus: reward for a task that is solved.
         data: recordings whose moments are starts; "" takes the card's shipped starts.
         moments: how many of them.
         any_task: take moments of other tasks' episodes, too.
@@ -63,6 +64,7 @@ class RlSettings:
     max_spread_m: float = 0.03
     min_trust: float = 0.0
     approach: float = 0.5
+    bonus: float = 1.0
     data: str = ""
     moments: int = 400
     any_task: bool = True

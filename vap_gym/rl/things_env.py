@@ -31,16 +31,16 @@ class ThingVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     """B short episodes of one task over `ThingDynamics`: imagined, simulated or pictured, and otherwise the same.
 
     An agent sees `policies.seen.features` and answers with a velocity of the tool in the task's own frame (and one of
-    the gripper, to lift). The reward of a step is by how much the steady progress of the task grew, plus, to push and
-    to lift, `approach` for each 30 cm that the tool came nearer to where it must be; going lower than a table allows
-    costs. An episode is terminated where the task is solved, and truncated at the horizon or where it is untrusted.
+    the gripper, to lift). The reward of a step is by how much the steady progress of the task grew, plus `bonus` where
+    that solved it (by progress alone, an agent slows down before the goal and hovers there), plus, to push and to lift,
+    `approach` for each 30 cm that the tool came nearer to where it must be; going lower than a table allows costs. An episode is terminated where the task is solved, and truncated at the horizon or where it is untrusted.
 
     Args:
         dynamics: what it runs in; all its starts have one task.
         horizon: control steps of an episode.
         hold: control steps that a decision lasts; a step of the env is one decision.
         steady: how many readings must agree.
-        approach: see above.
+        approach, bonus: see above.
         autoreset_mode: "SameStep" (for SB3) or "Disabled" (for TorchRL; `reset(options={"reset_mask": mask})`).
 
     Raises:
@@ -57,6 +57,7 @@ class ThingVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         hold: int = 1,
         steady: Steady | None = None,
         approach: float = 0.5,
+        bonus: float = 1.0,
         autoreset_mode: str | AutoresetMode = AutoresetMode.SAME_STEP,
     ) -> None:
         tasks = sorted({scene_of(dynamics, i).task for i in range(len(dynamics.starts))})
@@ -69,6 +70,7 @@ class ThingVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             raise VapError("A ThingVectorEnv resets in the 'SameStep' or 'Disabled', got 'NextStep'.")
         self.dynamics, self.task, self.horizon, self.hold = dynamics, checked_task(tasks[0]), horizon, hold
         self.steady, self.approach = steady or Steady(), 0.0 if self.task == "reach" else approach
+        self.bonus = bonus
         self.num_envs, self.autoreset_mode = dynamics.slots, mode
         self.metadata = {"autoreset_mode": mode}  # type: ignore[misc]
         size = answer_size(self.task)
@@ -126,6 +128,7 @@ class ThingVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             lost |= self._now.untrusted & ~over
             solved |= done & ~over & ~lost  # what nobody can know is no success
             over = solved | lost
+        rewards += self.bonus * solved
         self._clock += self.hold
         self._total += rewards
         truncated = lost | ((self._clock >= self.horizon) & ~solved)

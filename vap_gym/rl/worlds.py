@@ -62,7 +62,7 @@ def training_env(settings: RlSettings, starts: Sequence[Start]) -> ThingVectorEn
     """Return the vector env that an agent is trained in."""
     return ThingVectorEnv(
         dynamics_of(settings, starts), horizon=settings.horizon, hold=settings.hold,
-        steady=Steady(settings.agree, settings.of), approach=settings.approach,
+        steady=Steady(settings.agree, settings.of), approach=settings.approach, bonus=settings.bonus,
     )  # fmt: skip
 
 

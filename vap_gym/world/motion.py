@@ -160,11 +160,12 @@ class ThingMotion(ModelMixin, ConfigMixin):
         """Return the things one step later, when the gripper's links are at `grip`, and what was said of them."""
         frame = grip[:, 0, 3:].unflatten(-1, (3, 3))  # R_base_gripper
         mine, held = self._seen(state, grip, frame), self._grip(state, grip, frame)
-        B, K, _ = mine.shape
-        x = self.enter(torch.cat([mine, held[:, None].expand(-1, K, -1)], -1))
-        memory = self.recall(x.flatten(0, 1), state.memory.flatten(0, 1)).unflatten(0, (B, K))
-        said = self.leave(torch.cat([x, memory], -1))
-        said = said + self._pushed(state, frame, mine, said)
+        there = state.there  # rows of nothing, mostly half of all, are left out
+        x = self.enter(torch.cat([mine, held[:, None].expand(-1, mine.shape[1], -1)], -1)[there])
+        recalled = self.recall(x, state.memory[there])
+        memory = state.memory.masked_scatter(there[..., None], recalled.type_as(state.memory))
+        alone = self.leave(torch.cat([x, recalled], -1))
+        said = spread(alone + self._pushed(state, frame, mine, spread(alone, there)), there)
         moves, way, turn = said.split([1, 3, 3], -1)
         share = moves.sigmoid() * state.there[..., None]
         share = share if self.training else share * (share > RESTS)
@@ -226,17 +227,23 @@ class ThingMotion(ModelMixin, ConfigMixin):
         return torch.cat([now.flatten(1), moving, frame[:, 2], grip[:, 0, 2:3] / PLACE_M, which], -1)
 
     def _pushed(self, state: ThingState, frame: Tensor, mine: Tensor, said: Tensor) -> Tensor:
-        """What things do to one another: each hears of all others where they are, how large, and how they move."""
+        """What things do to one another: each hears of all others where they are, how large, and how they move. One row
+        for each thing that is there."""
         apart = (state.place_m[:, None, :, :] - state.place_m[:, :, None, :]) @ frame[:, None] / PLACE_M  # B K(me) K 3
         size = (state.shape[..., :4] / SIZE_M)[:, None].expand(-1, apart.shape[1], -1, -1)
         going = said[:, None, :, :4].expand(-1, apart.shape[1], -1, -1)
         share = going[..., :1].sigmoid()
         far = apart.norm(dim=-1, keepdim=True)
-        heard = self.meet(torch.cat([apart, size, going[..., 1:4] * share, share, far], -1))
-        K = apart.shape[1]
-        audible = state.there[:, None, :] & ~torch.eye(K, dtype=torch.bool, device=apart.device)
-        heard = (heard * audible[..., None]).sum(2)
-        return self.give_way(torch.cat([heard, mine, said], -1))  # type: ignore[no-any-return]
+        others = torch.cat([apart, size, going[..., 1:4] * share, share, far], -1)
+        K, there = apart.shape[1], state.there
+        audible = there[:, None, :] & there[:, :, None] & ~torch.eye(K, dtype=torch.bool, device=apart.device)
+        heard = spread(self.meet(others[audible]), audible).sum(2)
+        return self.give_way(torch.cat([heard, mine, said], -1)[there])  # type: ignore[no-any-return]
+
+
+def spread(rows: Float[Tensor, "n C"], there: Bool[Tensor, "*batch"]) -> Float[Tensor, "*batch C"]:
+    """Return rows where they belong, and 0 elsewhere."""
+    return rows.new_zeros(*there.shape, rows.shape[-1]).masked_scatter(there[..., None], rows)
 
 
 def motion_loss(
