@@ -126,8 +126,9 @@ class HttpPolicy:
             except urllib.error.HTTPError as error:
                 if error.code in BUSY:
                     raise _LaterError(f"status {error.code}") from error
+                reason = _reason(error.read(REASON_BYTES))
                 raise PolicyError(
-                    f"{method} {self.url}{path} was refused with status {error.code}: {_reason(error.read(REASON_BYTES))}"
+                    f"{method} {self.url}{path} was refused with status {error.code}: {reason}"
                 ) from error
 
         passing = (OSError, http.client.HTTPException)
@@ -159,6 +160,11 @@ def _whole(response: Any, url: str) -> bytes:
 
 def _is_size(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _sizes(value: list[Any]) -> int:
+    """How many whole numbers a list is; -1: something else is in it."""
+    return len(value) if all(map(_is_size, value)) else -1
 
 
 def _is_words(value: Any) -> bool:

@@ -94,8 +94,8 @@ def _mpc(rest: str, card: EnvCard) -> Policy:
     from vap_gym.plan.planned import PlannedPolicy, PlanSettings
     from vap_gym.plan.policy import Horizon
 
-    words = {key: str for key in ("card", "dynamics", "planner", "foresight", "world_model", "judge", "device")}
-    lengths = {key: int for key in ("actions", "hold", "execute", "most_plans")}
+    words = dict.fromkeys(("card", "dynamics", "planner", "foresight", "world_model", "judge", "device"), str)
+    lengths = dict.fromkeys(("actions", "hold", "execute", "most_plans"), int)
     keys = _split(f",{rest}" if rest else "")[1]
     given = _settings(keys, {**words, **lengths, "candidates": int, "iterations": int}, "mpc")
     horizon = Horizon(budget_s=None, **{key: given.pop(key) for key in lengths if key in given})
