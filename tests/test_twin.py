@@ -1,6 +1,7 @@
 """The oracle and its twin: same start, picture and camera as imagination, rewards of truth, and how far they drift."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,11 @@ import pytest
 import torch
 
 from vap_gym import OracleEnv, StartSet, Twin
+from vap_gym.cards import load_env, load_robot
 from vap_gym.errors import ActionError, MissingDependencyError, VapError
-from vap_gym.oracle_env import make_starts
+from vap_gym.oracle_env import make_starts, shown_start
 from vap_gym.sim.layouts import draw_scene
+from vap_gym.sim.scene import Scene
 from vap_gym.starts import starts_path
 
 ID, ORACLE = "VAP-DROID-v0", "VAP-DROID-Oracle-v0"
@@ -66,6 +69,17 @@ def test_start_files_are_equal_to_the_byte(tmp_path: Path) -> None:
     assert (tmp_path / "first.npz").read_bytes() == (tmp_path / "second.npz").read_bytes()
     shipped, made = StartSet(starts_path(ID)), StartSet(tmp_path / "first.npz")
     assert all(same_picture(shipped[i].frame, made[i].frame) for i in range(3))  # nor is the shipped file out of date
+
+
+def test_scenes_that_hide_gripper_or_goal_are_passed_over() -> None:
+    card = load_env(ID)
+    specs = [draw_scene(seed, layout=card.layout, task="push") for seed in range(3_000_000, 3_000_003)]
+    away = [replace(one, camera=replace(one.camera, target_m=(-9.0, 0.0, 3.0))) for one in specs]
+    with Scene(load_robot(card.robot), frame_size_px=card.frame_size_px) as scene:
+        start = shown_start(scene, (*away, *specs))
+        assert start.scene in specs
+        with pytest.raises(VapError, match=r"No scene of 'table' with the task 'push' shows .* got 3 without\. Take"):
+            shown_start(scene, away)
 
 
 def test_the_arm_reaches_what_it_is_told(oracle: OracleEnv) -> None:

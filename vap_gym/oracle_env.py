@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -36,6 +36,7 @@ from vap_gym.viewpoints import read_viewpoints, shown
 
 FIRST_START_SEED = 2_000_000  # training's scenes have seeds below 1,000,000, and held-out ones follow
 SEEN_PX = 15  # of the gripper, and of the task's object, in a start's picture
+TRIES = 200  # so many scenes are drawn for a start that shows them
 
 
 class OracleEnv(gym.Env[Observation, np.ndarray]):
@@ -314,16 +315,25 @@ def _seen_starts(scene: Scene, layout: str, count: int, seeds: Iterator[int]) ->
     tasks = (*LAYOUTS[layout].tasks, *LAYOUTS[layout].novel_tasks)
     for i in range(count):
         task = tasks[i % len(tasks)]
-        for _ in range(200):
-            spec = draw_scene(next(seeds), layout=layout, task=task)
-            start = start_of_scene(scene, spec)
-            seen = np.bincount(scene.render()[1].reshape(-1), minlength=len(LABELS))
-            wanted = "drawer" if spec.is_about_drawer else spec.target_object.colour
-            if min(seen[LABELS.index("gripper")], seen[LABELS.index(wanted)]) >= SEEN_PX:
-                yield start
-                break
-        else:
-            raise VapError(f"No scene of '{layout}' with the task '{task}' shows gripper and goal, got 200 without.")
+        yield shown_start(scene, (draw_scene(seed, layout=layout, task=task) for seed in seeds))
+
+
+def shown_start(scene: Scene, specs: Iterable[SceneSpec]) -> Start:
+    """Return the start of the first of some scenes whose picture shows the gripper and what the task is about.
+
+    Raises:
+        VapError: none of the first TRIES does.
+    """
+    tried: list[SceneSpec] = []
+    for spec in itertools.islice(specs, TRIES):
+        tried.append(spec)
+        start = start_of_scene(scene, spec)
+        pixels = np.bincount(scene.render()[1].reshape(-1), minlength=len(LABELS))
+        wanted = "drawer" if spec.is_about_drawer else spec.target_object.colour
+        if min(pixels[LABELS.index("gripper")], pixels[LABELS.index(wanted)]) >= SEEN_PX:
+            return start
+    told = f"No scene of '{tried[0].layout}' with the task '{tried[0].task}'" if tried else "No scene"
+    raise VapError(f"{told} shows gripper and goal, got {len(tried)} without. Take another task, camera or first seed.")
 
 
 def start_of_scene(scene: Scene, spec: SceneSpec) -> Start:
