@@ -23,17 +23,20 @@ class Builder:
         self._built = 0
 
     def table(self, spec: SceneSpec) -> int:
-        """Build the table; return its body."""
-        b, c = self._bullet, self._client
+        """Build the table, which is white until `cover` is called; return its body."""
         x, y = spec.table_centre_m
-        body = self._box((*spec.table_half_m, 0.02), (1, 1, 1), position=(x, y, spec.table_z_m - 0.02), friction=0.8)
+        return self._box((*spec.table_half_m, 0.02), (1, 1, 1), position=(x, y, spec.table_z_m - 0.02), friction=0.8)
+
+    def cover(self, table: int, spec: SceneSpec) -> None:
+        """Give a table its texture: for pictures only, and as slow as a second of physics."""
+        b, c = self._bullet, self._client
         self._built += 1  # PyBullet caches textures by file name, so every table needs a name of its own
         picture = self._folder / f"table_{self._built}.png"
-        Image.fromarray(table_texture(spec.table_texture, spec.table_colours, spec.seed)).save(picture)
+        texture_rgb = table_texture(spec.table_texture, spec.table_colours, spec.seed)
+        Image.fromarray(texture_rgb).save(picture, compress_level=1)
         texture = b.loadTexture(str(picture), physicsClientId=c)
         picture.unlink()
-        b.changeVisualShape(body, -1, textureUniqueId=texture, physicsClientId=c)
-        return body
+        b.changeVisualShape(table, -1, textureUniqueId=texture, physicsClientId=c)
 
     def goal(self, spec: SceneSpec) -> int:
         """Build the mark that a thing is to be pushed to; return its body, −1 where the task has none."""

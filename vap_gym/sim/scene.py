@@ -96,7 +96,7 @@ class Scene:
             fixedTimeStep=1 / 240, numSolverIterations=60, deterministicOverlappingPairs=1, physicsClientId=c
         )
         self.spec = spec
-        self._builder.table(spec)
+        self._table, self._covered = self._builder.table(spec), False
         self._goal = self._builder.goal(spec)
         self._arm = b.loadURDF(str(self._urdf), useFixedBase=True, physicsClientId=c)
         self._index_joints()
@@ -208,6 +208,9 @@ class Scene:
     def render(self, camera: Camera | None = None) -> tuple[UInt8[np.ndarray, "H W 3"], UInt8[np.ndarray, "H W"]]:
         """Return the picture (RGB) and the label picture (indices into LABELS) from `camera` or the scene's own."""
         b = self._bullet
+        if not self._covered:
+            self._builder.cover(self._table, self.spec)
+            self._covered = True
         camera = camera or self.camera
         size = width, height = camera.frame_size_px
         fine_width, fine_height = round(width * SUPERSAMPLING), round(height * SUPERSAMPLING)
