@@ -5,12 +5,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from vap_gym.errors import CheckpointError
 from vap_gym.train.contacts import CONTACT_FRAMES, contact_starts
 from vap_gym.train.frames import label_weight
 from vap_gym.train.latents import LatentEpisodes, loss_weight
 from vap_gym.train.run import seeded
 from vap_gym.train.slots import Slots, SlotSettings
-from vap_gym.train.world import latent_loss
+from vap_gym.train.world import Groups, latent_loss
 from vap_gym.world.appearance import FirstSight
 
 EPISODES, HEIGHT, WIDTH, OBJECTS = 5, 4, 6, 2
@@ -209,6 +210,20 @@ def test_a_saved_state_goes_on_the_same() -> None:
             slots.advance(truth - step, truth)
         for key, value in one.state().items():
             assert torch.equal(value, other.state()[key]), key
+
+
+def test_a_state_that_does_not_fit_is_refused_and_nothing_is_taken_up() -> None:
+    slots, state = slots_of(30), slots_of(30, seed=1).state()
+    before = {key: value.clone() for key, value in slots.state().items()}
+    older = {key: value for key, value in state.items() if key not in ("sight_whole", "known")}
+    with pytest.raises(CheckpointError, match=r"recipe's 16 slots, but it lacks known, sight_whole\. Resume"):
+        slots.restore(older)
+    fewer = {key: value[:8] if key in ("depth", "own") else value for key, value in state.items()}
+    with pytest.raises(CheckpointError, match=r"but it has depth \(8,\) and has own \(8,\)\. Resume"):
+        slots.restore(fewer)
+    with pytest.raises(CheckpointError, match=r"rollouts of 0 robots, one after the other, but holds 0\. Resume"):
+        Groups([]).restore({"0": state})
+    assert all(torch.equal(value, before[key]) for key, value in slots.state().items())
 
 
 # --- weights of the loss ---

@@ -16,6 +16,7 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
+from vap_gym.errors import CheckpointError
 from vap_gym.train.contacts import contact_starts
 from vap_gym.train.latents import LatentEpisodes
 from vap_gym.train.things import matched
@@ -180,11 +181,26 @@ class Slots:
         return tensors | {f"sight_{k}": v for k, v in self.sight._asdict().items()}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Take up a saved state."""
+        """Take up a saved state.
+
+        Raises:
+            CheckpointError: it lacks something, or something has another shape: an earlier version, another recipe.
+        """
+        mine = {key: value.shape for key, value in self.state().items()}
+        lacks = sorted(mine.keys() - state.keys())
+        unlike = sorted(key for key in mine.keys() & state.keys() if state[key].shape != mine[key])
+        if lacks or unlike:
+            told = [f"lacks {', '.join(lacks)}"] * bool(lacks)
+            told += [f"has {key} {tuple(state[key].shape)}" for key in unlike[:3]]
+            raise CheckpointError(
+                f"A saved state must hold rollouts in the recipe's {len(self.history)} slots, but it "
+                f"{' and '.join(told)}. Resume with the version and the recipe that it was saved by, or begin another "
+                "run with its `model` folder as init."
+            )
         self.sight = FirstSight(**{k: state[f"sight_{k}"] for k in FirstSight._fields})
-        for key, value in state.items():
+        for key in mine:
             if not key.startswith("sight_"):
-                setattr(self, key, value)
+                setattr(self, key, state[key])
 
 
 def _blurred(frames: Float[Tensor, "B L C h w"]) -> Float[Tensor, "B L C h w"]:

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from vap_gym.errors import CardError
+from vap_gym.errors import CardError, CheckpointError
 from vap_gym.train.contacts import contact_starts
 from vap_gym.train.fit import fit
 from vap_gym.train.latents import LatentEpisodes, load_latents, loss_weight
@@ -123,7 +123,13 @@ class Groups:
         return {str(i): group.slots.state() for i, group in enumerate(self.groups)}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Take up a saved state."""
+        """Take up a saved state. Raises CheckpointError where it is of another number of robots, or does not fit."""
+        if state.keys() != {str(i) for i in range(len(self.groups))}:
+            raise CheckpointError(
+                f"A saved state must hold the rollouts of {len(self.groups)} robots, one after the other, but holds "
+                f"{', '.join(sorted(state)[:4]) or 'none'}. Resume with the recipe that it was saved by, or begin "
+                "another run with its `model` folder as init."
+            )
         for i, group in enumerate(self.groups):
             group.slots.restore(state[str(i)])
 
