@@ -21,6 +21,7 @@ from vap_gym.prompts.body import Body
 from vap_gym.sim.scene import LABELS
 from vap_gym.train.fit import fit
 from vap_gym.train.run import Run, Schedule, initialised_with, load_recipe, seeded
+from vap_gym.train.sets import check_set
 from vap_gym.world.appearance import RobotAppearance
 from vap_gym.world.codec import to_pictures
 from vap_gym.world.surfels import seen_points
@@ -132,9 +133,10 @@ def load_sights(folders: list[Path], *, body: Body, every: int, view: str, episo
         source = EpisodeSet(folder)
         if str(source.meta.get("robot_type")) != body.robot.name:
             continue
+        check_set(source, view=view, labels=True)
         count = min(episodes or len(source), len(source))
         for i in tqdm(range(count), desc=f"reading {folder}", unit="episode", mininterval=5):
-            episode = source.read(i)
+            episode = source.read(i, views=[view], labels=[view])
             pick = np.arange(i % every, len(episode), every)
             columns = {k: torch.from_numpy(np.ascontiguousarray(v[pick])) for k, v in episode.columns.items()}
             frames = torch.from_numpy(episode.frames[view][pick])

@@ -17,6 +17,7 @@ from vap_gym.errors import VapError
 from vap_gym.sim.scene import LABELS
 from vap_gym.train.fit import fit
 from vap_gym.train.run import Run, Schedule, autocast, load_recipe, seeded
+from vap_gym.train.sets import check_set
 from vap_gym.world.appearance import RobotAppearance
 from vap_gym.world.background import BackgroundFiller
 from vap_gym.world.codec import charbonnier, to_frames, to_pictures
@@ -136,9 +137,10 @@ def load_backgrounds(folders: list[Path], *, every: int, view: str, episodes: in
     parts: dict[str, list[Tensor]] = {"frames": [], "hidden": [], "plate": [], "known": [], "episode": []}
     for folder in folders:
         source = EpisodeSet(folder)
+        check_set(source, view=view, labels=True)
         count = min(episodes or len(source), len(source))
         for i in tqdm(range(count), desc=f"reading {folder}", unit="episode", mininterval=5):
-            one = source.read(i)
+            one = source.read(i, views=[view], labels=[view])
             frames, labels = (torch.from_numpy(x[view]) for x in (one.frames, one.labels))
             hidden = widened(in_front(labels), MIXED_PX)
             pick, looked = torch.arange(i % min(every, len(frames)), len(frames), every), torch.arange(len(frames))

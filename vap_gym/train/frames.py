@@ -12,12 +12,16 @@ from torch.nn import functional as F
 
 from vap_gym.data import EpisodeSet
 from vap_gym.errors import VapError
+from vap_gym.train.sets import check_set
 
 
 def load_frames(
     folders: list[Path], *, every: int, view: str, limit: int | None = None
 ) -> tuple[UInt8[Tensor, "N H W 3"], UInt8[Tensor, "N H W"]]:
-    """Every `every`-th frame of the sets, with label maps; the first frame taken shifts from episode to episode."""
+    """Every `every`-th frame of the sets, with label maps; the first frame taken shifts from episode to episode.
+
+    Where a set has no label maps, as recordings of real robots have none, all is background.
+    """
     from tqdm import tqdm
 
     pictures, labels = [], []
@@ -26,10 +30,13 @@ def load_frames(
         count = len(episodes) if limit is None else min(limit, len(episodes))
         if count == 0:
             raise VapError(f"'{folder}' must hold episodes, got none. Make some with: vap-gym data generate {folder}")
+        check_set(episodes, view=view)
+        labelled = [view] if view in episodes.features.labels else []
         for i in tqdm(range(count), desc=f"reading {folder}", unit="episode", mininterval=5):
-            episode = episodes.read(i, views=[view], columns=[])
+            episode = episodes.read(i, views=[view], labels=labelled, columns=[])
             pictures.append(episode.frames[view][i % every :: every])
-            labels.append(episode.labels[view][i % every :: every])
+            nothing = np.zeros(episode.frames[view].shape[:3], np.uint8)
+            labels.append(episode.labels.get(view, nothing)[i % every :: every])
     return torch.from_numpy(np.concatenate(pictures)), torch.from_numpy(np.concatenate(labels))
 
 

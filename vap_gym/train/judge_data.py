@@ -19,6 +19,7 @@ from vap_gym.sim.scene import LABELS
 from vap_gym.sim.spec import COLOURS
 from vap_gym.train.motion import ROUND
 from vap_gym.train.run import autocast
+from vap_gym.train.sets import check_set
 from vap_gym.train.things_data import chosen_episodes, is_held_out
 from vap_gym.world.codec import FrameCodec, to_frames, to_pictures
 
@@ -92,6 +93,7 @@ def load_truths(
     steps = every if isinstance(every, list) else [every] * len(folders)
     for folder, step in zip(folders, steps, strict=True):
         source = EpisodeSet(folder)
+        check_set(source, view=view, labels=True, scenes=True)
         robot = str(source.meta["robot_type"])
         if robot not in robots:
             robots.append(robot)
@@ -99,7 +101,7 @@ def load_truths(
         for i in tqdm(chosen_episodes(source, episodes, only_held_out), desc=f"encoding {folder}", mininterval=5):
             length, index = source.length(i), source.index(i)
             pick = np.arange(index % min(step, length), length, step)
-            episode, kept = source.read(i), is_held_out(index)
+            episode, kept = source.read(i, views=[view], labels=[view]), is_held_out(index)
             entry = _entry(episode, pick, view, table_z_m)
             pictures = to_pictures(torch.from_numpy(episode.frames[view][pick]))
             if not kept:

@@ -22,6 +22,7 @@ from vap_gym.prompts.raster import draw
 from vap_gym.prompts.skeleton import Skeleton
 from vap_gym.rotations import rotation_from_quaternion_xyzw
 from vap_gym.train.run import autocast
+from vap_gym.train.sets import check_set
 from vap_gym.train.video_cache import sha256_of
 from vap_gym.world.codec import FrameCodec, to_pictures
 
@@ -98,9 +99,10 @@ def load_latents(
         source = EpisodeSet(folder)
         if str(source.meta.get("robot_type")) != robot:
             continue
+        check_set(source, view=view)
         count = min(episodes or len(source), len(source))
         for i in tqdm(range(count), desc=f"encoding {folder}", unit="episode", mininterval=5):
-            episode = source.read(i, labels=[])
+            episode = source.read(i, views=[view], labels=[])
             frames = torch.from_numpy(episode.frames[view])
             size = (frames.shape[2], frames.shape[1])
             for key, value in _entry(frames, episode.columns, codec, robot, size).items():

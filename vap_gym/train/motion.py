@@ -22,6 +22,7 @@ from vap_gym.sim.spec import COLOURS
 from vap_gym.train.contacts import contact_starts
 from vap_gym.train.fit import fit
 from vap_gym.train.run import Run, Schedule, initialised_with, load_recipe, seeded
+from vap_gym.train.sets import check_set
 from vap_gym.world.motion import Move, ThingMotion, ThingState, motion_loss
 from vap_gym.world.things import SHAPE
 
@@ -225,6 +226,7 @@ def load_motions(folders: list[Path], model: ThingMotion, robot: RobotCard) -> M
         source = EpisodeSet(folder)
         if str(source.meta.get("robot_type")) != robot.name:
             continue
+        check_set(source, scenes=True)
         for i in tqdm(range(len(source)), desc=f"reading {folder}", unit="episode", mininterval=5):
             episode = source.read(i, views=[], labels=[])
             columns = {k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in episode.columns.items()}

@@ -19,6 +19,7 @@ from vap_gym.rotations import rotation_from_quaternion_xyzw
 from vap_gym.sim.scene import LABELS
 from vap_gym.sim.spec import COLOURS
 from vap_gym.train.motion import MOST, ROUND, standing_shape
+from vap_gym.train.sets import check_set
 from vap_gym.world.codec import to_pictures
 from vap_gym.world.surfels import Surfels, seen_points
 
@@ -70,6 +71,7 @@ def load_scenes(
     robots: list[str] = []
     for folder in folders:
         source = EpisodeSet(folder)
+        check_set(source, view=view, labels=True, scenes=True)
         robot = str(source.meta["robot_type"])
         if robot not in robots:
             robots.append(robot)
@@ -77,7 +79,7 @@ def load_scenes(
         for i in tqdm(chosen_episodes(source, episodes, only_held_out), desc=f"reading {folder}", mininterval=5):
             length = source.length(i)
             pick = np.arange(source.index(i) % min(every, length), length, every)
-            entry = _entry(source.read(i), pick, body, view)
+            entry = _entry(source.read(i, views=[view], labels=[view]), pick, body, view)
             entry["robot"] = torch.full((len(pick),), robots.index(robot))
             entry["held_out"] = torch.full((len(pick),), is_held_out(source.index(i)))
             for key, value in entry.items():
