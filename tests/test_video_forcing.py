@@ -8,6 +8,7 @@ from torch import Tensor
 
 from vap_gym.errors import VapError
 from vap_gym.train.video_forcing import forcing_loss, rollout_loss
+from vap_gym.train.video_loss import VNoise
 from vap_gym.video.causal import CausalVideoNetwork
 from vap_gym.video.presets import VideoConfig
 from vap_gym.video.stream import Frame, Stream
@@ -74,6 +75,23 @@ def test_every_parameter_gets_a_finite_gradient(kind: str, prediction: str) -> N
         assert parameter.grad is not None, name
         assert bool(parameter.grad.isfinite().all()), name
         assert bool(parameter.grad.abs().sum() > 0) or any(part in name for part in wordless), name
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_v_models_are_forced_with_the_noise_of_the_recipe(scale: float) -> None:
+    network, (clean, prompts) = made("v"), squares(2, torch.Generator().manual_seed(0))
+    found: list[Tensor] = []
+    forcing_loss(
+        network, clean, prompts=prompts, rng=torch.Generator().manual_seed(5), pure_noise=0.0, snr_shift_scale=scale,
+        compare=lambda _, target, weight: found.append(target) or target.sum(),  # type: ignore[func-returns-value]
+    )  # fmt: skip
+    rng = torch.Generator().manual_seed(5)
+    level = torch.sigmoid(torch.randn(2, FRAMES - 1, generator=rng))
+    torch.rand(2, FRAMES - 1, generator=rng)
+    noise = torch.randn(clean[:, 1:].shape, generator=rng)
+    wanted = VNoise(snr_shift_scale=scale).target(clean[:, 1:], noise, (999 * level).round())
+    torch.testing.assert_close(found[0], wanted)
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from vap_gym.errors import VapError
+from vap_gym.train.video_loss import VNoise
 from vap_gym.video.cache import Ring, RingAttention
 from vap_gym.video.causal import CausalVideoNetwork
 from vap_gym.video.passes import Rotary, mixed, rotated
@@ -184,6 +185,26 @@ def test_of_v_predictions_clean_latents_are_recovered() -> None:
         noisy = level.signal * clean + level.noise * drawn_noise
         velocity = level.signal * drawn_noise - level.noise * clean
         torch.testing.assert_close(clean_of("v", velocity, noisy, level), clean, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_a_v_stream_takes_the_noise_that_its_model_was_trained_with(scale: float) -> None:
+    trained, clean, other = VNoise(snr_shift_scale=scale), drawn(1, 1, 4, 4, 4), drawn(1, 1, 4, 4, 4, seed=3)
+    stream = Stream(made(prediction="v"), snr_shift_scale=scale)
+    for level in stream.levels(4):
+        step = torch.tensor([[level.timestep]])
+        mixed = level.signal * clean + level.noise * other
+        torch.testing.assert_close(mixed, trained.mixed(clean, other, step))
+        torch.testing.assert_close(
+            clean_of("v", trained.target(clean, other, step), mixed, level), clean, rtol=1e-4, atol=1e-4
+        )
+    begun = stream.begin(drawn(BATCH, 4, HEIGHT, WIDTH), prompt(0))
+    shifted, plain = (
+        Stream(stream.network, snr_shift_scale=one).advance(begun, prompt(1), noise(1), evaluations=2)[1]
+        for one in (scale, 1.0)
+    )
+    assert torch.equal(shifted, plain) == (scale == 1.0)
 
 
 def test_what_cannot_be_is_refused() -> None:

@@ -121,10 +121,11 @@ def test_a_slot_is_reset_by_index_and_a_moment_branched_by_expand() -> None:
 
 @pytest.mark.parametrize("chunk", [1, 4])
 def test_what_is_saved_is_loaded_and_what_is_damaged_is_refused(chunk: int, tmp_path: Path) -> None:
-    world = made(chunk, evaluations=2, window=2, control="each")
+    world = made(chunk, evaluations=2, window=2, control="each", snr_shift_scale=3.0)
     world.save_pretrained(tmp_path, dtype=torch.float32)
     loaded = StreamWorld.from_pretrained(tmp_path, dtype=torch.float32)
-    assert (loaded.evaluations, loaded.stream.window, loaded.stream.control) == (2, 2, "each")
+    stream = loaded.stream
+    assert (loaded.evaluations, stream.window, stream.control, stream.snr_shift_scale) == (2, 2, "each", 3.0)
     states = [w.start(pictures(1), pictures(1, seed=1), torch.tensor([1])) for w in (world, loaded)]
     frames = [w.predict(s, pictures(1, chunk, seed=2))[1] for w, s in zip((world, loaded), states, strict=True)]
     assert torch.equal(*frames)  # type: ignore[arg-type]

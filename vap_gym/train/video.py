@@ -81,8 +81,9 @@ def train_video(recipe: VideoRecipe, out: Path, *, resume: bool = False, device:
     ema.shadow = {name: ema.shadow[name] for name, p in plain.named_parameters() if p.requires_grad}
     parts = {"model": model, "optimizer": optimizer, "ema": ema}
     first = load_state(accelerator, run, parts, recipe=recipe)
-    noise = noise_of(plain.settings, pure_noise=recipe.pure_noise, snr_shift_scale=recipe.snr_shift_scale)
-    loss_of, schedule = objective(recipe.forcing, pure_noise=recipe.pure_noise), _schedule(recipe)
+    noised = {"pure_noise": recipe.pure_noise, "snr_shift_scale": recipe.snr_shift_scale}
+    noise = noise_of(plain.settings, **noised)
+    loss_of, schedule = objective(recipe.forcing, **noised), _schedule(recipe)
 
     def inputs(batch: Batch) -> Inputs:
         return inputs_of(plain, batch, text_of, accelerator.device)

@@ -16,7 +16,7 @@ from torch import Tensor
 from vap_gym.errors import VapError
 from vap_gym.video.causal import CausalVideoNetwork
 from vap_gym.video.passes import teacher_mask
-from vap_gym.video.stream import Frame, Stream, clean_of, kept_of_clean, levels
+from vap_gym.video.stream import Frame, Stream, clean_of, kept_of_clean
 
 Compare = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 Text = Float[Tensor, "B L E"] | Int64[Tensor, "B L"] | None
@@ -44,6 +44,7 @@ def forcing_loss(
     teacher: bool = True,
     past_noise: float = 0.0,
     control: str = "once",
+    snr_shift_scale: float = 1.0,
     compare: Compare = weighted_error,
 ) -> Tensor:
     """Return the loss of predicting frames 1, 2, … of a clip, each with a noise level of its own.
@@ -59,6 +60,7 @@ def forcing_loss(
         teacher: a noisy frame sees clean frames before it (twice the tokens); else the noisy ones (diffusion forcing).
         past_noise: with `teacher`, the largest noise level of the past: a past that is not quite right, as in use.
         control: "once" or "each", as the stream will use it.
+        snr_shift_scale: of a "v" model's noise, as the stream will use it.
         compare: of predicted and true clean latents (or v) and weight.
     """
     B, F = clean.shape[:2]
@@ -69,12 +71,12 @@ def forcing_loss(
     level = torch.sigmoid(torch.randn(B, F - 1, generator=rng))
     level = torch.where(torch.rand(B, F - 1, generator=rng) < pure_noise, 1.0, level).to(clean)
     noise = torch.randn(clean[:, 1:].shape, generator=rng).to(clean)
-    noisy, times, target = _noised(network, clean[:, 1:], level, noise)
+    noisy, times, target = _noised(network, clean[:, 1:], level, noise, snr_shift_scale)
     places = list(range(F))
     if teacher:
         dull = past_noise * torch.rand(B, F - 1, generator=rng).to(clean)
         other = torch.randn(clean[:, 1:].shape, generator=rng).to(clean)
-        past, past_times, _ = _noised(network, clean[:, 1:], dull, other)
+        past, past_times, _ = _noised(network, clean[:, 1:], dull, other, snr_shift_scale)
         if not past_noise:
             past, past_times = clean[:, 1:], torch.zeros_like(past_times)
         noisy, times = torch.cat([past, noisy], 1), torch.cat([past_times, times], 1)
@@ -94,7 +96,7 @@ def forcing_loss(
 
 
 def _noised(
-    network: CausalVideoNetwork, clean: Tensor, level: Tensor, noise: Tensor
+    network: CausalVideoNetwork, clean: Tensor, level: Tensor, noise: Tensor, snr_shift_scale: float
 ) -> tuple[Tensor, Float[Tensor, "B F"], Tensor]:
     """Return noisy latents at levels (B, F) in [0, 1], the time steps, and what the network should say of them."""
     settings = network.settings
@@ -102,7 +104,7 @@ def _noised(
     if settings.prediction == "x0":
         return (1 - wide) * clean + wide * settings.noise_scale * noise, 1000.0 * level, clean
     step = (999.0 * level).round().long()
-    share = kept_of_clean().to(clean)[step][:, :, None, None, None]
+    share = kept_of_clean(snr_shift_scale).to(clean)[step][:, :, None, None, None]
     signal, spread = share.sqrt(), (1 - share).sqrt()
     return signal * clean + spread * noise, step.float(), signal * noise - spread * clean
 
@@ -157,7 +159,7 @@ def rollout_loss(
 def _made(frame: Frame, stream: Stream, like: Tensor, evaluations: int, rng: torch.Generator) -> Tensor:
     """A frame as `Stream.advance` makes it; all but the last evaluation's latents are taken as given."""
     settings, latents = stream.settings, like
-    for i, level in enumerate(levels(settings.prediction, evaluations, settings.noise_scale)):
+    for i, level in enumerate(stream.levels(evaluations)):
         noisy = level.noise * torch.randn(like.shape, generator=rng).to(like)
         noisy = noisy if i == 0 else level.signal * latents.detach() + noisy
         latents = clean_of(settings.prediction, frame.predict(noisy, level.timestep), noisy, level)

@@ -145,19 +145,19 @@ class Objective(Protocol):
         ...
 
 
-def objective(forcing: str, *, pure_noise: float) -> Objective:
+def objective(forcing: str, *, pure_noise: float, snr_shift_scale: float = 1.0) -> Objective:
     """The loss for a way of forcing: "none" (whole clips), or, for the causal variant, "frames" (a noise level for
     every frame, after a clean past) and "rollout" (that, and the model's own past)."""
     if forcing not in FORCINGS:
         raise unknown_name("forcing", forcing, FORCINGS)
-    return clip_loss if forcing == "none" else Forced(forcing, pure_noise=pure_noise)
+    return clip_loss if forcing == "none" else Forced(forcing, pure_noise=pure_noise, snr_shift_scale=snr_shift_scale)
 
 
 class Forced:
     """The objective of the causal variant, see `video_forcing`. The network must not be wrapped by DDP."""
 
-    def __init__(self, forcing: str, *, pure_noise: float) -> None:
-        self.forcing, self.pure_noise = forcing, pure_noise
+    def __init__(self, forcing: str, *, pure_noise: float, snr_shift_scale: float = 1.0) -> None:
+        self.forcing, self.pure_noise, self.snr_shift_scale = forcing, pure_noise, snr_shift_scale
 
     def __call__(self, network: Any, given: Inputs, noise: Noise, rng: torch.Generator) -> Tensor:
         """See `Objective`."""
@@ -170,10 +170,12 @@ class Forced:
 
         said: dict[str, Any] = {name: given.conditions.get(name) for name in ("prompts", "text", "interval")}
         shared: dict[str, Any] = {"rng": rng, "weight": given.weights[:, :, None], "compare": compare}
-        value = forcing_loss(network, given.latents, pure_noise=self.pure_noise, **said, **shared)
+        noised: dict[str, Any] = {"pure_noise": self.pure_noise, "snr_shift_scale": self.snr_shift_scale}
+        value = forcing_loss(network, given.latents, **noised, **said, **shared)
         if self.forcing == "frames":
             return value
-        own = rollout_loss(Stream(network), given.latents, said["prompts"], text=said["text"], **shared)
+        stream = Stream(network, snr_shift_scale=self.snr_shift_scale)
+        own = rollout_loss(stream, given.latents, said["prompts"], text=said["text"], **shared)
         return 0.5 * (value + own)
 
 

@@ -34,8 +34,12 @@ class Level:
 
 
 @lru_cache(maxsize=32)
-def levels(prediction: str, evaluations: int, noise_scale: float = 1.0) -> tuple[Level, ...]:
+def levels(
+    prediction: str, evaluations: int, noise_scale: float = 1.0, snr_shift_scale: float = 1.0
+) -> tuple[Level, ...]:
     """Return the noise levels of a frame's evaluations, evenly spaced from pure noise on.
+
+    `noise_scale` is that of an "x0" model's settings, `snr_shift_scale` of the noise that a "v" model was trained with.
 
     Raises:
         VapError: evaluations not from 1 to 4.
@@ -45,21 +49,25 @@ def levels(prediction: str, evaluations: int, noise_scale: float = 1.0) -> tuple
     shares = [1.0 - i / evaluations for i in range(evaluations)]
     if prediction == "x0":
         return tuple(Level(timestep=1000.0 * s, signal=1.0 - s, noise=s * noise_scale) for s in shares)
-    kept = kept_of_clean()
+    kept = kept_of_clean(snr_shift_scale)
     steps = [round(1000 * s) - 1 for s in shares]
     return tuple(
         Level(timestep=float(t), signal=float(kept[t].sqrt()), noise=float((1 - kept[t]).sqrt())) for t in steps
     )
 
 
-@lru_cache(maxsize=1)
-def kept_of_clean() -> Float[Tensor, "1000"]:
-    """Return the share of clean latents' variance at CogVideoX-5B-I2V's time steps 0 … 999; 0 at the last."""
+@lru_cache(maxsize=8)
+def kept_of_clean(snr_shift_scale: float = 1.0) -> Float[Tensor, "1000"]:
+    """Return the share of clean latents' variance at CogVideoX's time steps 0 … 999; 0 at the last.
+
+    `snr_shift_scale` is 1 for CogVideoX-5B-I2V; larger ones leave less of what is clean.
+    """
     from diffusers.schedulers.scheduling_ddim_cogvideox import CogVideoXDDIMScheduler
 
     kept: Tensor = CogVideoXDDIMScheduler(
-        snr_shift_scale=1.0, rescale_betas_zero_snr=True, prediction_type="v_prediction", timestep_spacing="trailing"
-    ).alphas_cumprod
+        snr_shift_scale=snr_shift_scale, rescale_betas_zero_snr=True, prediction_type="v_prediction",
+        timestep_spacing="trailing",
+    ).alphas_cumprod  # fmt: skip
     return kept.float()
 
 
@@ -78,11 +86,20 @@ class Stream:
         network: the causal network.
         window: frames that are kept beside the anchor; None: as many as the trained positions hold.
         control: "once" or "each", as the network was trained.
+        snr_shift_scale: of the noise that a "v" model was trained with, as in its scheduler's config.
     """
 
-    def __init__(self, network: CausalVideoNetwork, *, window: int | None = None, control: str = "once") -> None:
+    def __init__(
+        self,
+        network: CausalVideoNetwork,
+        *,
+        window: int | None = None,
+        control: str = "once",
+        snr_shift_scale: float = 1.0,
+    ) -> None:
         network.check_streamable(control)
         self.network, self.settings, self.control = network, network.settings, control
+        self.snr_shift_scale = snr_shift_scale
         known = network.known_frames
         self.window = known - 2 if window is None else window
         if not 1 <= self.window <= known - 2:
@@ -96,6 +113,10 @@ class Stream:
         transformer = self.network.transformer
         layers = len(transformer.base.transformer_blocks) + len(transformer.control_out)
         return Ring(window=self.window, tokens=tokens, words=words, last=self.network.known_frames - 1, layers=layers)
+
+    def levels(self, evaluations: int) -> tuple[Level, ...]:
+        """Return the noise levels of a frame's evaluations. Raises VapError where they are not 1 to 4."""
+        return levels(self.settings.prediction, evaluations, self.settings.noise_scale, self.snr_shift_scale)
 
     def begin(
         self,
@@ -138,7 +159,7 @@ class Stream:
         """
         frame = Frame(self, memory, prompts)
         latents: Tensor | None = None
-        for i, level in enumerate(levels(self.settings.prediction, evaluations, self.settings.noise_scale)):
+        for i, level in enumerate(self.levels(evaluations)):
             noisy = level.noise * noise(i)
             noisy = noisy if latents is None else level.signal * latents + noisy
             latents = clean_of(self.settings.prediction, frame.predict(noisy, level.timestep), noisy, level)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vap_gym.errors import CheckpointError, VapError
 from vap_gym.video.causal import CausalVideoNetwork
-from vap_gym.video.stream import TRAJECTORY, Stream, levels
+from vap_gym.video.stream import TRAJECTORY, Stream
 from vap_gym.world.checkpoint import load_part, read_json, replaced_text, save_part
 from vap_gym.world.codec import FrameCodec, to_frames, to_pictures
 from vap_gym.world.devices import checked_device, native_dtype
@@ -43,7 +43,7 @@ class StreamWorld:
     Args:
         network, codec: the causal model; frames ↔ latents.
         evaluations: network evaluations per latent frame when none is named at a call, 1 to 4.
-        window, control: see `Stream`.
+        window, control, snr_shift_scale: see `Stream`.
         text: what is told to models that take words; or, for others, embeddings (1, L, E). None: no instruction.
         dtype: bfloat16 or float32 arithmetic; None takes bfloat16 where the device multiplies it natively.
     """
@@ -56,6 +56,7 @@ class StreamWorld:
         evaluations: int = 1,
         window: int | None = None,
         control: str = "once",
+        snr_shift_scale: float = 1.0,
         text: str | Tensor | None = None,
         device: torch.device | str = "cpu",
         dtype: torch.dtype | None = None,
@@ -74,13 +75,13 @@ class StreamWorld:
                 "A world is told what the robot does by pictures, got a network of condition 'raw_state'. Take one of "
                 "condition skeleton, mesh or depth."
             )
-        levels(settings.prediction, evaluations)  # says which numbers would do
         self.device = checked_device(device)
         self.dtype = dtype or native_dtype(self.device)
         self.network = network.to(self.device).eval().requires_grad_(False)
         self.codec = codec.to(self.device).eval().requires_grad_(False)
         self._weights = next(self.network.parameters()).dtype  # float32, or bfloat16 to save memory
-        self.stream = Stream(self.network, window=window, control=control)
+        self.stream = Stream(self.network, window=window, control=control, snr_shift_scale=snr_shift_scale)
+        self.stream.levels(evaluations)  # says which numbers would do
         self.evaluations, self.text = evaluations, text
         self.chunk = settings.time_stride
         self.frame_size_px = settings.frame_size_px
@@ -120,6 +121,7 @@ class StreamWorld:
             evaluations=int(index.get("evaluations", 1)),
             window=index.get("window"),
             control=str(index.get("control", "once")),
+            snr_shift_scale=float(index.get("snr_shift_scale", 1.0)),
             text=index.get("text"),
             device=device,
             dtype=dtype,
@@ -137,6 +139,7 @@ class StreamWorld:
             "evaluations": self.evaluations,
             "window": self.stream.window,
             "control": self.stream.control,
+            "snr_shift_scale": self.stream.snr_shift_scale,
             "text": self.text,
             **notes,
         }
