@@ -39,6 +39,7 @@ LAYERS = (
         "outcome",
         "observations",
         "viewpoints",
+        "whereabouts",
         "imagine",
         "loading",
         "viewer",

@@ -20,8 +20,6 @@ from vap_gym.plan.foresight import (
     LatentForesight,
     ThingForesight,
     moments,
-    nearest_things,
-    things_of,
 )
 from vap_gym.plan.goals import PictureGoal, TaskGoal, push_from
 from vap_gym.plan.gradients import DrawnForesight, soft_objects
@@ -33,6 +31,7 @@ from vap_gym.starts import Start
 from vap_gym.video.causal import CausalVideoNetwork
 from vap_gym.video.presets import VideoConfig
 from vap_gym.video.world import StreamWorld
+from vap_gym.whereabouts import nearest_things, things_of
 from vap_gym.world.codec import FrameCodec
 
 ID = "VAP-DROID-v0"

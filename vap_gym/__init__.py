@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from vap_gym.env import VapEnv
     from vap_gym.evaluate.agreement_reports import agreement
     from vap_gym.evaluate.policies import evaluate_policies
+    from vap_gym.evaluate.policies import evaluate_policies as evaluate
     from vap_gym.geometry import Camera
     from vap_gym.imagine import Imagination, Rig, read_state, write_state
     from vap_gym.judge import Judge
@@ -28,8 +29,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Camera", "Controller", "Imagination", "Judge", "OracleEnv", "Rig", "Skeleton", "Start", "StartSet", "Twin",
-    "VapEnv", "VapError", "VapVectorEnv", "WorldModel", "agreement", "evaluate_policies", "known_envs", "known_robots",
-    "load_env", "load_robot", "read_state", "save_starts", "write_state",
+    "VapEnv", "VapError", "VapVectorEnv", "WorldModel", "agreement", "evaluate", "evaluate_policies", "known_envs",
+    "known_robots", "load_env", "load_robot", "read_state", "save_starts", "write_state",
 ]  # fmt: skip
 
 _HOME = {
@@ -47,6 +48,8 @@ def __getattr__(name: str) -> Any:
         from importlib.metadata import version
 
         return version("vap-gym")
+    if name == "evaluate":
+        return import_module("vap_gym.evaluate")  # a package that can be called
     if name not in _HOME:
         raise AttributeError(f"module 'vap_gym' has no attribute '{name}'. It has: {', '.join(__all__)}.")
     return getattr(import_module(f"vap_gym.{_HOME[name]}"), name)

@@ -43,6 +43,7 @@ COMMANDS: dict[str, Command] = {
     "train judge": Command(module="vap_gym.train.judge", summary="train the judge that reads gripper and objects"),
     "train publish": Command(module="vap_gym.train.publish", summary="gather trained parts into a model folder"),
     "evaluate": Command(module="vap_gym.commands.evaluate", summary="try policies in the same trials; write a report"),
+    "judge": Command(module="vap_gym.commands.evaluate_judge", summary="judge kept episodes again, by another judge"),
     "agree": Command(module="vap_gym.commands.agree", summary="how well imagined success stands for true success"),
     "plan": Command(module="vap_gym.commands.plan", summary="plan an episode in imagination and carry it out"),
     "train-rl": Command(module="vap_gym.commands.train_rl", summary="train an agent in imagination, or in the oracle"),

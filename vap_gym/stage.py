@@ -1,8 +1,8 @@
 """A stage: imagination, judge and task put together, as functions of one explicit state; envs are thin over it.
 
 The state is imagination's TensorDict and these keys: `frame` (the newest picture), `about` (instruction and scene, JSON
-bytes), `tool_start_m`, `object_start_m`, `object_m` (where the task's object was last seen) and `progress`; with
-trust samples also theirs, `sample_*`; with further views `view_<name>.*`.
+bytes), `tool_start_m`, `object_start_m`, `object_m` (where the task's object is) and what else `whereabouts` keeps of it,
+and `progress`; with trust samples also theirs, `sample_*`; with further views `view_<name>.*`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 from tensordict import TensorDict
 from torch import Tensor
 
@@ -32,9 +32,10 @@ from vap_gym.sim.tasks import progress
 from vap_gym.starts import Start
 from vap_gym.trust import Doubt, SampleSpread
 from vap_gym.viewpoints import ExtraViews, ViewFrames, Viewpoint, sways, view_key, without_other_views
+from vap_gym.whereabouts import OBJECT_KEYS, find_object, follow_object
 
 REWARDS = ("progress", "success")
-SEEN = 0.5  # an object that the judge is less sure of stays where it was last seen
+SEEN = 0.5  # where the judge is less sure of an object, it is not looked at
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -127,7 +128,9 @@ class Stage:
         objects_m = torch.tensor([_object_by_scene(start.scene) for start in starts], dtype=torch.float64)
         state["object_m"] = objects_m
         if self.judge is not None:
-            state["object_m"] = self._last_seen(state, self.read(state, tool_m))
+            seen_m, sure = self._seen(state, self.read(state, tool_m))
+            state["object_m"] = torch.where(sure[:, None], seen_m, objects_m)
+        find_object(state, at_all=self.judge is not None)
         state["object_start_m"] = state["object_m"].clone()
         state["progress"] = torch.zeros(len(starts), dtype=torch.float64)
         if self.spread is not None:
@@ -145,7 +148,7 @@ class Stage:
         own = ("frame", "camera_sway", *(f"world_{key}" for key in memory))
         views = [view_key(name, key) for name in self.extra.names for key in own]
         doubt = () if self.doubt is None else self.doubt.state_keys
-        return (*own, "about", "robot_q", "step", *samples, *doubt, *views)
+        return (*own, "about", *OBJECT_KEYS, "robot_q", "step", *samples, *doubt, *views)
 
     @torch.no_grad()
     def advance(self, state: TensorDict, actions: Float[Tensor, "B K A"]) -> tuple[TensorDict, Outcome]:
@@ -239,7 +242,7 @@ class Stage:
             return row
         tool_m = motion.tool_m[:, 0]
         reading = self.read(state, tool_m)
-        state["object_m"] = self._last_seen(state, reading)
+        follow_object(state, *self._seen(state, reading))
         value = self._progress(state, tool_m)
         row["progress"], row["success"] = value, value >= 1.0
         row["reward"] = np.float64(value >= 1.0) if self.reward == "success" else value - state["progress"].numpy()
@@ -255,16 +258,14 @@ class Stage:
         row["gripper_confidence"] = reading.gripper_confidence.cpu().double().numpy()
         return row
 
-    def _last_seen(self, state: TensorDict, reading: Reading) -> Float[Tensor, "B 3"]:
-        """Where each slot's object is now, or was when the judge last was sure of it."""
-        objects_m, sure = reading.objects_world_m.cpu().double(), reading.objects_confidence.cpu()
-        sure = torch.where(objects_m.isfinite().all(-1), sure, torch.zeros_like(sure))
-        seen_m: Tensor = state["object_m"].clone()
-        for i, about in enumerate(state["about"]):
-            scene = read_about(about)[1]
-            if scene is not None and not scene.is_about_drawer and float(sure[i, scene.target]) >= SEEN:
-                seen_m[i] = objects_m[i, scene.target]
-        return seen_m
+    def _seen(self, state: TensorDict, reading: Reading) -> tuple[Float[Tensor, "B 3"], Bool[Tensor, " B"]]:
+        """Where the judge sees each slot's object, and whether it is sure of that."""
+        objects_m, confidence = reading.objects_world_m.cpu().double(), reading.objects_confidence.cpu()
+        scenes = [read_about(about)[1] for about in state["about"]]
+        target = torch.tensor([-1 if scene is None or scene.is_about_drawer else scene.target for scene in scenes])
+        row, pick = torch.arange(len(scenes)), target.clamp_min(0)
+        seen_m = objects_m[row, pick]
+        return seen_m, (target >= 0) & (confidence[row, pick] >= SEEN) & seen_m.isfinite().all(-1)
 
     def _progress(self, state: TensorDict, tool_m: Tensor) -> Float[np.ndarray, " B"]:
         values = np.zeros(len(state))

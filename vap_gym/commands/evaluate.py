@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from json import dumps
 from pathlib import Path
-
-from vap_gym.jobs import Executor
+from typing import Literal
 
 
 def main(
@@ -24,7 +23,7 @@ def main(
     starts_file: str = "",
     device: str = "cpu",
     batch: int = 16,
-    executor: Executor = "serial",
+    executor: Literal["auto", "serial", "processes", "ray"] = "auto",
     workers: int = 1,
     address: str = "",
     act_timeout_s: float = 60.0,
@@ -34,8 +33,9 @@ def main(
     """Try policies from the same starts with the same noise; write report.json, report.html and every episode.
 
     Policies: random | expert:noise=0.2,bias_m=0.02 | failing | noop | sb3:PATH.zip,algorithm=ppo | replay:FOLDER |
-    openpi:HOST:PORT | http://HOST:PORT | python:MODULE:NAME; before each may stand a name: good=expert. Call it again
-    to go on after an interruption. vap-gym agree compares two reports, of VAP-DROID-v0 and VAP-DROID-Oracle-v0 say.
+    mpc:candidates=128 | openpi:HOST:PORT | http://HOST:PORT | python:MODULE:NAME; before each may stand a name:
+    good=expert. Call it again to go on after an interruption. vap-gym agree compares two reports, of VAP-DROID-v0 and
+    VAP-DROID-Oracle-v0 say; vap-gym judge has other judges look at the same episodes.
 
     Args:
         policies: what to try.
@@ -48,11 +48,12 @@ def main(
         action_mode: of the env; the card's by default.
         views: further cameras.
         world_model: a name or folder; the card's by default.
-        judge: who tells success in imagined frames: a name or folder.
+        judge: who tells success in imagined frames: a name or folder; or, of the kept episodes, labels:FILE |
+            goals:FOLDER,most_grey=8 | vlm:URL,model=NAME | transformers:FOLDER (see vap-gym judge).
         starts_file: other starts than the card's.
         device: where the world model runs.
         batch: episodes that are imagined together.
-        executor: where batches run.
+        executor: where batches run; auto: on Ray with an address, in processes with several workers, else here.
         workers: batches at once.
         address: of a Ray cluster that runs already.
         act_timeout_s: a policy that takes longer for a decision hangs; 0: wait for ever.
@@ -62,6 +63,7 @@ def main(
     from vap_gym.cards import load_env
     from vap_gym.errors import VapError
     from vap_gym.evaluate.policies import evaluate_policies
+    from vap_gym.evaluate.policies_judges_named import is_judge_text, named_judge
     from vap_gym.evaluate.policies_trials import world_of
     from vap_gym.policies.named import HELP, named_policies
 
@@ -78,7 +80,7 @@ def main(
         action_mode=action_mode or None,
         views=views,
         world_model=world_model or None,
-        judge=judge,
+        judge=named_judge(judge) if is_judge_text(judge) else judge,
         starts_file=starts_file or None,
         device=device,
         batch=batch,

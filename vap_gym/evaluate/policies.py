@@ -16,8 +16,10 @@ from vap_gym.assets import weights_dir
 from vap_gym.cards import load_env, load_robot
 from vap_gym.data import EpisodeWriter, finalise
 from vap_gym.errors import VapError
+from vap_gym.evaluate.policies_judges import EpisodeJudge
 from vap_gym.evaluate.policies_keep import PlayBatch, folder_of
 from vap_gym.evaluate.policies_page import write_page
+from vap_gym.evaluate.policies_rejudge import rejudged
 from vap_gym.evaluate.policies_report import Report, assembled
 from vap_gym.evaluate.policies_trials import Setting, batches, starts_path_of, trials_of, world_of
 from vap_gym.evaluate.report import write
@@ -33,20 +35,20 @@ ENDS_BYTES = 65536  # of each end of a file of weights, by which it is known aga
 def evaluate_policies(
     policies: Mapping[str, Policy],
     env_id: str = "VAP-DROID-v0",
-    *,
-    out: str | Path,
     starts: int | Sequence[int] = 32,
     seeds: Sequence[int] = (0,),
+    *,
+    out: str | Path = "out/evaluate",
     task: str | None = None,
     steps: int | None = None,
     action_mode: str | None = None,
     views: Sequence[str] = (),
     world_model: str | Path | None = None,
-    judge: str | Path = "tiny",
+    judge: str | Path | EpisodeJudge = "tiny",
     starts_file: str | Path | None = None,
     device: str = "cpu",
     batch: int = 16,
-    executor: str = "serial",
+    executor: str = "auto",
     workers: int = 1,
     address: str | None = None,
     act_timeout_s: float | None = 60.0,
@@ -59,22 +61,27 @@ def evaluate_policies(
     after a kill: the report comes out the same. Into `out` go report.json, report.html (clips play in it, failures
     first) and, in LeRobot's layout, all frames, actions, trust and verdicts: episodes/<policy>.
 
+    `vap_gym.evaluate(policies, env_id, starts, seeds)` is the same.
+
     Args:
         policies: by the names that they have in the report.
         env_id: "VAP-DROID-v0" is imagined, "VAP-DROID-Oracle-v0" simulated, and so on; or the path of an env card.
-        out: folder; one for each evaluation.
         starts: how many of the task's starts, from the first on, or their numbers.
         seeds: each start is tried with each of them: of the world's noise and of what policies draw.
+        out: folder; one for each evaluation.
         task: whose starts; None: the card's.
         steps: after so many control steps an episode has failed; None: the card's.
         action_mode: of the env; None: the card's.
         views: further cameras that policies look through.
-        world_model, judge, device: as for `VapEnv`; the oracle needs none.
+        world_model, device: as for `VapEnv`; the oracle needs none.
+        judge: as for `VapEnv`; or an `EpisodeJudge`, which is shown the kept episodes and has the last word. These end
+            when the env's own judge (in the oracle: the truth) says that the task is solved.
         starts_file: another file of starts than the card's.
         batch: episodes that are imagined together; other batches give frames that differ by rounding.
         executor: "serial", "processes" or "ray" (see `run_jobs`); policies are then sent there, so they must be
-            picklable, and `out` must be reachable from there.
-        workers: at once.
+            picklable, and `out` must be reachable from there. "auto": on Ray where there is an address, in processes
+            where there are several workers, else here.
+        workers: batches at once.
         address: of a Ray cluster that runs already.
         act_timeout_s: a policy that takes longer for one decision hangs; None: wait for ever.
         clips: at most so many episodes can be played in report.html.
@@ -83,7 +90,8 @@ def evaluate_policies(
         PolicyError: a policy whose conventions do not fit the env: before anything is played.
         VapError: settings that cannot be, or another evaluation in `out`.
     """
-    root = Path(out)
+    root, where = Path(out), chosen_executor(executor, workers, address)
+    own_judge = judge if isinstance(judge, str | Path) else "tiny"
     card_id, oracle = world_of(env_id)
     card = load_env(card_id)
     common = Setting(
@@ -94,7 +102,7 @@ def evaluate_policies(
         action_mode=action_mode or card.action_mode,
         views=tuple(views),
         world_model="" if oracle or world_model is None else str(world_model),
-        judge="" if oracle else str(judge),
+        judge="" if oracle else str(own_judge),
         starts_file=starts_path_of(starts_file),
         device=device,
     )
@@ -116,7 +124,7 @@ def evaluate_policies(
             items,
             manifest=root / "manifest.jsonl",
             settings=about,
-            executor="ray" if address is not None else executor,
+            executor=where,
             workers=workers,
             unit="batch",
         )
@@ -131,9 +139,22 @@ def evaluate_policies(
     for name in policies:
         if len(rows[name]) == len(trials):
             _finalised(folder_of(root, name), len(trials), card.fps)
+    if not isinstance(judge, str | Path):
+        report = rejudged(report, root, judge)
     report.save(root / "report.json")
     write_page(report, root, clips=clips)
     return report
+
+
+def chosen_executor(executor: str, workers: int, address: str | None) -> str:
+    """Return where batches run, for "auto" by the other settings. Raises VapError where two of them disagree."""
+    if address is not None and executor not in ("auto", "ray"):
+        raise VapError(f"An address is of a Ray cluster, got executor='{executor}' beside it. Leave one of them out.")
+    if executor == "serial" and workers > 1:
+        raise VapError(f"executor='serial' has one worker, got workers={workers}. Write executor='processes'.")
+    if executor != "auto":
+        return executor
+    return "ray" if address is not None else "processes" if workers > 1 else "serial"
 
 
 def settings_of(policies: Mapping[str, Policy], common: Setting) -> dict[str, Setting]:
@@ -168,14 +189,24 @@ def claim(root: Path, name: str, policy: Policy) -> None:
     told = json.loads(json.dumps(mine, sort_keys=True))
     if path.is_file():
         theirs = json.loads(path.read_text(encoding="utf-8"))
-        if theirs != told:
-            differ = [key for key in {**theirs, **told} if theirs.get(key) != told.get(key)]
+        if differ := _differences(theirs, told):
             raise VapError(
                 f"'{root}' holds another policy named '{name}': it differs in {', '.join(differ)}. Give this one "
                 "another name, or evaluate into a new folder."
             )
     else:
         write(path, json.dumps(told, sort_keys=True))
+
+
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """The settings in which two notes of a policy differ; what only one of them tells, an older one could not."""
+    found = []
+    for key in before.keys() & now.keys():
+        if isinstance(before[key], dict) and isinstance(now[key], dict):
+            found += [f"{key}.{name}" for name in _differences(before[key], now[key])]
+        elif before[key] != now[key]:
+            found.append(key)
+    return sorted(found)
 
 
 def weights_digest(world_model: str) -> str:

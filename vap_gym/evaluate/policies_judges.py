@@ -16,7 +16,7 @@ import urllib.request
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, UInt8
@@ -85,6 +85,26 @@ class GoalPictures:
             )
         self.goals, self.most_grey, self.last, self.mask = dict(goals), most_grey, last, mask
 
+    @classmethod
+    def from_folder(cls, folder: str | Path, *, most_grey: float, last: int = 5) -> GoalPictures:
+        """Read a goal picture for each start: "12.png" is that of start 12.
+
+        Raises:
+            VapError: no such pictures there, or one that is no picture.
+        """
+        goals: dict[int, Array] = {}
+        for path in sorted(Path(folder).glob("*.png")):
+            if not path.stem.isdigit():
+                raise VapError(f"A goal picture is named by its start's number, got '{path}'. Name it 12.png, say.")
+            try:
+                with Image.open(path) as picture:
+                    goals[int(path.stem)] = np.array(picture.convert("RGB"))
+            except OSError as error:
+                raise VapError(f"'{path}' must be a picture, got: {error}. Save it again, as PNG.") from error
+        if not goals:
+            raise VapError(f"No goal pictures in '{folder}'. Put one there for each start: 12.png is that of start 12.")
+        return cls(goals, most_grey=most_grey, last=last)
+
     def __call__(self, episode: ShownEpisode) -> Verdict:
         """Compare the last frames with the start's goal."""
         goal = self.goals.get(episode.start)
@@ -121,7 +141,7 @@ class HumanLabels:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         if not self.path.is_file():
-            raise VapError(f"No labels at '{path}'. Make a file to fill in with write_labels(path, episodes).")
+            raise VapError(f"No labels at '{path}'. Make a file to fill in: vap-gym judge FOLDER labels:{path}")
         self._labels: dict[tuple[str, int, int], str] = {}
         with self.path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file)
@@ -176,6 +196,16 @@ Ask = Callable[[Sequence[UInt8[Array, "H W 3"]], str], str]
 """Shows pictures to a model, asks a question, returns what it says. May raise OSError where it cannot."""
 
 
+@runtime_checkable
+class Settled(Protocol):
+    """What tells by which settings it comes to its answers, so that these can be kept and found again."""
+
+    @property
+    def settings(self) -> Mapping[str, Any] | None:
+        """Plain JSON; None: nobody can tell."""
+        ...
+
+
 class VlmJudge:
     """A vision-language model that is asked several times; the majority of clear answers decides.
 
@@ -183,7 +213,7 @@ class VlmJudge:
     or as many of one as of the other, the verdict is unknown.
 
     Args:
-        ask: shows pictures and asks: `OpenAiCompatible`, or a function around a model of `transformers`.
+        ask: shows pictures and asks: `OpenAiCompatible`, `policies_transformers.TransformersVlm`, or a function.
         votes: how often it is asked.
         pictures: how many it is shown, evenly over the episode, the last frame among them.
         question: "{task}" stands for the instruction; is to be answered by yes or no.
@@ -195,6 +225,14 @@ class VlmJudge:
                 f"votes and pictures must be at least 1 and a question hold '{{task}}', got {votes}, {pictures}."
             )
         self.ask, self.votes, self.pictures, self.question = ask, votes, pictures, question
+
+    @property
+    def settings(self) -> Mapping[str, Any] | None:
+        """What decides on its verdicts, plain JSON: with the same settings a question need not be asked twice.
+        None: nobody can tell, because `ask` is a function."""
+        asked = self.ask.settings if isinstance(self.ask, Settled) else None
+        told = {"votes": self.votes, "pictures": self.pictures, "question": self.question}
+        return None if asked is None else {**told, "ask": dict(asked)}
 
     def __call__(self, episode: ShownEpisode) -> Verdict:
         """Ask about one episode."""
@@ -240,6 +278,11 @@ class OpenAiCompatible:
             )
         self.url, self.model, self._api_key = url.rstrip("/"), model, api_key
         self.timeout_s, self.temperature = timeout_s, temperature
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """Whom it asks, and how."""
+        return {"url": self.url, "model": self.model, "temperature": self.temperature}
 
     def __call__(self, pictures: Sequence[UInt8[Array, "H W 3"]], question: str) -> str:
         """Return the answer, "" where the server refuses to give one. Raises OSError where it cannot be reached."""

@@ -25,7 +25,7 @@ STYLE = """
 body{font:15px/1.45 system-ui,sans-serif;margin:2rem auto;max-width:70rem;padding:0 1rem;color:#19191e;
 background:#fafaf8}
 h1{font-size:1.5rem}h2{font-size:1.15rem;margin-top:2rem}.pale{color:#6e6e76}
-table{border-collapse:collapse}td,th{padding:.2rem .6rem;text-align:left}th{font-weight:600}
+.wide{overflow-x:auto}table{border-collapse:collapse}td,th{padding:.2rem .6rem;text-align:left}th{font-weight:600}
 td.n{text-align:right;font-variant-numeric:tabular-nums}
 .grid td{padding:0;width:1.7rem;height:1.5rem;text-align:center;border:2px solid #fafaf8}
 .grid a{color:inherit;text-decoration:none}
@@ -37,25 +37,28 @@ figcaption{font-size:.8rem;padding:.2rem .4rem}:target{outline:3px solid #2a6fb0
 """
 
 
-def write_page(report: Report, root: Path, *, clips: int) -> None:
-    """Write report.html into an evaluation's folder, whole or not at all.
+def write_page(report: Report, root: Path, *, clips: int, into: Path | None = None) -> None:
+    """Write report.html, whole or not at all.
 
     Args:
+        root: the evaluation's folder, where its episodes are.
+        into: the folder to write into; None: the evaluation's.
         clips: at most so many episodes can be played in it.
     """
     shown = chosen(report, clips)
     parts = [
-        f"<!doctype html><html lang='en'><meta charset='utf-8'><title>Policies: {_what(report)}</title>",
+        "<!doctype html><html lang='en'><meta charset='utf-8'><meta name=viewport content='width=device-width'>",
+        f"<title>Policies: {_what(report)}</title>",
         f"<style>{STYLE}</style><h1>Policies: {_what(report)}</h1>",
         f"<p>{len(report.policies)} policies, {len(report.trials)} trials each from {len(set(report.starts))} starts, "
-        f"at most {report.about['steps']} steps.</p>",
+        f"at most {report.about['steps']} steps. Success is told by {_judge(report)}.</p>",
         *_rates(report),
         *_differences(report),
         *_grid(report, set(shown)),
         *_clips(report, root, shown),
         "</html>",
     ]
-    write(root / "report.html", "\n".join(parts))
+    write((into or root) / "report.html", "\n".join(parts))
 
 
 def kind_of(row: Row | None) -> str | None:
@@ -80,9 +83,16 @@ def _what(report: Report) -> str:
     return escape(f"{about['task']} in {about['card']}, {report.world}")
 
 
+def _judge(report: Report) -> str:
+    told = str(report.about.get("judge", ""))
+    return escape(f"the judge '{told}'") if told else "the simulator itself"
+
+
 def _rates(report: Report) -> Iterator[str]:
     """Success with intervals, the best first: table and rank plot in one."""
-    yield "<h2>Success</h2><table><tr><th>rank<th>policy<th>success, 95 %<th><th>faults<th>unknown<th>not played"
+    how = "Wilson's intervals" if len(set(report.starts)) == len(report.trials) else "intervals over whole starts"
+    yield f"<h2>Success</h2><p class=pale>The best first, with {how} of 95 %.</p><div class=wide><table>"
+    yield "<tr><th>rank<th>policy<th>success<th><th>faults<th>unknown<th>not played"
     for rank, name in enumerate(report.ranked(), 1):
         rate, rows = report.rate(name), report.rows[name]
         kinds = [kind_of(row) for row in rows]
@@ -94,7 +104,7 @@ def _rates(report: Report) -> Iterator[str]:
     for name in report.policies:
         if name not in report.ranked():
             yield f"<tr><td><td>{escape(name)}<td colspan=5 class=pale>no verdict is known"
-    yield "</table>"
+    yield "</table></div>"
     for name, why in report.lost.items():
         yield f"<p class=fault>Some episodes of {escape(name)} were not played: {escape(why)}</p>"
 
@@ -134,7 +144,7 @@ def _grid(report: Report, shown: set[tuple[str, int]]) -> Iterator[str]:
         for i in range(len(report.trials))
     ]
     yield "<h2>Every trial</h2><p class=pale>✓ solved, ✗ not, ! the policy broke, ? nobody can tell. A mark leads to "
-    yield "its clip, where there is one.</p><table class=grid><tr><th>start, seed"
+    yield "its clip, where there is one.</p><div class=wide><table class=grid><tr><th>start, seed"
     yield from (f"<th class=p>{escape(name)}" for name in report.policies)
     for i in sorted(range(len(report.trials)), key=lambda i: -fails[i]):
         trial = report.trials[i]
@@ -144,7 +154,7 @@ def _grid(report: Report, shown: set[tuple[str, int]]) -> Iterator[str]:
             mark = "·" if kind is None else MARKS[kind]
             link = f"<a href='#{escape(name)}-{i}'>{mark}</a>" if (name, i) in shown else mark
             yield f"<td class='{kind or ''}'>{link}"
-    yield "</table>"
+    yield "</table></div>"
 
 
 def _clips(report: Report, root: Path, shown: list[tuple[str, int]]) -> Iterator[str]:

@@ -13,17 +13,16 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from tensordict import TensorDict
 from torch import Tensor
 
 from vap_gym.errors import VapError
 from vap_gym.imagine import Imagination, Motion
 from vap_gym.stage import SEEN, Stage
+from vap_gym.whereabouts import nearest_things, things_of
 from vap_gym.world.model import WorldModel
 from vap_gym.world.motion import ThingState
-
-NEAR_M = 0.06  # a thing whose place the judge tells is the nearest within this
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -105,27 +104,10 @@ def branched(state: TensorDict, futures: int) -> TensorDict:
     return TensorDict({key: value[which.to(value.device)] for key, value in state.items()}, batch_size=[futures])
 
 
-def things_of(state: TensorDict) -> ThingState:
-    """Return where a world model's state says that its things are. Raises VapError for a state without things."""
-    if "world_thing_place_m" not in state.keys():  # noqa: SIM118
-        raise VapError("A state with things is needed, got one of another kind of world model. Use LatentForesight.")
-    return ThingState(*(state[f"world_thing_{name}"] for name in ThingState._fields))
-
-
 def moves_things(imagination: Imagination, state: TensorDict) -> bool:
     """Whether the world model holds things in a state, and knows how this robot's gripper moves them."""
     world = imagination.world
     return isinstance(world, WorldModel) and world.motion.knows(imagination.look(state).views[:, 0])
-
-
-def nearest_things(
-    things: ThingState, objects_m: Float[Tensor, "B N 3"], *, within_m: float = NEAR_M
-) -> Int64[Tensor, "B N"]:
-    """Return which thing each object is: the nearest within `within_m` along the table; −1 where there is none."""
-    apart = (objects_m[:, :, None, :2].to(things.place_m) - things.place_m[:, None, :, :2]).norm(dim=-1)
-    apart = torch.where(things.there[:, None] & apart.isfinite(), apart, torch.inf)
-    far, which = apart.min(-1)
-    return torch.where(far < within_m, which, -1)
 
 
 class ThingForesight:

@@ -20,14 +20,13 @@ from vap_gym.plan.foresight import (
     LatentForesight,
     ThingForesight,
     moves_things,
-    nearest_things,
     rolled_things,
-    things_of,
 )
 from vap_gym.plan.goals import TaskGoal
 from vap_gym.plan.oracle import OracleForesight
 from vap_gym.stage import SEEN, Stage
 from vap_gym.starts import Start
+from vap_gym.whereabouts import has_things, nearest_things, places_of, things_of
 from vap_gym.world.model import WorldModel
 
 SEEDS = 2**62  # seeds are taken modulo this
@@ -152,10 +151,14 @@ class ImaginedOutlook:
         return reading.objects_world_m.float().cpu(), reading.objects_confidence.cpu()
 
     def _merged(self, else_m: Float[Tensor, "1 N 3"]) -> Float[Tensor, "1 N 3"]:
-        """Where objects are seen, or else where they were taken to be."""
+        """Where objects are seen, or else where they were taken to be; as exactly as the finder has it."""
         places, confidence = self._read()
         sure = (confidence >= SEEN)[..., None] & places.isfinite().all(-1, keepdim=True)
-        return torch.where(sure, places, else_m)
+        merged = torch.where(sure, places, else_m)
+        if not has_things(self.state):
+            return merged
+        found = places_of(things_of(self.state), nearest_things(things_of(self.state), merged)).to(merged)
+        return torch.where(sure & found.isfinite(), found, merged)
 
     def _restore_hidden(self, before: TensorDict) -> None:
         """Put things back that were known of and that the newest picture does not show."""

@@ -199,4 +199,5 @@ def _read_conventions(told: dict[str, Any], url: str) -> Conventions:
         wanted, fits = TOLD[key]
         if not fits(value):
             raise PolicyError(f"{url}/conventions must tell '{key}' as {wanted}, got {json.dumps(value)[:80]}.")
-    return Conventions(**{key: tuple(value) if isinstance(value, list) else value for key, value in given.items()})
+    lists: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
+    return Conventions(**lists)

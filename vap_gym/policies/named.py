@@ -19,9 +19,9 @@ from vap_gym.policies.protocol import Conventions, Policy, PolicyError
 from vap_gym.policies.sb3 import Sb3Policy
 from vap_gym.policies.scripted import ScriptedExpert
 from vap_gym.policies.simple import FunctionPolicy, RandomPolicy, ReplayPolicy
+from vap_gym.policies.texts import read_settings, split_text
 from vap_gym.sim.experts import BEHAVIOURS
 
-Keys = dict[str, str]
 LABEL = re.compile(r"([A-Za-z0-9][\w.+-]*)=(.*)", re.DOTALL)
 HELP = """random | expert[:noise=0.2,bias_m=0.02] | failing | play | noop
 mpc[:candidates=128,iterations=5,planner=icem,dynamics=imagination|oracle|none]: the planner itself
@@ -49,8 +49,8 @@ def named_policies(texts: Sequence[str], card: EnvCard) -> dict[str, Policy]:
 def policy_of(text: str, card: EnvCard) -> Policy:
     """Return the policy that a line of text describes (see HELP). Raises as `named_policies`."""
     if text.startswith(("http://", "https://")):
-        url, keys = _split(text)
-        return HttpPolicy(url, **_settings(keys, {"execute": int, "timeout_s": float, "tries": int}, "http"))
+        url, keys = split_text(text)
+        return HttpPolicy(url, **read_settings(keys, {"execute": int, "timeout_s": float, "tries": int}, "http"))
     kind, _, rest = text.partition(":")
     if kind == "random":
         return _random(rest, card)
@@ -77,15 +77,15 @@ def card_conventions(card: EnvCard, action_mode: str | None = None) -> Conventio
 
 
 def _random(rest: str, card: EnvCard) -> Policy:
-    _settings(_split(f",{rest}" if rest else "")[1], {}, "random")
+    read_settings(split_text(f",{rest}" if rest else "")[1], {}, "random")
     controller = Controller(load_robot(card.robot), card.action_mode)
     low, high = (x.numpy().astype(np.float64) for x in (controller.action_space_low, controller.action_space_high))
     return RandomPolicy(low, high, card_conventions(card))
 
 
 def _scripted(behaviour: str, rest: str, card: EnvCard) -> Policy:
-    keys = _split(f",{rest}" if rest else "")[1]
-    given = _settings(keys, {"noise": float, "bias_m": float}, behaviour)
+    keys = split_text(f",{rest}" if rest else "")[1]
+    given = read_settings(keys, {"noise": float, "bias_m": float}, behaviour)
     return ScriptedExpert(card.robot, behaviour=behaviour, **given)
 
 
@@ -96,15 +96,15 @@ def _mpc(rest: str, card: EnvCard) -> Policy:
 
     words = dict.fromkeys(("card", "dynamics", "planner", "foresight", "world_model", "judge", "device"), str)
     lengths = dict.fromkeys(("actions", "hold", "execute", "most_plans"), int)
-    keys = _split(f",{rest}" if rest else "")[1]
-    given = _settings(keys, {**words, **lengths, "candidates": int, "iterations": int}, "mpc")
+    keys = split_text(f",{rest}" if rest else "")[1]
+    given = read_settings(keys, {**words, **lengths, "candidates": int, "iterations": int}, "mpc")
     horizon = Horizon(budget_s=None, **{key: given.pop(key) for key in lengths if key in given})
     return PlannedPolicy(PlanSettings(**{"card": card.id, **given}, horizon=horizon))
 
 
 def _sb3(rest: str, card: EnvCard) -> Policy:
-    path, keys = _split(rest)
-    given = _settings(keys, {"algorithm": str, "action_mode": str}, "sb3")
+    path, keys = split_text(rest)
+    given = read_settings(keys, {"algorithm": str, "action_mode": str}, "sb3")
     if "algorithm" not in given:
         raise PolicyError(f"sb3 needs the algorithm that the model is of, got 'sb3:{rest}'. Add ,algorithm=ppo.")
     conventions = replace(card_conventions(card, given.get("action_mode")), frame_size_px=None)  # the model tells it
@@ -114,19 +114,19 @@ def _sb3(rest: str, card: EnvCard) -> Policy:
 def _things(rest: str, card: EnvCard) -> Policy:
     from vap_gym.policies.things import ThingsPolicy
 
-    folder, keys = _split(rest)
-    return ThingsPolicy(folder, **_settings(keys, {"sees": str, "world_model": str, "judge": str}, "things"))
+    folder, keys = split_text(rest)
+    return ThingsPolicy(folder, **read_settings(keys, {"sees": str, "world_model": str, "judge": str}, "things"))
 
 
 def _replay(rest: str, card: EnvCard) -> Policy:
-    path, keys = _split(rest)
-    _settings(keys, {}, "replay")
+    path, keys = split_text(rest)
+    read_settings(keys, {}, "replay")
     return ReplayPolicy.from_set(path)
 
 
 def _openpi(rest: str, card: EnvCard) -> Policy:
-    address, keys = _split(rest)
-    given = _settings(
+    address, keys = split_text(rest)
+    given = read_settings(
         keys, {"execute": int, "timeout_s": float, "tries": int, "action_mode": str, "gripper": str}, "openpi"
     )
     changed = {key: given.pop(key) for key in ("action_mode", "gripper") if key in given}
@@ -146,28 +146,4 @@ def _python(rest: str, card: EnvCard) -> Policy:
             f"'python:{rest}' must be a Policy or make one, got a {type(found).__name__}. A policy has conventions, "
             f"reset(episodes) and act(observations, instructions); {FunctionPolicy.__name__} makes one of a function."
         )
-    return found
-
-
-def _split(text: str) -> tuple[str, Keys]:
-    """ "what,key=value,…" → what, and the keys."""
-    what, *pairs = text.split(",")
-    keys: Keys = {}
-    for pair in pairs:
-        key, sign, value = pair.partition("=")
-        if not sign:
-            raise PolicyError(f"Settings of a policy are key=value, got '{pair}' in '{text}'. Known policies: {HELP}")
-        keys[key.strip()] = value.strip()
-    return what, keys
-
-
-def _settings(keys: Keys, known: Mapping[str, type], kind: str) -> dict[str, Any]:
-    found = {}
-    for key, value in keys.items():
-        if key not in known:
-            raise unknown_name(f"setting of a policy of kind '{kind}'", key, known)
-        try:
-            found[key] = known[key](value)
-        except ValueError as error:
-            raise PolicyError(f"{key} of a policy of kind '{kind}' must be a number, got '{value}'.") from error
     return found

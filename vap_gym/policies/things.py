@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from tensordict import TensorDict
+from torch import Tensor
 
 from vap_gym.cards import load_env, load_robot
 from vap_gym.errors import CheckpointError, require, unknown_name
@@ -23,6 +24,7 @@ from vap_gym.observations import FRONT
 from vap_gym.policies.protocol import Conventions, EpisodeStart, Observations, PolicyError
 from vap_gym.policies.seen import Seen, commands, features
 from vap_gym.stage import SEEN, Stage
+from vap_gym.whereabouts import set_right, things_of
 from vap_gym.world.model import WorldModel
 from vap_gym.world.motion import ThingState
 
@@ -30,7 +32,6 @@ Array = np.ndarray
 FORMAT = "vap_gym agent 1"
 SIGHTS = ("pictures", "truth")
 SEEDS = 2**62  # noise seeds are taken modulo this
-NEAR_M = 0.06  # a thing is what the judge saw within this
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +92,7 @@ class _Playing:
     goal_m: tuple[float, float]
     table_z_m: float
     step: int
+    thing: int = -1  # which of the world model's things the object is; −1: none
     before_m: Float[Array, " 3"] | None = None
     state: TensorDict | None = None  # camera and things, if it looks at pictures
 
@@ -190,19 +192,16 @@ class ThingsPolicy:
 
     def _look_first(self, episodes: Sequence[EpisodeStart]) -> None:
         """Read where the object is, and find the things, in first pictures."""
-        from vap_gym.plan.foresight import nearest_things, things_of
-
         stage = self._opened()
         state = stage.begin([episode.start for episode in episodes], [episode.seed % SEEDS for episode in episodes])
-        things = things_of(state) if isinstance(stage.imagination.world, WorldModel) else None
         kept = ("camera_", "world_thing_")
         for i, episode in enumerate(episodes):
             row = self._playing[episode.slot]
             row.state = state[i : i + 1].select(*[key for key in state.keys() if key.startswith(kept)])  # noqa: SIM118
             row.object_m = state["object_m"][i].numpy().astype(np.float64)
-            if things is not None:
-                which = int(nearest_things(things, state["object_m"][:, None].float(), within_m=NEAR_M)[i, 0])
-                row.size_m = row.size_m if which < 0 else float(things.shape[i, which, :2].mean())
+            row.thing = int(state["object_thing"][i])
+            if row.thing >= 0:
+                row.size_m = float(things_of(state).shape[i, row.thing, :2].mean())
 
     @torch.no_grad()
     def _see(self, rows: Sequence[_Playing], observations: Observations, robot: RobotState) -> tuple[Array, Array]:
@@ -223,17 +222,14 @@ class ThingsPolicy:
             batch_size=[len(rows)],
         )
         reading = stage.read(shown, tool_m)
-        places, sure = reading.objects_world_m.cpu().double().numpy(), reading.objects_confidence.cpu().numpy()
+        places, sure = reading.objects_world_m.cpu().double(), reading.objects_confidence.cpu() >= SEEN
         for i, row in enumerate(rows):
-            place = places[i, row.target]
-            if row.step > 0 and sure[i, row.target] >= SEEN and np.isfinite(place).all():
-                row.object_m = place
+            if row.step > 0:
+                self._believe(row, places[i, row.target], sure[i, row.target])
         return tool_m.double().numpy(), yaw_of(look)
 
     def _move_on(self, rows: Sequence[_Playing], state: Any, look: Motion) -> None:
         """Move things, and with them the objects, as the gripper's way since the last decision does."""
-        from vap_gym.plan.foresight import nearest_things, things_of
-
         world = self._opened().imagination.world
         due = [i for i, row in enumerate(rows) if row.step > 0]
         if not due or not isinstance(world, WorldModel) or not world.motion.knows(look.views[:, 0]):
@@ -241,15 +237,26 @@ class ThingsPolicy:
         before = ThingState(*(value[due] for value in things_of(state)))
         grip = world.motion.grip(look.views[due, 0].to(before.place_m))
         after, _ = world.motion.follow(before, grip, world.motion_steps * self.about.hold)
-        objects_m = torch.from_numpy(np.stack([rows[i].object_m for i in due]))[:, None].float()
-        which = nearest_things(before, objects_m, within_m=NEAR_M)[:, 0].tolist()
         way = (after.place_m - before.place_m).cpu().double().numpy()
         for n, i in enumerate(due):
-            if which[n] >= 0:
-                rows[i].object_m = rows[i].object_m + way[n, which[n]]
+            if rows[i].thing >= 0:
+                rows[i].object_m = rows[i].object_m + way[n, rows[i].thing]
             fresh: Any = rows[i].state
             for name, value in after._asdict().items():
                 fresh[f"world_thing_{name}"] = value[n : n + 1]
+
+    def _believe(self, row: _Playing, seen_m: Tensor, sure: Tensor) -> None:
+        """Set right where an object is, and the thing that it is, by what the judge sees."""
+        foretold_m = torch.from_numpy(row.object_m)
+        if row.thing < 0:
+            row.object_m = seen_m.numpy() if sure and seen_m.isfinite().all() else row.object_m
+            return
+        believed_m = set_right(foretold_m, seen_m, sure)
+        row.object_m = believed_m.numpy()
+        fresh: Any = row.state
+        place_m = fresh["world_thing_place_m"].clone()
+        place_m[0, row.thing] += (believed_m - foretold_m).to(place_m)
+        fresh["world_thing_place_m"] = place_m
 
     def _opened(self) -> Stage:
         if self._stage is None:

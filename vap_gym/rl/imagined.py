@@ -15,13 +15,14 @@ from torch import Tensor
 from vap_gym.errors import VapError
 from vap_gym.imagine import Motion, mapped
 from vap_gym.kinematics import RobotState
-from vap_gym.plan.foresight import moves_things, nearest_things, things_of
+from vap_gym.plan.foresight import moves_things
 from vap_gym.policies.things import any_camera, yaw_of
 from vap_gym.rl.dynamics import Now, noise_of
 from vap_gym.sim.spec import SceneSpec
 from vap_gym.stage import Stage
 from vap_gym.starts import Start
 from vap_gym.trust.signals import PLACE_M, SIZE
+from vap_gym.whereabouts import nearest_things, things_of
 from vap_gym.world.model import WorldModel
 from vap_gym.world.motion import ThingState
 

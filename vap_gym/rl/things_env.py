@@ -33,7 +33,8 @@ class ThingVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     An agent sees `policies.seen.features` and answers with a velocity of the tool in the task's own frame (and one of
     the gripper, to lift). The reward of a step is by how much the steady progress of the task grew, plus `bonus` where
     that solved it (by progress alone, an agent slows down before the goal and hovers there), plus, to push and to lift,
-    `approach` for each 30 cm that the tool came nearer to where it must be; going lower than a table allows costs. An episode is terminated where the task is solved, and truncated at the horizon or where it is untrusted.
+    `approach` for each 30 cm that the tool came nearer to where it must be; going lower than a table allows costs. An
+    episode is terminated where the task is solved, and truncated at the horizon or where it is untrusted.
 
     Args:
         dynamics: what it runs in; all its starts have one task.

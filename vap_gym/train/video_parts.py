@@ -19,9 +19,8 @@ from vap_gym.train.video_loss import v_scheduler
 from vap_gym.train.video_recipe import VideoRecipe
 from vap_gym.video.clips import ClipCodec, check_codec, encode_clip, pictures_of
 from vap_gym.video.lora import add_lora, has_lora, plain_state
-from vap_gym.video.model import VideoModel
 from vap_gym.video.network import VideoNetwork
-from vap_gym.video.pretrained import load_parts
+from vap_gym.video.pretrained import load_parts, save_parts
 from vap_gym.world.codec import FrameCodec
 
 
@@ -104,16 +103,15 @@ def model_folder(run: str) -> str | Path:
 def save_model(
     network: VideoNetwork, codec: ClipCodec, weights: dict[str, Tensor], folder: Path, *, snr_shift_scale: float = 1.0
 ) -> None:
-    """Write a `VideoModel` with LoRA merged, so that it is loaded like one that never had any; whole or not at all."""
-    plain = type(network).of(network.settings)
-    plain.load_state_dict(merged(network, weights))
-    place = next(codec.parameters()).device
+    """Write a `VideoModel` with LoRA merged, so that it is loaded like one that never had any; whole or not at all.
+
+    `weights` are written in their own dtype, from where they are: no second network is made of them.
+    """
     scheduler = v_scheduler(snr_shift_scale=snr_shift_scale) if network.settings.prediction == "v" else None
-    model = VideoModel(plain, codec, scheduler=scheduler, device=place, dtype=torch.float32)
     temporary, old = (folder.with_name(f".{folder.name}.{end}") for end in ("tmp", "old"))
     for path in (temporary, old):
         shutil.rmtree(path, ignore_errors=True)
-    model.save_pretrained(temporary)
+    save_parts(temporary, network, merged(network, weights), codec, scheduler=scheduler)
     if folder.exists():
         folder.rename(old)
     temporary.rename(folder)

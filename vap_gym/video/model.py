@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -24,14 +23,12 @@ from vap_gym.video.clips import (
     pictures_of,
     prompt_pictures,
 )
-from vap_gym.video.loading import save_module
-from vap_gym.video.lora import has_lora, plain_state, save_lora
+from vap_gym.video.lora import has_lora, plain_state
 from vap_gym.video.network import VideoNetwork
 from vap_gym.video.presets import VideoConfig
-from vap_gym.video.pretrained import CLASS, INDEX, TEXT_CACHE, load_parts
+from vap_gym.video.pretrained import load_parts, save_parts
 from vap_gym.video.sampler import Given, Scheduler, sample_v, sample_x0, slot_noise
-from vap_gym.video.text import CachedText, TextSource
-from vap_gym.world.checkpoint import replaced_text
+from vap_gym.video.text import TextSource
 from vap_gym.world.devices import checked_device, native_dtype
 
 
@@ -168,27 +165,11 @@ class VideoModel:
             shard_size: larger ones are written in several files.
             notes: for the index: licence, data, scores.
         """
-        folder = Path(folder)
-        codec_name = "vae" if isinstance(self.codec, AutoencoderKLCogVideoX) else "codec"
-        index: dict[str, Any] = {"_class_name": CLASS, **notes}
-        digests: dict[str, str] = {}
-        for name, module, tensors in (
-            ("network", self.network, plain_state(self.network)),
-            (codec_name, self.codec, self.codec.state_dict()),
-        ):
-            index[name] = [type(module).__module__.split(".")[0], type(module).__name__]
-            written = save_module(module, tensors, folder / name, dtype=dtype, shard_size=shard_size)
-            digests |= {f"{name}/{file}": digest for file, digest in written.items()}
-        if self.scheduler is not None:
-            index["scheduler"] = ["diffusers", type(self.scheduler).__name__]
-            self.scheduler.save_pretrained(folder / "scheduler")
-        index["lora"] = has_lora(self.network)
-        if index["lora"]:
-            save_lora(self.network, folder / "lora")
-        index["text_cache"] = isinstance(self.text, CachedText)
-        if isinstance(self.text, CachedText):
-            self.text.save(folder / TEXT_CACHE)
-        replaced_text(folder / INDEX, json.dumps({**index, "sha256": digests}, indent=2) + "\n")
+        save_parts(
+            Path(folder), self.network, plain_state(self.network), self.codec,
+            scheduler=self.scheduler, text=self.text, lora=has_lora(self.network),
+            dtype=dtype, shard_size=shard_size, notes=notes,
+        )  # fmt: skip
 
     # --- frames and latents ---
 

@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from diffusers import AutoencoderKLCogVideoX, CogVideoXDDIMScheduler, CogVideoXDPMScheduler, CogVideoXTransformer3DModel
+from torch import Tensor
 
 from vap_gym.assets import weights_dir
 from vap_gym.errors import CheckpointError, unknown_name
-from vap_gym.video.loading import check_digests, default_dtype, fill, hub_folder, load_module, read_config
-from vap_gym.video.lora import load_lora
+from vap_gym.video.loading import (
+    check_digests,
+    default_dtype,
+    fill,
+    hub_folder,
+    load_module,
+    read_config,
+    save_module,
+)
+from vap_gym.video.lora import load_lora, save_lora
 from vap_gym.video.network import VideoNetwork
 from vap_gym.video.presets import HUB_IDS, VideoConfig
 from vap_gym.video.sampler import Scheduler
 from vap_gym.video.text import CachedText, T5Text, TextSource
-from vap_gym.world.checkpoint import read_json
+from vap_gym.world.checkpoint import read_json, replaced_text
 from vap_gym.world.codec import FrameCodec
 
 OTHERS = {"WorldModel": "vap_gym.world.model.WorldModel", "StreamWorld": "vap_gym.video.world.StreamWorld"}
@@ -76,6 +87,46 @@ def load_parts(
         load_lora(network, lora)
     text = _text(folder, network.settings, device, dtype, text_encoder=text_encoder, text_cache=text_cache)
     return Parts(network, codec, scheduler, text)
+
+
+def save_parts(
+    folder: Path,
+    network: VideoNetwork,
+    tensors: dict[str, Tensor],
+    codec: FrameCodec | AutoencoderKLCogVideoX,
+    *,
+    scheduler: Scheduler | None = None,
+    text: TextSource | None = None,
+    lora: bool = False,
+    dtype: torch.dtype | None = None,
+    shard_size: str = "5GB",
+    notes: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a model's parts as `VideoModel.save_pretrained` does, which says more.
+
+    Args:
+        network: of the model; of its own weights only LoRA's are written, and those where `lora` says so.
+        tensors: the network's weights without LoRA, under plain names. They are written as they are, from where they are.
+        codec, scheduler, text: the other parts.
+        dtype, shard_size, notes: see there.
+    """
+    codec_name = "vae" if isinstance(codec, AutoencoderKLCogVideoX) else "codec"
+    index: dict[str, Any] = {"_class_name": CLASS, **(notes or {})}
+    digests: dict[str, str] = {}
+    for name, module, state in (("network", network, tensors), (codec_name, codec, codec.state_dict())):
+        index[name] = [type(module).__module__.split(".")[0], type(module).__name__]
+        written = save_module(module, state, folder / name, dtype=dtype, shard_size=shard_size)
+        digests |= {f"{name}/{file}": digest for file, digest in written.items()}
+    if scheduler is not None:
+        index["scheduler"] = ["diffusers", type(scheduler).__name__]
+        scheduler.save_pretrained(folder / "scheduler")
+    index["lora"] = lora
+    if lora:
+        save_lora(network, folder / "lora")
+    index["text_cache"] = isinstance(text, CachedText)
+    if isinstance(text, CachedText):
+        text.save(folder / TEXT_CACHE)
+    replaced_text(folder / INDEX, json.dumps({**index, "sha256": digests}, indent=2) + "\n")
 
 
 def is_video_model(folder: Path) -> bool:
