@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import CogVideoXDPMScheduler
+from safetensors.torch import load_file
 
 from vap_gym.cards import load_robot
 from vap_gym.data import Episode, EpisodeWriter, finalise
@@ -22,7 +23,9 @@ from vap_gym.errors import CardError, CheckpointError, UnknownNameError, VapErro
 from vap_gym.train.run import load_recipe, recipes_dir, seeded
 from vap_gym.train.video import train_video
 from vap_gym.train.video_loss import FlowNoise, Inputs, VNoise, clip_loss, weighted, without_some
+from vap_gym.train.video_parts import build_network, load_codec, save_model
 from vap_gym.train.video_recipe import VideoRecipe
+from vap_gym.video.lora import add_lora, merge_lora
 from vap_gym.video.model import VideoModel
 from vap_gym.world.codec import FrameCodec
 
@@ -249,6 +252,30 @@ def test_the_causal_variant_is_trained_and_goes_on_from_the_bidirectional_one(
     mine = recipe(folder, init=str(base_run), forcing=forcing, steps=2, model={"condition": "none"})
     train_video(mine, folder / forcing, device="cpu")
     assert type(VideoModel.from_pretrained(folder / forcing / "model").network).__name__ == "CausalVideoNetwork"
+
+
+def test_a_model_is_saved_as_its_weights_are_and_nothing_else_is_touched(folder: Path, tmp_path: Path) -> None:
+    mine = recipe(folder, model={"condition": "none", "prediction": "v", "residual": False})
+    codec = load_codec(mine.codec, torch.device("cpu"))
+    network = build_network(mine, codec).to(torch.bfloat16)
+    add_lora(network, rank=2)
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            parameter += 0.1 * ("lora_" in name)
+    chance, before = torch.get_rng_state(), {name: value.clone() for name, value in network.state_dict().items()}
+    save_model(network, codec, dict(network.state_dict()), tmp_path / "model", snr_shift_scale=2.0)
+    written = load_file(tmp_path / "model" / "network" / "diffusion_pytorch_model.safetensors")
+    assert {value.dtype for value in written.values()} == {torch.bfloat16}
+    assert next(codec.parameters()).dtype == torch.float32
+    assert torch.equal(chance, torch.get_rng_state())
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    loaded = VideoModel.from_pretrained(tmp_path / "model")
+    assert loaded.scheduler is not None
+    assert loaded.scheduler.config["snr_shift_scale"] == 2.0
+    merge_lora(network)
+    assert written.keys() == network.state_dict().keys()
+    for name, value in network.state_dict().items():
+        torch.testing.assert_close(written[name], value, msg=name)
 
 
 @pytest.mark.slow

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKLCogVideoX
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 

@@ -106,7 +106,7 @@ def save_parts(
 
     Args:
         network: of the model; of its own weights only LoRA's are written, and those where `lora` says so.
-        tensors: the network's weights without LoRA, under plain names. They are written as they are, from where they are.
+        tensors: the network's weights without LoRA, under plain names; written from where they are, see `dtype`.
         codec, scheduler, text: the other parts.
         dtype, shard_size, notes: see there.
     """
