@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,15 +17,18 @@ import pytest
 import torch
 from diffusers import CogVideoXDPMScheduler
 from safetensors.torch import load_file
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
 from vap_gym.cards import load_robot
-from vap_gym.data import Episode, EpisodeWriter, finalise
+from vap_gym.data import Episode, EpisodeSet, EpisodeWriter, finalise
 from vap_gym.errors import CardError, CheckpointError, UnknownNameError, VapError
 from vap_gym.train.run import load_recipe, recipes_dir, seeded
 from vap_gym.train.video import train_video
 from vap_gym.train.video_loss import FlowNoise, Inputs, VNoise, clip_loss, weighted, without_some
 from vap_gym.train.video_parts import build_network, load_codec, save_model
 from vap_gym.train.video_recipe import VideoRecipe
+from vap_gym.train.video_text import TextOf
 from vap_gym.video.lora import add_lora, merge_lora
 from vap_gym.video.model import VideoModel
 from vap_gym.world.codec import FrameCodec
@@ -179,6 +183,27 @@ def test_dropout_shows_black_prompts_no_image_and_the_empty_instruction() -> Non
     assert torch.equal(left.latents, given.latents)
 
 
+def test_instructions_are_embedded_where_the_training_is_told_to_be(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = Tokenizer(models.WordLevel({"<pad>": 0, "</s>": 1, "<unk>": 2, "lift": 3, "cube": 4}, "<unk>"))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    spoken = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    PreTrainedTokenizerFast(tokenizer_object=made, **spoken).save_pretrained(tmp_path / "t5" / "tokenizer")
+    settings = T5Config(vocab_size=8, d_model=8, d_kv=4, d_ff=16, num_layers=1, num_heads=2)
+    T5EncoderModel(settings).save_pretrained(tmp_path / "t5" / "text_encoder")
+    mine = recipe(folder, model={"text": "t5"}, text_encoder=str(tmp_path / "t5"), cache=str(tmp_path / "cache"))
+    network = build_network(mine, load_codec(mine.codec, torch.device("cpu")))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # of a machine whose card is not meant
+    text_of = TextOf(network, mine, [EpisodeSet(folder / "data")], device="cpu")
+    length = int(network.transformer.base.config.max_text_seq_length)
+    embedded = text_of(["lift the cube", ""])
+    assert embedded is not None
+    assert embedded.shape == (2, length, 8)
+    assert embedded.isfinite().all()
+    assert not torch.equal(embedded[0], embedded[1])
+
+
 # --- runs ---
 
 
@@ -314,6 +339,22 @@ def test_a_run_goes_on_with_its_own_recipe_only(folder: Path, base_run: Path) ->
         train_video(recipe(folder, model={"condition": "none"}, batch_size=3), base_run, resume=True, device="cpu")
     with pytest.raises(CheckpointError, match="must be empty for a new run"):
         train_video(recipe(folder), base_run, device="cpu")
+
+
+def test_a_run_that_is_older_than_a_key_of_recipes_goes_on_with_its_default(
+    folder: Path, base_run: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(base_run, tmp_path / "older")
+    state = torch.load(base_run / "state.pt", weights_only=False)
+    for key in ("snr_shift_scale", "near_changes"):
+        del state["recipe"][key]
+    torch.save(state, tmp_path / "older" / "state.pt")
+    mine = recipe(folder, model={"condition": "none"}, steps=STEPS + 1)
+    train_video(mine, tmp_path / "older", resume=True, device="cpu")
+    assert torch.load(tmp_path / "older" / "state.pt", weights_only=False)["step"] == STEPS + 1
+    torch.save(state, tmp_path / "older" / "state.pt")
+    with pytest.raises(CheckpointError, match=r"got others: near_changes = 0\.5 there, 0\.25 in the recipe\. Undo"):
+        train_video(replace(mine, near_changes=0.25), tmp_path / "older", resume=True, device="cpu")
 
 
 def test_weights_that_do_not_fit_and_codecs_that_are_not_there_are_refused(folder: Path, base_run: Path) -> None:

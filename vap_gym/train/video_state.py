@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import asdict
+from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -47,16 +47,18 @@ def save_state(accelerator: Any, run: Run, parts: dict[str, Any], *, step: int, 
 def load_state(accelerator: Any, run: Run, parts: dict[str, Any], *, recipe: VideoRecipe) -> int:
     """Take up the saved state, if there is one; return the step to go on with.
 
+    Keys that the recipe did not have yet when the run was begun count as left out then: they had their defaults.
+
     Raises:
         CheckpointError: it is of another recipe, or of another number of processes.
     """
     state = run.load() if accelerator.is_main_process else _quiet(run)
     if state is None:
         return 0
-    given, now = state["recipe"], asdict(recipe)
-    other = [key for key in now if key not in MAY_CHANGE and now[key] != given.get(key)]
+    given, now = _defaults() | state["recipe"], asdict(recipe)
+    other = [key for key in now if key not in MAY_CHANGE and now[key] != given[key]]
     if other:
-        told = ", ".join(f"{key} = {given.get(key)!r} there, {now[key]!r} in the recipe" for key in other[:3])
+        told = ", ".join(f"{key} = {given[key]!r} there, {now[key]!r} in the recipe" for key in other[:3])
         raise CheckpointError(
             f"The run '{run.folder}' must go on with its own recipe, got others: {told}. Undo the change, or begin "
             "another run with init."
@@ -100,6 +102,12 @@ class Averaged:
         for name, value in self._kept.items():
             self._parameters[name].copy_(value)
         self._kept = {}
+
+
+def _defaults() -> dict[str, Any]:
+    """What a recipe says where it leaves a key out; keys that it must not leave out have been there ever since."""
+    made = {f.name: f.default_factory() for f in fields(VideoRecipe) if f.default_factory is not MISSING}
+    return made | {f.name: f.default for f in fields(VideoRecipe) if f.default is not MISSING}
 
 
 def _sharded(accelerator: Any) -> bool:
