@@ -66,7 +66,7 @@ def train_video(recipe: VideoRecipe, out: Path, *, resume: bool = False, device:
     network = build_network(recipe, codec)
     with accelerator.main_process_first():  # the first fills the caches, the others find them full
         train, held = load_sets(recipe, codec, accelerator.device)
-    text_of = TextOf(network, recipe, [one.source.episodes for one in (*train, *held)])
+    text_of = TextOf(network, recipe, [one.source.episodes for one in (*train, *held)], device=accelerator.device)
     if recipe.gradient_checkpointing:
         network.enable_gradient_checkpointing()
     trained = [p for p in network.parameters() if p.requires_grad]

@@ -20,10 +20,18 @@ from vap_gym.video.network import VideoNetwork
 class TextOf:
     """Instructions → what `VideoNetwork.forward` takes as `text`; None where the model takes none.
 
-    Embeddings (text = "t5") are made for every instruction of the sets, and for the empty one, when this is made.
+    Embeddings (text = "t5") are made on `device` for every instruction of the sets, and for the empty one, when this is
+    made; the text encoder is not kept.
     """
 
-    def __init__(self, network: VideoNetwork, recipe: VideoRecipe, sets: Sequence[EpisodeSet]) -> None:
+    def __init__(
+        self,
+        network: VideoNetwork,
+        recipe: VideoRecipe,
+        sets: Sequence[EpisodeSet],
+        *,
+        device: torch.device | str = "cpu",
+    ) -> None:
         self._kind, self._vocabulary = network.settings.text, network.vocabulary
         self._kept: dict[str, Tensor] = {}
         if self._kind != "t5":
@@ -37,8 +45,7 @@ class TextOf:
             from vap_gym.video.text import T5Text
 
             length = int(base.max_text_seq_length)
-            place = "cuda" if torch.cuda.is_available() else "cpu"
-            encoder = T5Text.from_folder(Path(recipe.text_encoder), length=length, device=place, dtype=torch.bfloat16)
+            encoder = T5Text.from_folder(Path(recipe.text_encoder), length=length, device=device, dtype=torch.bfloat16)
             with store.writing() as writer:
                 for task in missing:
                     if _name(task) not in store:
