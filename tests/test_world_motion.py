@@ -6,7 +6,7 @@ from torch import Tensor
 
 from vap_gym.cards import load_robot
 from vap_gym.rotations import rotation_from_rotvec
-from vap_gym.train.motion import of_robots, rolled_out, standing_shape
+from vap_gym.train.motion import Motions, of_robots, rolled_out, score, standing_shape
 from vap_gym.world.motion import MOST_M, Move, ThingMotion, ThingState, motion_loss
 
 BATCH, THINGS, STEPS, LINKS = 2, 3, 5, 4
@@ -134,6 +134,22 @@ def test_shapes_stand_as_they_are_turned() -> None:
     assert standing_shape(disc, torch.tensor(True), torch.eye(3))[3] == 1
     assert standing_shape(disc, torch.tensor(True), upright)[3] == 0  # on its rim it is not round from above
     assert not standing_shape(torch.full((3,), torch.nan), box, torch.full((3, 3), torch.nan))[:3].any()
+
+
+def test_episodes_shorter_than_the_scores_clips_are_scored_from_their_first_frame() -> None:
+    frames, still = 20, scene()["grip"][:1, :1].expand(2, 20, -1, -1)
+    place = torch.tensor([0.5, 0.0, 0.03]).repeat(2, frames, 1, 1)
+    place[0, 3:, 0, 0] += 0.1  # moves at once; the other episode's never does
+    held = Motions(
+        grip=still,
+        place_m=place,
+        turn=torch.eye(3).expand(2, frames, 1, 3, 3),
+        half_m=torch.full((2, 1, 3), 0.03),
+        is_round=torch.zeros(2, 1, dtype=torch.bool),
+    )
+    longest, longer = (score(network(), held, length=length) for length in (frames - 1, 24))
+    assert longest["clips"] == 1
+    assert {k: v for k, v in longer.items() if v == v} == {k: v for k, v in longest.items() if v == v}  # not NaN
 
 
 def test_a_robots_gripper_is_its_links_from_the_grippers_base_on() -> None:

@@ -303,9 +303,10 @@ def scores(model: ThingMotion, held: Mapping[str, Motions], settings: MotionReci
 
 @torch.no_grad()
 def score(model: ThingMotion, held: Motions, *, length: int) -> dict[str, float]:
-    """Errors after `length` steps on clips of unseen episodes: of objects that moved at least MOVED_M, as a share of
-    how far; the same without their objects' meeting; and how many that rested were thought to have moved 1.5 cm."""
-    place = next(model.parameters()).device
+    """Errors on clips of unseen episodes after `length` steps, or as many as an episode has: of objects that moved at
+    least MOVED_M, as a share of how far; the same without their objects' meeting; and how many that rested were thought
+    to have moved 1.5 cm."""
+    place, length = next(model.parameters()).device, min(length, held.grip.shape[1] - 1)
     contacts = contact_starts(held.place_m)
     keep = {int(e): int(f) for e, f in reversed(contacts.tolist())}
     if not keep:
