@@ -135,6 +135,27 @@ def test_what_is_saved_is_loaded_and_what_is_damaged_is_refused(chunk: int, tmp_
         StreamWorld.from_pretrained(tmp_path)
 
 
+@pytest.mark.parametrize("chunk", [1, 4])
+def test_a_state_goes_on_in_another_precision(chunk: int) -> None:
+    def in_precision(weights: torch.dtype, sums: torch.dtype) -> StreamWorld:
+        plain = made(chunk)
+        return StreamWorld(plain.network.to(weights), plain.codec, dtype=sums)
+
+    precisions = [(torch.float32, torch.float32), (torch.float32, torch.bfloat16), (torch.bfloat16, torch.bfloat16)]
+    worlds = [in_precision(*one) for one in precisions]
+    states = []
+    for world in worlds:
+        state = world.start(pictures(1), pictures(1, seed=1), torch.tensor([1]))
+        states.append(world.predict(state, pictures(1, chunk, seed=2))[0])
+    for world, mine in zip(worlds, states, strict=True):
+        own, _ = world.predict(mine, pictures(1, chunk, seed=3))
+        assert {k: v.dtype for k, v in own.items()} == {k: v.dtype for k, v in mine.items()}
+        for other in states:
+            after, _ = world.predict(other, pictures(1, chunk, seed=3))
+            assert {k: v.dtype for k, v in after.items()} == {k: v.dtype for k, v in own.items()}
+            torch.testing.assert_close(after["latent"], own["latent"], atol=0.1, rtol=0)
+
+
 def test_codec_and_network_must_fit() -> None:
     single, fourfold = made(1), made(4)
     with pytest.raises(CheckpointError, match="4× in time"):

@@ -221,7 +221,8 @@ class StreamWorld:
         """Imagine K frames, one per prompt; K is a multiple of `chunk`. The given state is left as it is.
 
         Args:
-            state: from `start` or an earlier call; slots may be at different steps.
+            state: from `start` or an earlier call, maybe of this model in another precision; slots may be at different
+                steps.
             prompts: the visual action prompts of the K frames to come.
             views: not used.
             decode: False leaves the frames out: for planners, which read latents.
@@ -234,7 +235,7 @@ class StreamWorld:
             wanted = "K" if self.chunk == 1 else f"{self.chunk}·k"
             raise VapError(f"prompts must have shape ({len(state)}, {wanted}, H, W, 3), got {tuple(prompts.shape)}.")
         count = self.evaluations if evaluations is None else evaluations
-        memory: dict[str, Tensor] = dict(state.items())
+        memory = self._in_own_precision(state)
         frames = []
         for part in prompts.split(self.chunk, 1):
             with self._autocast():
@@ -245,6 +246,12 @@ class StreamWorld:
                 memory["recent"] = torch.cat([memory["recent"][:, 1:], latent[:, None]], 1)
         following = TensorDict(memory, batch_size=state.batch_size)
         return following, torch.cat(frames, 1) if decode else None
+
+    def _in_own_precision(self, state: TensorDict) -> dict[str, Tensor]:
+        """The memory as this model keeps it: latents in float32, the anchor as the weights are, the rest as sums."""
+        sums = torch.bfloat16 if self.dtype == torch.bfloat16 else self._weights
+        kept = {"latent": torch.float32, "recent": torch.float32, "anchor": self._weights}
+        return {k: v.to(kept.get(k, sums)) if v.is_floating_point() else v for k, v in state.items()}
 
     def _next(self, memory: dict[str, Tensor], prompts: Tensor, evaluations: int) -> tuple[dict[str, Tensor], Tensor]:
         shape = tuple(memory["latent"].shape[1:])
