@@ -150,6 +150,25 @@ def test_chunks_snapshots_and_vector_envs_expect_the_same(folder: Path) -> None:
     assert torch.equal(fresh["trust_place_m"][1], fresh["trust_start_m"][1])
 
 
+def test_a_snapshot_from_before_the_calibration_goes_on_and_its_trust_is_not_known(folder: Path) -> None:
+    plain, env = made(weights_dir() / "tiny"), made(folder, min_trust=0.999)
+    first, *rest = some_actions(plain, 3)
+    plain.step(first)
+    env.load(plain.save())
+    for action in rest:
+        before, after = plain.step(action), env.step(action)
+        np.testing.assert_array_equal(before[0], after[0])
+        assert np.isnan([after[4]["trust"][name] for name in ("expected_psnr_db", "object_risk")]).all()
+        assert not after[3]
+    env.load(env.save())  # it has all keys now
+    env.reset(seed=1)
+    assert np.isfinite(env.step(first)[4]["trust"]["object_risk"])
+    lacking = plain.save()
+    del lacking["about"]
+    with pytest.raises(VapError, match=r"of another env: it lacks \['about', 'trust_"):
+        env.load(lacking)
+
+
 def test_an_episode_ends_where_trust_is_too_little(folder: Path) -> None:
     actions = some_actions(made(folder), 2)
     strict, lenient = made(folder, min_trust=0.999), made(folder, min_trust=1e-6)

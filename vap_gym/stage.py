@@ -1,8 +1,8 @@
 """A stage: imagination, judge and task put together, as functions of one explicit state; envs are thin over it.
 
 The state is imagination's TensorDict and these keys: `frame` (the newest picture), `about` (instruction and scene, JSON
-bytes), `tool_start_m`, `object_start_m`, `object_m` (where the task's object is) and what else `whereabouts` keeps of it,
-and `progress`; with trust samples also theirs, `sample_*`; with further views `view_<name>.*`.
+bytes), `tool_start_m`, `object_start_m`, `object_m` (where the task's object is) and what else `whereabouts` keeps of
+it, and `progress`; with trust samples also theirs, `sample_*`; with further views `view_<name>.*`.
 """
 
 from __future__ import annotations
@@ -364,7 +364,10 @@ def _object_by_scene(scene: SceneSpec | None) -> tuple[float, float, float]:
 
 
 def fitting_snapshot(snapshot: TensorDict | str | Path, stage: Stage, *, slots: int) -> TensorDict:
-    """Return a copy of a snapshot, or say why it cannot be loaded here."""
+    """Return a copy of a snapshot, or say why it cannot be loaded here.
+
+    One from before the world model's trust was calibrated is taken; how far its frames may be off is not known (NaN).
+    """
     state = read_state(snapshot) if isinstance(snapshot, str | Path) else snapshot.clone()
     if tuple(state.batch_size) != (slots,):
         raise VapError(
@@ -372,6 +375,8 @@ def fitting_snapshot(snapshot: TensorDict | str | Path, stage: Stage, *, slots: 
             "Index it: snapshot[i : i + 1]."
         )
     missing = [key for key in stage.state_keys if key not in state.keys()]  # noqa: SIM118
+    is_older = stage.doubt is not None and missing == list(stage.doubt.state_keys)
+    missing = [] if is_older else missing
     if missing or state["robot_q"].shape[-1] != len(stage.rig.robot.arm_joints):
         more = f" and {len(missing) - 4} more" if len(missing) > 4 else ""
         lacks = f"it lacks {missing[:4]}{more}"
@@ -383,4 +388,6 @@ def fitting_snapshot(snapshot: TensorDict | str | Path, stage: Stage, *, slots: 
     remembered = ("world_", "sample_", "trust_", *(view_key(name, "world_") for name in stage.extra.names))
     for key in [key for key in state.keys() if key.startswith(remembered)]:  # noqa: SIM118
         state[key] = state[key].to(stage.imagination.device)
+    if is_older and stage.doubt is not None:
+        stage.doubt.start_late(state)
     return state

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from tensordict import TensorDict
 from torch import Tensor
@@ -36,6 +37,14 @@ class Doubt:
     def start(self, state: TensorDict) -> None:
         """Add to a state that has just begun what is remembered."""
         self.signals.start(state)
+
+    def start_late(self, state: TensorDict) -> None:
+        """Add to a state that began without this what is remembered, as not known: its figures are NaN, and it is never
+        given up."""
+        self.start(state)
+        for key in self.state_keys:
+            if state[key].is_floating_point():
+                state[key] = torch.full_like(state[key], torch.nan)
 
     def step(self, state: TensorDict, views: Float[Tensor, "B L 3 4"], row: dict[str, Any]) -> None:
         """Look at a state that was moved on by a step; write what is expected of its frame into the outcome's row."""
