@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Self, TextIO
+from typing import TextIO
 
 from tqdm import tqdm
 
@@ -99,7 +99,7 @@ class _Said:
             self._path.parent.mkdir(exist_ok=True)
             self._said = begin(self._path, settings or {})
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> _Said:
         self._file = None if self._path is None else self._path.open("a", encoding="utf-8")
         return self
 

@@ -6,6 +6,7 @@ import logging
 import multiprocessing
 import os
 import pickle
+import threading
 import warnings
 from collections.abc import Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -62,6 +63,15 @@ _TASK: list[Task] = []  # of a worker process: sent once, since it may hold a ne
 
 def _begin(task: Task) -> None:
     _TASK[:] = [task]
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
+
+
+def _leave_with_parent() -> None:
+    """A worker whose run was killed would wait for its next item for ever, and hold its memory."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _attempt(item: Any) -> Attempt:

@@ -24,7 +24,7 @@ from vap_gym.observations import FRONT
 from vap_gym.policies.protocol import Conventions, EpisodeStart, Observations, PolicyError
 from vap_gym.policies.seen import Seen, commands, features
 from vap_gym.stage import SEEN, Stage
-from vap_gym.whereabouts import set_right, things_of
+from vap_gym.whereabouts import REAL, set_right, things_of
 from vap_gym.world.model import WorldModel
 from vap_gym.world.motion import ThingState
 
@@ -251,7 +251,7 @@ class ThingsPolicy:
         if row.thing < 0:
             row.object_m = seen_m.numpy() if sure and seen_m.isfinite().all() else row.object_m
             return
-        believed_m = set_right(foretold_m, seen_m, sure)
+        believed_m = set_right(foretold_m, seen_m, sure, REAL)
         row.object_m = believed_m.numpy()
         fresh: Any = row.state
         place_m = fresh["world_thing_place_m"].clone()
