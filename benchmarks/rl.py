@@ -43,7 +43,7 @@ def main(
     parts: tuple[str, ...] = PARTS,
     seeds: int = 3,
     starts: int = 160,
-    push_steps: int = 300_000,
+    push_steps: int = 150_000,
     reach_steps: int = 150_000,
     episodes: tuple[int, ...] = (2, 4, 6, 8, 12, 16, 24),
     chosen_by: int = 48,

@@ -232,6 +232,14 @@ def test_the_world_model_is_loaded_once_for_all_envs() -> None:
     assert made().stage.imagination.world is made().stage.imagination.world
 
 
+def test_a_robot_without_a_body_is_none_whose_gripper_the_judge_knows() -> None:
+    env = made(robot="panda_hand")
+    assert not env.stage.rig.body.links
+    assert env.step(some_actions(env, 1)[0])[4]["trust"] == {}
+    with pytest.raises(VapError, match="needs a judge to see the gripper, got one that never saw a 'panda_hand'"):
+        made(robot="panda_hand", max_adherence_px=10.0)
+
+
 def test_another_world_model_object_can_be_given() -> None:
     world = made().stage.imagination.world
     env = made(world_model=world)

@@ -2,11 +2,13 @@
 
 The finder tells a thing's centre from one picture about twice as exactly as the judge does (.4 cm against .9 cm on
 DROID-like scenes), and the judge's readings of one and the same thing flicker by about a centimetre. A verdict that
-takes each reading as it comes is therefore too kind to a policy that hovers beside its goal: one of a hundred readings
-will say that it is there.
+takes each reading as it comes is too kind to a policy that hovers beside its goal: one of a hundred readings will say
+that it is there.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -18,9 +20,20 @@ from vap_gym.observations import read_about
 from vap_gym.world.motion import ThingState
 
 NEAR_M = 0.06  # an object whose place the judge tells is the nearest thing within this
-USUAL_M = 0.03  # further than this the judge does not err without a reason
 OBJECT_KEYS = ("object_thing", "object_thing_m")  # of a stage's state, beside object_m
-SHARES = 0.2, 0.5  # of what is seen in what is believed: where it is about as foretold, and where it is not
+
+
+class Belief(NamedTuple):
+    """How much of what is seen is believed: `near` of it where it is about as foretold, else `far`."""
+
+    usual_m: float  # further off than this is not about as foretold
+    near: float
+    far: float
+
+
+# Imagined frames are drawn from what is foretold: what the judge reads elsewhere is its error, unless it is far off.
+IMAGINED = Belief(usual_m=0.04, near=0.0, far=0.25)
+REAL = Belief(usual_m=0.03, near=0.2, far=0.5)  # a policy in the world has only its eyes
 
 
 def things_of(state: TensorDict) -> ThingState:
@@ -52,16 +65,19 @@ def places_of(things: ThingState, which: Int64[Tensor, "B N"]) -> Float[Tensor, 
 
 
 def set_right(
-    foretold_m: Float[Tensor, "*batch 3"], seen_m: Float[Tensor, "*batch 3"], sure: Bool[Tensor, "*batch"]
+    foretold_m: Float[Tensor, "*batch 3"],
+    seen_m: Float[Tensor, "*batch 3"],
+    sure: Bool[Tensor, "*batch"],
+    belief: Belief,
 ) -> Float[Tensor, "*batch 3"]:
     """Return where objects are believed to be: as foretold, moved by a share of the way to where they are surely seen.
 
-    The share is larger where they are seen further off than the judge usually errs: twice in a row is then believed.
+    The share is larger where they are seen further off than is usual. `belief`: `IMAGINED` or `REAL`.
     """
     seen_m = seen_m.to(foretold_m)
     taken = torch.where(foretold_m.isfinite().all(-1, keepdim=True), foretold_m, seen_m)
     way = seen_m - taken
-    share = torch.where(way.norm(dim=-1, keepdim=True) > USUAL_M, SHARES[1], SHARES[0])
+    share = torch.where(way.norm(dim=-1, keepdim=True) > belief.usual_m, belief.far, belief.near)
     sure = sure & seen_m.isfinite().all(-1)
     return torch.where(sure[..., None], taken + share * way, foretold_m)
 
@@ -90,7 +106,7 @@ def follow_object(state: TensorDict, seen_m: Float[Tensor, "B 3"], sure: Bool[Te
     known = thing_m.isfinite().all(-1, keepdim=True)
     way_m = torch.where(known, thing_m - state["object_thing_m"], 0.0)
     alone = torch.where(sure[:, None], seen_m, state["object_m"])
-    state["object_m"] = torch.where(known, set_right(state["object_m"] + way_m, seen_m, sure), alone)
+    state["object_m"] = torch.where(known, set_right(state["object_m"] + way_m, seen_m, sure, IMAGINED), alone)
     state["object_thing_m"] = thing_m
 
 

@@ -23,7 +23,7 @@ from vap_gym.world.views import link_poses
 
 PLACE_M, SIZE_M, STEP_M, STEP_RAD = 0.1, 0.03, 0.02, 0.2  # what the network sees or says as 1
 MOST_M, MOST_RAD = 0.15, 1.5  # nothing moves further in a step
-RESTS = 0.1  # a thing that moves with less than this probability does not
+RESTS = 0.6  # a thing that moves with less than this probability does not: below it, one hovered over creeps away
 
 
 class ThingState(NamedTuple):
