@@ -47,12 +47,13 @@ def rejudged(report: Report, out: str | Path, judge: EpisodeJudge) -> Report:
 
 
 def labels_to_fill_in(report: Report, path: str | Path) -> int:
-    """Write a file in which people label the episodes of a report (see `HumanLabels`); returns how many."""
+    """Write a file in which people label a report's episodes (see `HumanLabels`), but for those that a policy broke;
+    returns how many."""
     words = {
         (name, trial.start, trial.seed): str(report.about.get("task", ""))
         for name, rows in report.rows.items()
         for trial, row in zip(report.trials, rows, strict=True)
-        if row is not None
+        if row is not None and row.fault is None
     }
     return write_labels(path, [(*key, task) for key, task in words.items()])
 
