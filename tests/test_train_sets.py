@@ -1,15 +1,18 @@
 """Sets of recordings, which tell nothing of things: codec and world are trained on them, others say why not."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from vap_gym.cards import load_robot
+from vap_gym.cards import RobotCard, load_robot
 from vap_gym.data import Episode, EpisodeWriter, finalise
 from vap_gym.data.layout import DataError
+from vap_gym.errors import CheckpointError
 from vap_gym.prompts.body import Body
 from vap_gym.train.appearance import load_sights
 from vap_gym.train.background import load_backgrounds
@@ -88,6 +91,32 @@ def test_other_trainings_name_what_recordings_lack(training: str, recording: Pat
     told = rf"'{recording}' must hold what this training reads, but lacks {lacks}\. Take it out of the recipe's data"
     with pytest.raises(DataError, match=told):
         load([recording], codec)
+
+
+def test_latents_that_were_kept_of_a_robot_that_is_another_now_are_refused(
+    recording: Path, codec: FrameCodec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def longer(name: str) -> RobotCard:
+        card = load_robot(name)
+        first, *others = card.skeleton.keypoints
+        out = replace(first, offset_m=(0.0, 0.0, 0.01))
+        return replace(card, skeleton=replace(card.skeleton, keypoints=(out, *others)))
+
+    def load(cache: Path) -> int:
+        return len(load_latents([recording], codec, robot=ROBOT, view="front", cache=cache))
+
+    cache, older = tmp_path / "latents.pt", tmp_path / "older.pt"
+    assert load(cache) == load(cache) == 2
+    kept = torch.load(cache, weights_only=False)
+    del kept["made_of"]["robot"]
+    torch.save(kept, older)
+    monkeypatch.setattr("vap_gym.train.latents.load_robot", longer)
+    with pytest.raises(CheckpointError, match="of the recipe's data, codec and robot, but differs in: robot. Remove"):
+        load(cache)
+    assert load(older) == 2  # it does not tell
+    torch.save({"episodes": kept["episodes"]}, older)
+    with pytest.raises(CheckpointError, match="differs in: codec, folders, view, episodes, robot"):
+        load(older)
 
 
 def test_a_view_that_is_not_there_is_told_with_those_that_are(recording: Path, codec: FrameCodec) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -81,13 +82,15 @@ def load_latents(
 ) -> LatentEpisodes:
     """Encode the first `episodes` of every set of that robot (0: all; all of one length), or read them from `cache`.
 
-    Raises CheckpointError where the cache was made of other sets, with another codec, or by an earlier version.
+    Raises CheckpointError where the cache was made of other sets, with another codec, of a robot that was another then,
+    or by an early version.
     """
     made_of = {
         "codec": sha256_of(codec),
         "folders": [str(folder) for folder in folders],
         "view": view,
         "episodes": episodes,
+        "robot": geometry_sha256(robot),
     }
     if cache is not None and cache.exists():
         return _cached(cache, made_of)
@@ -118,13 +121,25 @@ def load_latents(
     return stored
 
 
+def geometry_sha256(robot: str) -> str:
+    """Digest of what key-points and views hang on: the robot's URDF, surface, gripper and key-points."""
+    card = load_robot(robot)
+    told = (card.base_link, card.tip_link, card.arm_joints, card.gripper, card.skeleton.keypoints, card.body)
+    digest = hashlib.sha256(repr((*told, card.skeleton.drop_to_z_m)).encode())
+    for path in (card.urdf_path, card.folder / card.body):
+        if path.is_file():
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
 def _cached(cache: Path, made_of: dict[str, Any]) -> LatentEpisodes:
     found = torch.load(cache, weights_only=False, mmap=True)
     told = found.get("made_of", {}) if isinstance(found, dict) else {}
-    other = [key for key, value in made_of.items() if told.get(key) != value]
+    since = {"robot": made_of["robot"]} if told else {}  # caches that do not tell it are taken at their word
+    other = [key for key, value in made_of.items() if (since | told).get(key) != value]
     if other:
         raise CheckpointError(
-            f"The cache '{cache}' must be of the recipe's data and codec, but differs in: {', '.join(other)}. "
+            f"The cache '{cache}' must be of the recipe's data, codec and robot, but differs in: {', '.join(other)}. "
             "Remove it, or name another folder as `cache`."
         )
     stored: LatentEpisodes = found["episodes"]
