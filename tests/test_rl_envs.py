@@ -165,6 +165,24 @@ def test_going_straight_reaches_in_all_worlds(stage: Stage) -> None:
         assert over.mean() >= 0.5, type(dynamics).__name__
 
 
+def test_a_solved_task_is_worth_the_bonus_and_nothing_else_is(stage: Stage) -> None:
+    rewards, ends = [], []
+    for bonus in (0.0, 2.0):
+        dynamics = ImaginedThings(stage, shipped("reach", 4), 4, noise=False)
+        env = ThingVectorEnv(dynamics, horizon=60, hold=3, bonus=bonus, autoreset_mode="Disabled")
+        observation, _ = env.reset(seed=0)
+        told, ended = [], np.zeros(4, bool)
+        for _ in range(20):
+            observation, reward, terminated, *_ = env.step(straight(observation))
+            told.append(np.where(ended, 0.0, reward))
+            ended |= terminated
+        rewards.append(np.sum(told, 0))
+        ends.append(ended)
+    assert ends[0].any()
+    assert np.array_equal(*ends)
+    assert np.allclose(rewards[1] - rewards[0], 2.0 * ends[0])
+
+
 def test_an_episode_is_given_up_where_nobody_can_know_what_follows(stage: Stage) -> None:
     starts = shipped("push", 6)
     given_up = {}
