@@ -78,9 +78,8 @@ def things(report: Report, clips: Clips, first: Sight, seen: Sight, real: Sight,
 
     An object counts where the oracle's is in the picture and the judge is sure of it there, and in the `first` frame:
     what a robot hides at first, nobody can imagine. Untouched ones are in place where the judge sees them within
-    1.5 cm, and what it errs by on the true frame. Moved ones are where the judge last was sure of them, as an env has
-    it for its rewards (`Stage._last_seen`). Figures that end in `_all` count what is hidden at first, too, and take
-    every object to be where the judge's heat map peaks.
+    1.5 cm, and what it errs by on the true frame. Moved ones are where the judge last was sure of them. Figures that
+    end in `_all` count what is hidden at first, too, and take every object to be where the judge's heat map peaks.
     """
     start, end = clips.objects_m[:, 0], clips.objects_m[:, -1]
     moved_m = np.linalg.norm(end - start, axis=-1)  # NaN where there is no object

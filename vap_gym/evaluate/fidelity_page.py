@@ -134,9 +134,8 @@ Beside it:
 
 Swapped: same start and camera, another episode's actions. Objects count where the judge is sure of them in the
 true first and last frame: what the robot hides at first, no model can know of (figures with it stand beside).
-Untouched: seen within 1.5 cm + the judge's own error on the true frame. Moved: where the judge last was sure of them,
-the rule by which an env gives rewards. An error counts as 1 m at most. n/a: the judge does not know this gripper, or
-there is nothing to measure.
+Untouched: seen within 1.5 cm + the judge's own error on the true frame. Moved: where the judge last was sure of them.
+An error counts as 1 m at most. n/a: the judge does not know this gripper, or there is nothing to measure.
 
 By kind (no-op episodes, and those with novel things or skills, are not in the tables above):
 
