@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Float, UInt8
 from tensordict import TensorDict
 from torch import Tensor
 
@@ -32,7 +32,7 @@ from vap_gym.sim.tasks import progress
 from vap_gym.starts import Start
 from vap_gym.trust import Doubt, SampleSpread
 from vap_gym.viewpoints import ExtraViews, ViewFrames, Viewpoint, sways, view_key, without_other_views
-from vap_gym.whereabouts import OBJECT_KEYS, find_object, follow_object
+from vap_gym.whereabouts import OBJECT_KEYS, Sight, find_object, follow_object
 
 REWARDS = ("progress", "success")
 SEEN = 0.5  # where the judge is less sure of an object, it is not looked at
@@ -128,8 +128,8 @@ class Stage:
         objects_m = torch.tensor([_object_by_scene(start.scene) for start in starts], dtype=torch.float64)
         state["object_m"] = objects_m
         if self.judge is not None:
-            seen_m, sure = self._seen(state, self.read(state, tool_m))
-            state["object_m"] = torch.where(sure[:, None], seen_m, objects_m)
+            sight = self._sight(state, self.read(state, tool_m))
+            state["object_m"] = torch.where(sight.sure[:, None], sight.place_m, objects_m)
         find_object(state, at_all=self.judge is not None)
         state["object_start_m"] = state["object_m"].clone()
         state["progress"] = torch.zeros(len(starts), dtype=torch.float64)
@@ -242,7 +242,7 @@ class Stage:
             return row
         tool_m = motion.tool_m[:, 0]
         reading = self.read(state, tool_m)
-        follow_object(state, *self._seen(state, reading))
+        follow_object(state, self._sight(state, reading), self.imagination.camera(state))
         value = self._progress(state, tool_m)
         row["progress"], row["success"] = value, value >= 1.0
         row["reward"] = np.float64(value >= 1.0) if self.reward == "success" else value - state["progress"].numpy()
@@ -258,14 +258,14 @@ class Stage:
         row["gripper_confidence"] = reading.gripper_confidence.cpu().double().numpy()
         return row
 
-    def _seen(self, state: TensorDict, reading: Reading) -> tuple[Float[Tensor, "B 3"], Bool[Tensor, " B"]]:
-        """Where the judge sees each slot's object, and whether it is sure of that."""
-        objects_m, confidence = reading.objects_world_m.cpu().double(), reading.objects_confidence.cpu()
+    def _sight(self, state: TensorDict, reading: Reading) -> Sight:
+        """Where the judge sees each slot's object."""
         scenes = [read_about(about)[1] for about in state["about"]]
         target = torch.tensor([-1 if scene is None or scene.is_about_drawer else scene.target for scene in scenes])
-        row, pick = torch.arange(len(scenes)), target.clamp_min(0)
-        seen_m = objects_m[row, pick]
-        return seen_m, (target >= 0) & (confidence[row, pick] >= SEEN) & seen_m.isfinite().all(-1)
+        one = torch.arange(len(scenes)), target.clamp_min(0)
+        place_m = reading.objects_world_m.cpu().double()[one]
+        sure = (target >= 0) & (reading.objects_confidence.cpu()[one] >= SEEN) & place_m.isfinite().all(-1)
+        return Sight(px=reading.objects_px.cpu().double()[one], place_m=place_m, sure=sure)
 
     def _progress(self, state: TensorDict, tool_m: Tensor) -> Float[np.ndarray, " B"]:
         values = np.zeros(len(state))

@@ -16,6 +16,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from vap_gym.errors import VapError
+from vap_gym.geometry import Camera
 from vap_gym.observations import read_about
 from vap_gym.world.motion import ThingState
 
@@ -64,22 +65,36 @@ def places_of(things: ThingState, which: Int64[Tensor, "B N"]) -> Float[Tensor, 
     return torch.where((which >= 0)[..., None].to(picked.device), picked, torch.nan)
 
 
-def set_right(
-    foretold_m: Float[Tensor, "*batch 3"],
-    seen_m: Float[Tensor, "*batch 3"],
-    sure: Bool[Tensor, "*batch"],
-    belief: Belief,
-) -> Float[Tensor, "*batch 3"]:
+class Sight(NamedTuple):
+    """Where the judge sees an object in each of B slots."""
+
+    px: Float[Tensor, "B 2"]
+    place_m: Float[Tensor, "B 3"]  # as it takes that to be: one picture does not tell how far a lifted thing is
+    sure: Bool[Tensor, " B"]
+
+
+def set_right(foretold_m: Float[Tensor, "B 3"], sight: Sight, camera: Camera, belief: Belief) -> Float[Tensor, "B 3"]:
     """Return where objects are believed to be: as foretold, moved by a share of the way to where they are surely seen.
 
-    The share is larger where they are seen further off than is usual. `belief`: `IMAGINED` or `REAL`.
+    The way leads to the foretold place's side: to the point on the pixel's ray that is as far from the camera. Where
+    that is further off than is usual, it leads to where the judge takes the object to be; so it does from an unknown
+    place (NaN).
+
+    Args:
+        foretold_m: where objects should be.
+        sight: where they are seen.
+        camera: batch B, in the same frame as the places.
+        belief: `IMAGINED` or `REAL`.
     """
-    seen_m = seen_m.to(foretold_m)
-    taken = torch.where(foretold_m.isfinite().all(-1, keepdim=True), foretold_m, seen_m)
-    way = seen_m - taken
-    share = torch.where(way.norm(dim=-1, keepdim=True) > belief.usual_m, belief.far, belief.near)
-    sure = sure & seen_m.isfinite().all(-1)
-    return torch.where(sure[..., None], taken + share * way, foretold_m)
+    px, place_m = sight.px.to(foretold_m), sight.place_m.to(foretold_m)
+    camera = camera.to(dtype=foretold_m.dtype)
+    known = foretold_m.isfinite().all(-1, keepdim=True)
+    aside_m = camera.unproject(px[:, None], camera.project(foretold_m[:, None])[1])[:, 0]
+    far = (aside_m - foretold_m).norm(dim=-1, keepdim=True) > belief.usual_m
+    way_m = torch.where(far, place_m, aside_m) - foretold_m
+    believed_m = torch.where(known, foretold_m + torch.where(far, belief.far, belief.near) * way_m, place_m)
+    sure = sight.sure & believed_m.isfinite().all(-1)
+    return torch.where(sure[:, None], believed_m, foretold_m)
 
 
 def find_object(state: TensorDict, *, at_all: bool = True) -> None:
@@ -99,14 +114,14 @@ def find_object(state: TensorDict, *, at_all: bool = True) -> None:
     state["object_thing_m"] = thing_m
 
 
-def follow_object(state: TensorDict, seen_m: Float[Tensor, "B 3"], sure: Bool[Tensor, " B"]) -> None:
+def follow_object(state: TensorDict, sight: Sight, camera: Camera) -> None:
     """Write where each slot's object is now: moved as the world model moved it, and set right by what the judge sees;
     one that is none of the world model's things is where the judge last was sure of it."""
     thing_m = _thing_m(state)
     known = thing_m.isfinite().all(-1, keepdim=True)
     way_m = torch.where(known, thing_m - state["object_thing_m"], 0.0)
-    alone = torch.where(sure[:, None], seen_m, state["object_m"])
-    state["object_m"] = torch.where(known, set_right(state["object_m"] + way_m, seen_m, sure, IMAGINED), alone)
+    alone = torch.where(sight.sure[:, None], sight.place_m, state["object_m"])
+    state["object_m"] = torch.where(known, set_right(state["object_m"] + way_m, sight, camera, IMAGINED), alone)
     state["object_thing_m"] = thing_m
 
 

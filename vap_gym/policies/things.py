@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from tensordict import TensorDict
-from torch import Tensor
 
 from vap_gym.cards import load_env, load_robot
 from vap_gym.errors import CheckpointError, require, unknown_name
+from vap_gym.geometry import Camera
 from vap_gym.imagine import Motion, Rig
 from vap_gym.kinematics import RobotState
 from vap_gym.loading import build_stage
@@ -24,7 +24,7 @@ from vap_gym.observations import FRONT
 from vap_gym.policies.protocol import Conventions, EpisodeStart, Observations, PolicyError
 from vap_gym.policies.seen import Seen, commands, features
 from vap_gym.stage import SEEN, Stage
-from vap_gym.whereabouts import REAL, set_right, things_of
+from vap_gym.whereabouts import REAL, Sight, set_right, things_of
 from vap_gym.world.model import WorldModel
 from vap_gym.world.motion import ThingState
 
@@ -222,10 +222,14 @@ class ThingsPolicy:
             batch_size=[len(rows)],
         )
         reading = stage.read(shown, tool_m)
-        places, sure = reading.objects_world_m.cpu().double(), reading.objects_confidence.cpu() >= SEEN
         for i, row in enumerate(rows):
             if row.step > 0:
-                self._believe(row, places[i, row.target], sure[i, row.target])
+                sight = Sight(
+                    px=reading.objects_px.cpu().double()[i : i + 1, row.target],
+                    place_m=reading.objects_world_m.cpu().double()[i : i + 1, row.target],
+                    sure=reading.objects_confidence.cpu()[i : i + 1, row.target] >= SEEN,
+                )
+                self._believe(row, sight, camera.index(slice(i, i + 1)))
         return tool_m.double().numpy(), yaw_of(look)
 
     def _move_on(self, rows: Sequence[_Playing], state: Any, look: Motion) -> None:
@@ -245,17 +249,18 @@ class ThingsPolicy:
             for name, value in after._asdict().items():
                 fresh[f"world_thing_{name}"] = value[n : n + 1]
 
-    def _believe(self, row: _Playing, seen_m: Tensor, sure: Tensor) -> None:
+    def _believe(self, row: _Playing, sight: Sight, camera: Camera) -> None:
         """Set right where an object is, and the thing that it is, by what the judge sees."""
-        foretold_m = torch.from_numpy(row.object_m)
         if row.thing < 0:
-            row.object_m = seen_m.numpy() if sure and seen_m.isfinite().all() else row.object_m
+            if sight.sure and sight.place_m.isfinite().all():
+                row.object_m = sight.place_m[0].numpy()
             return
-        believed_m = set_right(foretold_m, seen_m, sure, REAL)
-        row.object_m = believed_m.numpy()
+        foretold_m = torch.from_numpy(row.object_m)[None]
+        believed_m = set_right(foretold_m, sight, camera, REAL)
+        row.object_m = believed_m[0].numpy()
         fresh: Any = row.state
         place_m = fresh["world_thing_place_m"].clone()
-        place_m[0, row.thing] += (believed_m - foretold_m).to(place_m)
+        place_m[0, row.thing] += (believed_m - foretold_m)[0].to(place_m)
         fresh["world_thing_place_m"] = place_m
 
     def _opened(self) -> Stage:
@@ -295,8 +300,6 @@ def yaw_of(look: Motion) -> Float[Array, " B"]:
 
 def any_camera(rig: Rig) -> Any:
     """Return a camera for looks at what no camera changes."""
-    from vap_gym.geometry import Camera
-
     width, height = rig.frame_size_px
     K = torch.tensor([[100.0, 0.0, width / 2], [0.0, 100.0, height / 2], [0.0, 0.0, 1.0]])
     pose = torch.tensor([[0.0, 0.0, -1.0, 2.0], [1.0, 0.0, 0.0, 0.0], [0.0, -1.0, 0.0, 0.5], [0.0, 0.0, 0.0, 1.0]])
