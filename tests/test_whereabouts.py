@@ -9,6 +9,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from vap_gym.errors import VapError
+from vap_gym.geometry import Camera
 from vap_gym.loading import build_stage, load_starts
 from vap_gym.sim.spec import SceneSpec
 from vap_gym.stage import Stage
@@ -16,6 +17,8 @@ from vap_gym.starts import Start
 from vap_gym.whereabouts import (
     IMAGINED,
     REAL,
+    Belief,
+    Sight,
     find_object,
     follow_object,
     nearest_things,
@@ -54,30 +57,53 @@ def point(*m: float) -> Tensor:
     return torch.tensor([m], dtype=torch.float64)
 
 
+CAMERA = Camera.look_at(point(1.2, 0.3, 0.6), point(0.4, 0.0, 0.0), vertical_fov_rad=0.7, frame_size_px=(144, 96))
+FORETOLD = point(0.4, 0.0, 0.02)
+
+
+def sight(at_m: Tensor, place_m: Tensor | None = None, *, sure: bool = True) -> Sight:
+    """An object that is seen where a point is, and taken to be at a place, or there."""
+    px = CAMERA.project(at_m[:, None])[0][:, 0]
+    return Sight(px=px, place_m=at_m if place_m is None else place_m, sure=torch.tensor([sure]))
+
+
 def test_a_reading_about_where_it_is_foretold_changes_nothing_in_imagination() -> None:
-    foretold, seen, sure = point(0.4, 0.0, 0.02), point(0.4 + FLICKER_M, 0.0, 0.02), torch.tensor([True])
-    assert torch.equal(set_right(foretold, seen, sure, IMAGINED), foretold)
-    moved = set_right(foretold, seen, sure, REAL)
-    assert torch.allclose(moved - foretold, REAL.near * (seen - foretold))
+    seen = FORETOLD + point(0.0, FLICKER_M, 0.0)
+    assert torch.equal(set_right(FORETOLD, sight(seen), CAMERA, IMAGINED), FORETOLD)
+    moved = set_right(FORETOLD, sight(seen), CAMERA, REAL) - FORETOLD
+    assert 0.1 * FLICKER_M < float(moved.norm()) <= REAL.near * FLICKER_M
+
+
+def test_a_lifted_thing_in_its_place_in_the_picture_is_where_it_is_foretold_however_far_the_judge_takes_it() -> None:
+    _, direction = CAMERA.ray(CAMERA.project(FORETOLD[:, None])[0])
+    lifted = FORETOLD - 0.25 * direction[:, 0]  # nearer to the camera, on the same ray
+    for belief in (IMAGINED, REAL):
+        believed = set_right(lifted, sight(lifted, FORETOLD), CAMERA, belief)
+        assert torch.allclose(believed, lifted, atol=1e-9)
 
 
 @pytest.mark.parametrize("belief", [IMAGINED, REAL])
-def test_what_is_seen_elsewhere_again_and_again_is_believed_in_the_end(belief: object) -> None:
-    assert isinstance(belief, type(REAL))
-    believed, seen, sure = point(0.4, 0.0, 0.02), point(0.6, 0.1, 0.02), torch.tensor([True])
-    once = set_right(believed, seen, sure, belief)
+def test_what_is_seen_elsewhere_again_and_again_is_believed_in_the_end(belief: Belief) -> None:
+    believed, seen = FORETOLD, point(0.5, 0.15, 0.02)
+    once = set_right(believed, sight(seen), CAMERA, belief)
     assert 0.0 < float((once - believed).norm()) <= 0.5 * float((seen - believed).norm()) + 1e-9
     for _ in range(20):
-        believed = set_right(believed, seen, sure, belief)
-    assert float((believed - seen).norm()) <= belief.usual_m
+        believed = set_right(believed, sight(seen), CAMERA, belief)
+    assert float((believed - seen).norm()) < 1.2 * belief.usual_m  # it is about where it is foretold from there on
 
 
 def test_an_unsure_or_missing_reading_is_no_reading_and_an_unknown_place_is_where_it_is_seen() -> None:
-    foretold, nowhere = point(0.4, 0.0, 0.02), point(torch.nan, torch.nan, torch.nan)
-    assert torch.equal(set_right(foretold, point(0.7, 0.0, 0.0), torch.tensor([False]), REAL), foretold)
-    assert torch.equal(set_right(foretold, nowhere, torch.tensor([True]), REAL), foretold)
-    assert torch.equal(set_right(nowhere, foretold, torch.tensor([True]), REAL), foretold)
-    assert set_right(nowhere, nowhere, torch.tensor([True]), REAL).isnan().all()
+    nowhere = point(torch.nan, torch.nan, torch.nan)
+    far = point(0.7, 0.0, 0.0)
+    assert torch.equal(set_right(FORETOLD, sight(far, sure=False), CAMERA, REAL), FORETOLD)
+    assert torch.equal(set_right(FORETOLD, sight(far, nowhere), CAMERA, REAL), FORETOLD)
+    assert torch.equal(set_right(nowhere, sight(FORETOLD), CAMERA, REAL), FORETOLD)
+    assert set_right(nowhere, sight(far, nowhere), CAMERA, REAL).isnan().all()
+
+
+def seen_at(places_m: Tensor, sure: Tensor, camera: Camera) -> Sight:
+    px = camera.to(dtype=places_m.dtype).project(places_m[:, None])[0][:, 0]
+    return Sight(px=px, place_m=places_m, sure=sure)
 
 
 def test_an_object_is_the_nearest_thing_that_is_there() -> None:
@@ -125,7 +151,8 @@ def test_an_object_goes_where_its_thing_goes_and_stays_while_nobody_touches_it(
     place = later["world_thing_place_m"].clone()
     place[0, int(later["object_thing"][0])] += way
     later["world_thing_place_m"] = place
-    follow_object(later, later["object_m"] + way, torch.tensor([True, False]))
+    camera = stage.imagination.camera(later)
+    follow_object(later, seen_at(later["object_m"] + way, torch.tensor([True, False]), camera), camera)
     assert torch.allclose(later["object_m"][0] - before[0], way.double(), atol=1e-6)
     assert torch.equal(later["object_m"][1], before[1])
 
@@ -136,7 +163,8 @@ def test_an_object_that_is_no_thing_is_where_the_judge_last_was_sure_of_it(stage
     assert state["object_thing"].tolist() == [-1, -1]
     seen, sure = state["object_m"] + 0.01, torch.tensor([True, False])
     expected = torch.where(sure[:, None], seen, state["object_m"])
-    follow_object(state, seen, sure)
+    camera = stage.imagination.camera(state)
+    follow_object(state, seen_at(seen, sure, camera), camera)
     assert torch.equal(state["object_m"], expected)
 
 
