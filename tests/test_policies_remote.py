@@ -64,6 +64,11 @@ def test_arrays_are_packed_as_openpi_packs_them_and_come_back() -> None:
         msgpack.packb({b"__ndarray__": True, b"data": b"abc", b"dtype": "<f4", b"shape": [1]}),
         msgpack.packb({b"__ndarray__": True, b"data": b"", b"dtype": "|O", b"shape": [0]}),
         msgpack.packb({b"__ndarray__": True}),
+        msgpack.packb({b"__ndarray__": True, b"data": b"", b"dtype": "<f4", b"shape": [2**63, 2**63]}),
+        msgpack.packb({b"__npgeneric__": True, b"data": 300, b"dtype": "|i1"}),
+        b"\xdd\xff\xff\xff\xff",  # a list of four thousand million things, of which none comes
+        b"\xc6\xff\xff\xff\xffabc",  # likewise bytes
+        b"\x91" * 2000,  # lists in lists
     ],
 )
 def test_damaged_messages_are_refused(data: bytes) -> None:
@@ -168,8 +173,9 @@ def test_a_late_reply_is_not_taken_for_the_next_one(episodes: list[EpisodeStart]
 
 def test_what_a_server_does_wrong_is_told(episodes: list[EpisodeStart]) -> None:
     replies = ["Traceback (most recent call last):\nKeyError: 'observation/state'", packed({"action": 1}), packed([1])]
-    replies += [packed({"actions": np.zeros(8)}), b"\xc1"]
+    replies += [packed({"actions": np.zeros(8)}), packed({"actions": [[1.0, 2.0], [3.0]]}), b"\xc1"]
     told = [r"failed: KeyError: 'observation/state'", r"'actions', got \['action'\]", r"got list", r"got shape \(8,\)"]
+    told += [r"must answer numbers, got"]
     told += [r"must send msgpack"]
     left = iter(replies)
     with openpi_server(lambda question, number: next(left)) as (address, _):
