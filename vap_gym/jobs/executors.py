@@ -6,6 +6,8 @@ import logging
 import multiprocessing
 import os
 import pickle
+import re
+import socket
 import threading
 import warnings
 from collections.abc import Iterator, Mapping
@@ -20,6 +22,11 @@ from vap_gym.jobs.attempt import DIED, TRIES, Attempt, Task, attempt
 
 Executor = Literal["serial", "processes", "ray"]
 EXECUTORS: tuple[str, ...] = get_args(Executor)
+ANSWER_S = 10.0
+LET_IN = (
+    "Ray's versions must be the same there and here. If the cluster asks for a token, set RAY_AUTH_MODE=token, and "
+    "RAY_AUTH_TOKEN or ~/.ray/auth_token to its token."
+)
 OBJECT_STORE_BYTES = 80 * 2**20  # the least that Ray takes; items and results are small, frames go to disk
 
 
@@ -185,11 +192,26 @@ def _is_death(error: BaseException) -> bool:
     return False
 
 
+def _answers(address: str) -> None:
+    """Raise VapError where nobody listens at host:port: Ray itself would try for many minutes. Other forms pass."""
+    found = re.fullmatch(r"(?:ray://)?([^/]+):(\d+)", address)
+    if found is None:
+        return
+    try:
+        socket.create_connection((found[1], int(found[2])), timeout=ANSWER_S).close()
+    except (OSError, OverflowError) as error:
+        raise VapError(
+            f"No Ray cluster at '{address}': {error}. Start one with `ray start --head`, which tells its address, and "
+            "see that no firewall is in between."
+        ) from error
+
+
 @contextmanager
 def _cluster(workers: int) -> Iterator[None]:
     """The cluster that runs already, or that $RAY_ADDRESS names; else one of our own on this machine, shut down after.
 
-    Two things are quiet: no dashboard, no bars. That a worker died is said by Ray itself.
+    Two things are quiet: no dashboard, no bars. That a worker died is said by Ray itself. Raises VapError where there
+    is no cluster at that address, or one that does not let us in.
     """
     import ray
 
@@ -199,7 +221,10 @@ def _cluster(workers: int) -> Iterator[None]:
     for name in ("ray.data", "ray.data.dataset"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     settings: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if not os.environ.get("RAY_ADDRESS"):
+    address = os.environ.get("RAY_ADDRESS")
+    if address:
+        _answers(address)
+    else:
         settings |= {
             "address": "local",
             "num_cpus": workers,
@@ -208,7 +233,12 @@ def _cluster(workers: int) -> Iterator[None]:
         }
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     with _one_thread():
-        ray.init(**settings)
+        try:
+            ray.init(**settings)
+        except (ConnectionError, ray.exceptions.AuthenticationError) as error:
+            raise VapError(
+                f"A Ray cluster must let us in, got from '{address}': {str(error).splitlines()[0]} {LET_IN}"
+            ) from error
         try:
             yield
         finally:
