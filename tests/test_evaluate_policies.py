@@ -8,6 +8,7 @@ import threading
 from dataclasses import replace
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 
@@ -157,11 +158,18 @@ def test_the_page_is_one_file_whose_clips_play(done, tmp_path) -> None:
     clips = re.findall(r"src='data:video/mp4;base64,([^']+)'", page)
     assert len(clips) == 9
     (tmp_path / "clip.mp4").write_bytes(base64.b64decode(clips[0]))
+    with av.open(str(tmp_path / "clip.mp4")) as clip:
+        coded = clip.streams.video[0].codec_context
+        assert (coded.name, coded.pix_fmt) == ("h264", "yuv420p")  # what browsers play
     assert read_video(tmp_path / "clip.mp4").shape == (STEPS + 1, 96, 144, 3)
     captions = re.findall(r"<figcaption class=(\w+)>", page)
     assert captions == sorted(captions, key=["fault", "failure", "unknown", "success"].index)
     for name in report.policies:
         assert page.count(f"id='{name}-") == 3
+    shown = re.findall(r"id='([^']+)'", page)
+    assert sorted(shown) == sorted(set(shown)) == sorted(re.findall(r"href='#([^']+)'", page))
+    assert "Success is told by the simulator itself" in page
+    assert "Wilson" in page
 
 
 # --- going on ---

@@ -140,6 +140,11 @@ def test_goal_pictures_are_read_from_a_folder(
     Image.fromarray(kept[0].frames["front"][-1]).save(goals / f"{report.starts[0]}.png")
     found = rejudged(report, out, named_judge(f"goals:{goals},most_grey=2"))
     assert [row.verdict for row in found.rows["still"] if row] == ["success", "unknown"]
+    words = ["evaluate", "noop", "--env", ORACLE, "--task", "reach", "--starts", "1", "--steps", "1"]
+    words += ["--out", str(tmp_path / "noop"), "--judge", f"goals:{goals},most_grey=255"]
+    assert main(words) == 0
+    assert Report.load(tmp_path / "noop").rate("noop").value == 1
+    capsys.readouterr()
     (goals / "last.png").write_bytes(b"")
     told = {
         f"goals:{goals}": "Add ,most_grey=8",

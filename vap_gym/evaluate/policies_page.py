@@ -21,6 +21,7 @@ from vap_gym.observations import FRONT
 
 MARKS = {"fault": "!", "failure": "✗", "unknown": "?", "success": "✓"}
 """What a cell of the grid shows; in this order clips are shown, too."""
+MANY = 6  # policies; the differences between more would fill the page
 STYLE = """
 body{font:15px/1.45 system-ui,sans-serif;margin:2rem auto;max-width:70rem;padding:0 1rem;color:#19191e;
 background:#fafaf8}
@@ -120,13 +121,14 @@ def _bar(rate: Interval) -> str:
 
 
 def _differences(report: Report) -> Iterator[str]:
-    """Every policy against every other one, in the same trials."""
+    """Every policy against every other one, in the same trials; of many policies only neighbours in rank."""
     ranked = report.ranked()
     if len(ranked) < 2:
         return
-    pairs = list(itertools.combinations(ranked, 2) if len(ranked) <= 6 else itertools.pairwise(ranked))
-    yield "<h2>Differences in the same trials</h2>"
-    yield "<p class=pale>Bold where the interval leaves out zero. Not corrected for many comparisons.</p><table>"
+    pairs = list(itertools.combinations(ranked, 2) if len(ranked) <= MANY else itertools.pairwise(ranked))
+    which = "" if len(ranked) <= MANY else "Of neighbours in rank. "
+    yield f"<h2>Differences in the same trials</h2><p class=pale>{which}Bold where the interval of 95 % leaves out "
+    yield "zero. Not corrected for many comparisons.</p><table>"
     outcomes = dict(zip(report.policies, report.outcomes()))
     for better, worse in pairs:
         if np.isfinite(outcomes[better] - outcomes[worse]).any():
