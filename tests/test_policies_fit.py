@@ -9,8 +9,8 @@ from vap_gym.policies.fit import action_mode_for, converted_gripper, letterboxed
 from vap_gym.policies.protocol import GRIPPERS, as_actions
 
 DROID = Site(
-    action_mode="cartesian_velocity", action_size=7, state_size=8, rate_hz=15.0, frame_size_px=(144, 96), views=("front",),
-    gripper_step=0.25,
+    action_mode="cartesian_velocity", action_size=7, state_size=8, rate_hz=15.0, frame_size_px=(144, 96),
+    views=("front",), gripper_step=0.25,
 )  # fmt: skip
 
 
@@ -92,8 +92,8 @@ def test_a_slow_policy_is_asked_once_and_its_velocity_is_held() -> None:
 
 def test_a_slow_policys_displacement_is_divided_and_its_gripper_is_not() -> None:
     site = Site(
-        action_mode="cartesian_delta", action_size=7, state_size=8, rate_hz=15.0, frame_size_px=(144, 96), views=("front",),
-        gripper_step=0.25,
+        action_mode="cartesian_delta", action_size=7, state_size=8, rate_hz=15.0, frame_size_px=(144, 96),
+        views=("front",), gripper_step=0.25,
     )  # fmt: skip
     policy = fitted(
         saying([0.03] * 6 + [1.0], action_mode="cartesian_delta", rate_hz=5.0, convert=("rate_hz",)), site, "slow"
