@@ -21,6 +21,7 @@ from vap_gym.imagine import Motion, Rig
 from vap_gym.kinematics import RobotState
 from vap_gym.loading import build_stage
 from vap_gym.observations import FRONT
+from vap_gym.policies.known import file_digest
 from vap_gym.policies.protocol import Conventions, EpisodeStart, Observations, PolicyError
 from vap_gym.policies.seen import Seen, commands, features
 from vap_gym.stage import SEEN, Stage
@@ -123,6 +124,7 @@ class ThingsPolicy:
             str(folder), sees, world_model, judge, device,
         )  # fmt: skip
         self.about, self._policy = read_agent(folder)
+        self.weights = file_digest(Path(folder) / "policy.pt")
         self._fps = load_env(self.about.card).fps
         self._rig: Rig | None = None
         self._stage: Stage | None = None
