@@ -41,10 +41,18 @@ def fitted() -> Calibration:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The shipped model with a calibration of trust."""
-    made = tmp_path_factory.mktemp("model") / "calibrated"
-    shutil.copytree(weights_dir() / "tiny", made)
+def uncalibrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shipped model without its calibration of trust."""
+    made = tmp_path_factory.mktemp("model") / "uncalibrated"
+    shutil.copytree(weights_dir() / "tiny", made, ignore=shutil.ignore_patterns(FILE))
+    return made
+
+
+@pytest.fixture(scope="module")
+def folder(uncalibrated: Path) -> Path:
+    """The shipped model with another calibration of trust, for one robot."""
+    made = uncalibrated.with_name("calibrated")
+    shutil.copytree(uncalibrated, made)
     write(made, {"panda_robotiq": fitted()})
     return made
 
@@ -123,8 +131,8 @@ def test_a_calibration_of_other_weights_is_refused_and_its_robots_are_not_kept(t
     assert read(tmp_path, "one") is None
 
 
-def test_info_carries_what_is_expected_and_frames_are_left_alone(folder: Path) -> None:
-    plain, env = made(weights_dir() / "tiny"), made(folder)
+def test_info_carries_what_is_expected_and_frames_are_left_alone(uncalibrated: Path, folder: Path) -> None:
+    plain, env = made(uncalibrated), made(folder)
     for action in some_actions(env, 3):
         before, after = plain.step(action), env.step(action)
         np.testing.assert_array_equal(before[0], after[0])
@@ -150,8 +158,10 @@ def test_chunks_snapshots_and_vector_envs_expect_the_same(folder: Path) -> None:
     assert torch.equal(fresh["trust_place_m"][1], fresh["trust_start_m"][1])
 
 
-def test_a_snapshot_from_before_the_calibration_goes_on_and_its_trust_is_not_known(folder: Path) -> None:
-    plain, env = made(weights_dir() / "tiny"), made(folder, min_trust=0.999)
+def test_a_snapshot_from_before_the_calibration_goes_on_and_its_trust_is_not_known(
+    uncalibrated: Path, folder: Path
+) -> None:
+    plain, env = made(uncalibrated), made(folder, min_trust=0.999)
     first, *rest = some_actions(plain, 3)
     plain.step(first)
     env.load(plain.save())
