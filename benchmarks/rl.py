@@ -89,7 +89,10 @@ def main(
         "card": env, "horizon": horizon, "hold": hold, "max_spread_m": max_spread_m, "world_model": world_model,
         "check_every": check_every,
     }  # fmt: skip
-    results: dict[str, Any] = {"settings": {**common, "seeds": seeds, "starts": starts, "kl": kl, "moments": moments}}
+    settings = {**common, "seeds": seeds, "starts": starts, "kl": kl, "moments": moments}
+    kept = out / "rl.json"
+    before = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else {}
+    results: dict[str, Any] = {part: before[part] for part in PARTS if part in before}  # of parts that are not run now
     if "push" in parts:
         cloned, choice = mediocre(out, data, env, episodes, hold, chosen_by, starts)
         agents = {"cloned": cloned}
@@ -108,7 +111,9 @@ def main(
                 out, f"push-oracle-{seed}", seed=seed, world="oracle", slots=oracle_slots,
                 round_steps=rounds // oracle_slots, **own, **common,
             )  # fmt: skip
-        results["push"] = {"choice": choice} | judged(out, "push", agents, env, starts, world_model, "cloned")
+        results["push"] = {"settings": settings, "choice": choice} | judged(
+            out, "push", agents, env, starts, world_model, "cloned"
+        )
     if "reach" in parts:
         agents = {
             f"imagined-{seed}": trained(
@@ -117,8 +122,8 @@ def main(
             )
             for seed in range(seeds)
         }  # fmt: skip
-        results["reach"] = judged(out, "reach", agents, env, starts, world_model, None)
-    report.write(out / "rl.json", json.dumps(results, indent=1))
+        results["reach"] = {"settings": settings} | judged(out, "reach", agents, env, starts, world_model, None)
+    report.write(kept, json.dumps(results, indent=1))
     text = f"{tables(results)}\n\n{report.stamp()}"
     report.write(out / "rl.md", text)
     if docs.is_file():
