@@ -1,9 +1,9 @@
 """Where an object is: found as a thing in the first picture, foretold by how things move, set right by what is seen.
 
-The finder tells a thing's centre from one picture about twice as exactly as the judge does (.4 cm against .9 cm on
-DROID-like scenes), and the judge's readings of one and the same thing flicker by about a centimetre. A verdict that
-takes each reading as it comes is too kind to a policy that hovers beside its goal: one of a hundred readings will say
-that it is there.
+The finder tells a thing's centre from one picture about twice as exactly as the judge does (`off_cm` in the shipped
+card, "judge on true frames" in docs/fidelity.md), and the judge's readings of one and the same thing flicker. A verdict
+that takes each reading as it comes is too kind to a policy that hovers beside its goal: one of a hundred readings will
+say that it is there.
 """
 
 from __future__ import annotations

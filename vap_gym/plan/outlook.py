@@ -157,7 +157,8 @@ class ImaginedOutlook:
         merged = torch.where(sure, places, else_m)
         if not has_things(self.state):
             return merged
-        found = places_of(things_of(self.state), nearest_things(things_of(self.state), merged)).to(merged)
+        things = things_of(self.state)
+        found = places_of(things, nearest_things(things, merged)).to(merged)
         return torch.where(sure & found.isfinite(), found, merged)
 
     def _restore_hidden(self, before: TensorDict) -> None:

@@ -224,14 +224,12 @@ class ThingsPolicy:
             batch_size=[len(rows)],
         )
         reading = stage.read(shown, tool_m)
+        px, places_m = reading.objects_px.cpu().double(), reading.objects_world_m.cpu().double()
+        sure = reading.objects_confidence.cpu() >= SEEN
         for i, row in enumerate(rows):
             if row.step > 0:
-                sight = Sight(
-                    px=reading.objects_px.cpu().double()[i : i + 1, row.target],
-                    place_m=reading.objects_world_m.cpu().double()[i : i + 1, row.target],
-                    sure=reading.objects_confidence.cpu()[i : i + 1, row.target] >= SEEN,
-                )
-                self._believe(row, sight, camera.index(slice(i, i + 1)))
+                one = slice(i, i + 1), row.target
+                self._believe(row, Sight(px=px[one], place_m=places_m[one], sure=sure[one]), camera.index(one[0]))
         return tool_m.double().numpy(), yaw_of(look)
 
     def _move_on(self, rows: Sequence[_Playing], state: Any, look: Motion) -> None:

@@ -28,7 +28,7 @@ class Builder:
         return self._box((*spec.table_half_m, 0.02), (1, 1, 1), position=(x, y, spec.table_z_m - 0.02), friction=0.8)
 
     def cover(self, table: int, spec: SceneSpec) -> None:
-        """Give a table its texture: for pictures only, and as slow as a second of physics."""
+        """Give a table its texture, which only pictures need; it is most of what building a scene takes."""
         b, c = self._bullet, self._client
         self._built += 1  # PyBullet caches textures by file name, so every table needs a name of its own
         picture = self._folder / f"table_{self._built}.png"
