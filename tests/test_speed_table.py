@@ -61,7 +61,7 @@ def test_bench_writes_every_figure(tmp_path: Path, capsys: pytest.CaptureFixture
     rows = [line for line in text.splitlines() if line.startswith("|")]
     assert [cell.strip() for cell in rows[0].strip("|").split("|")] == list(speed.HEADER)
     assert len(rows) - 2 == speed.COUNT
-    for issue in ("≤ 60", "≤ 25", "≥ 120", "≥ 300", "≥ 40", "≥ 100", "≥ 5,000", "≥ 15,000"):
+    for issue in ("≤ 45", "≤ 25", "≥ 150", "≥ 300", "≥ 50", "≥ 100", "≥ 5,000", "≥ 15,000"):
         assert issue in text
     assert "Commit" in text
     assert text.strip() in capsys.readouterr().out

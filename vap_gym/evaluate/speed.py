@@ -146,7 +146,7 @@ def env_figures(made: dict[str, Any], *, repeats: int, seed: int) -> Iterator[Fi
 
     yield Figure(name="env.reset, one env", seconds=timed(lambda: env.reset(seed=seed), repeats))
     step = timed(lambda: env.step(action()), 2 * repeats)
-    yield Figure(name="env.step, one env, pixels", seconds=step, must=60.0, aim=25.0)
+    yield Figure(name="env.step, one env, pixels", seconds=step, must=45.0, aim=25.0)
     inner = env.unwrapped
     assert isinstance(inner, VapEnv)
     yield Figure(
@@ -161,7 +161,7 @@ def env_figures(made: dict[str, Any], *, repeats: int, seed: int) -> Iterator[Fi
         name="16-slot vector env, frames",
         seconds=timed(lambda: many.step(action(16)), repeats),
         per=16,
-        must=40.0,
+        must=50.0,
         aim=100.0,
     )
     many.close()
@@ -180,7 +180,7 @@ def rollout_figures(made: dict[str, Any], *, repeats: int, seed: int, batch: int
         name=f"latent steps, batch {batch}: actions → prompts → latents",
         seconds=timed(lambda: imagination.rollout(state, actions), max(repeats // 3, 1)),
         per=batch * steps,
-        must=120.0,
+        must=150.0,
         aim=300.0,
     )
     motion = imagination.follow(state, actions)
