@@ -10,7 +10,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from vap_gym.errors import ActionError, UnknownNameError, VapError
-from vap_gym.imagine import Imagination, Rig
+from vap_gym.imagine import Imagination
 from vap_gym.judge import Judge
 from vap_gym.loading import build_stage, load_starts
 from vap_gym.plan.costs import ScoreAsCost, cost_as_score
@@ -26,6 +26,7 @@ from vap_gym.plan.gradients import DrawnForesight, soft_objects
 from vap_gym.plan.oracle import OracleForesight
 from vap_gym.plan.planner import Bounds, held
 from vap_gym.plan.sampling import Cem, RandomShooting
+from vap_gym.rig import Rig
 from vap_gym.stage import Stage
 from vap_gym.starts import Start
 from vap_gym.video.causal import CausalVideoNetwork

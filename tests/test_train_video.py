@@ -375,11 +375,6 @@ def test_weights_that_do_not_fit_and_codecs_that_are_not_there_are_refused(folde
         ({"forcing": "frame"}, UnknownNameError, "Did you mean 'frames'"),
         ({"data": []}, CardError, "data must name at least one set"),
         ({"preset": "tin"}, UnknownNameError, "Did you mean 'tiny'"),
-        (
-            {"forcing": "frames", "model": {"condition": "raw_state"}},
-            CardError,
-            "told pictures or words, got condition",
-        ),
         ({"preset": "cogvideox-5b", "frames": 13}, CardError, "Say how many, e.g. clips = 20000"),
         ({"preset": "cogvideox-5b", "frames": 14, "clips": 5}, VapError, "A clip must have 1 . 4·k frames, got 14"),
     ],

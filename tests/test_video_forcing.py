@@ -77,6 +77,38 @@ def test_every_parameter_gets_a_finite_gradient(kind: str, prediction: str) -> N
         assert bool(parameter.grad.abs().sum() > 0) or any(part in name for part in wordless), name
 
 
+def test_raw_states_are_learned_from_and_streamed_as_in_training() -> None:
+    network, rng = made(condition="raw_state", state_width=3), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter += 0.05 * torch.randn(parameter.shape, generator=rng)
+    clean, _ = squares(2, rng)
+    states, others = torch.randn(2, 2, FRAMES, 3, generator=rng)
+    losses = [
+        loss(told, torch.Generator().manual_seed(1))
+        for told in (states, others, None)
+        for loss in (
+            lambda told, rng: forcing_loss(network, clean, states=told, rng=rng),
+            lambda told, rng: rollout_loss(Stream(network), clean, None, states=told, rng=rng),
+        )
+    ]
+    assert len({loss.item() for loss in losses}) == 6  # the states matter, to both losses
+    sum(losses[:2]).backward()  # type: ignore[union-attr]
+    assert network.embed_states is not None
+    assert all(bool(p.grad.abs().sum() > 0) for p in network.embed_states.parameters() if p.grad is not None)
+    with torch.no_grad():
+        network.eval()
+        whole = network(
+            clean, network.spread(clean[:, 0], FRAMES), torch.zeros(2, FRAMES), states=states
+        )  # clean frames at level 0 are what a stream's finished frames see
+        stream = Stream(network)
+        memory = stream.begin(clean[:, 0], states=states[:, :1])
+        for f in range(1, FRAMES):
+            frame = Frame(stream, memory, None, states[:, f : f + 1])
+            torch.testing.assert_close(frame.predict(clean[:, f], 0.0), whole[:, f], rtol=1e-4, atol=1e-5)
+            memory = frame.finished(clean[:, f])
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("scale", [1.0, 3.0])
 def test_v_models_are_forced_with_the_noise_of_the_recipe(scale: float) -> None:

@@ -12,7 +12,10 @@ from torch import Tensor
 
 import vap_gym  # noqa: F401  (registers the ids)
 from vap_gym.errors import ActionError, CheckpointError, VapError
+from vap_gym.loading import load_world
 from vap_gym.video.causal import CausalVideoNetwork
+from vap_gym.video.model import VideoModel
+from vap_gym.video.network import VideoNetwork
 from vap_gym.video.presets import VideoConfig
 from vap_gym.video.world import StreamWorld
 from vap_gym.world.codec import FrameCodec
@@ -24,6 +27,7 @@ OF_ENVS = (144, 96)
 def made(chunk: int = 1, *, size: tuple[int, int] = (WIDTH, HEIGHT), **settings: Any) -> StreamWorld:
     """A small world with random weights; `chunk` 4 is one on CogVideoX's codec."""
     torch.manual_seed(0)
+    told = {key: settings.pop(key) for key in ("condition", "state_width") if key in settings}
     space = 4 if chunk == 1 else 8
     base = {
         "num_attention_heads": 1,
@@ -50,6 +54,7 @@ def made(chunk: int = 1, *, size: tuple[int, int] = (WIDTH, HEIGHT), **settings:
         time_stride=chunk,
         space_stride=space,
         frame_size_px=size,
+        **told,
     )
     network = CausalVideoNetwork(**config.to_dict())
     with torch.no_grad():
@@ -163,6 +168,42 @@ def test_codec_and_network_must_fit() -> None:
     with pytest.raises(VapError, match="4·k"):
         state = fourfold.start(pictures(1), pictures(1), torch.tensor([1]))
         fourfold.predict(state, pictures(1, 3))
+
+
+def test_an_env_tells_raw_states_to_a_model_that_wants_them(tmp_path: Path) -> None:
+    made(size=OF_ENVS, condition="raw_state", state_width=10).save_pretrained(tmp_path)
+    env = gym.make("VAP-DROID-v0", world_model=tmp_path, judge=None, trust_samples=2, views=["second"])
+    inner: Any = env.unwrapped
+    frames = []
+    for sign in (1, -1):
+        env.reset(seed=0)
+        frames.append(env.step(np.full(7, 0.5 * sign, np.float32))[0]["pixels"]["second"])
+    assert not np.array_equal(*frames)  # other actions, other states, another frame
+    motion = inner.stage.imagination.follow(inner.save(), torch.full((1, 1, 7), 0.5))
+    assert motion.states.shape == (1, 1, 10)
+    torch.testing.assert_close(motion.states[..., :3], motion.cartesian[..., :3])
+    torch.testing.assert_close(motion.states[..., 9], motion.robot.gripper)
+    env.close()
+    world = StreamWorld.from_pretrained(tmp_path)
+    blank = torch.zeros(1, *OF_ENVS[::-1], 3, dtype=torch.uint8)
+    with pytest.raises(VapError, match=r"must be told states \(1, 1, 10\), got None"):
+        world.start(blank, blank, torch.tensor([0]))
+    state = world.start(blank, blank, torch.tensor([0]), states=torch.zeros(1, 10))
+    with pytest.raises(VapError, match=r"must be told states \(1, 2, 10\), got None"):
+        world.predict(state, blank[:, None].expand(-1, 2, -1, -1, -1))
+
+
+def test_a_trained_model_is_streamed_from_its_own_folder(tmp_path: Path) -> None:
+    stream = made(size=OF_ENVS)
+    VideoModel(stream.network, stream.codec, dtype=torch.float32).save_pretrained(tmp_path / "causal")
+    loaded = load_world(str(tmp_path / "causal"), "cpu", torch.float32)
+    assert isinstance(loaded, StreamWorld)
+    for name, value in stream.network.state_dict().items():
+        assert torch.equal(loaded.network.state_dict()[name], value), name
+    whole = VideoNetwork(**stream.network.settings.to_dict())
+    VideoModel(whole, stream.codec).save_pretrained(tmp_path / "whole")
+    with pytest.raises(CheckpointError, match="holds a model of whole clips"):
+        gym.make("VAP-DROID-v0", world_model=tmp_path / "whole", judge=None)
 
 
 def test_an_env_on_single_frames_steps(tmp_path: Path) -> None:

@@ -17,11 +17,12 @@ if TYPE_CHECKING:
     from vap_gym.evaluate.policies import evaluate_policies
     from vap_gym.evaluate.policies import evaluate_policies as evaluate
     from vap_gym.geometry import Camera
-    from vap_gym.imagine import Imagination, Rig, read_state, write_state
+    from vap_gym.imagine import Imagination, read_state, write_state
     from vap_gym.judge import Judge
     from vap_gym.kinematics import Controller
     from vap_gym.oracle_env import OracleEnv
     from vap_gym.prompts.skeleton import Skeleton
+    from vap_gym.rig import Rig
     from vap_gym.starts import Start, StartSet, save_starts
     from vap_gym.twin import Twin
     from vap_gym.vector import VapVectorEnv

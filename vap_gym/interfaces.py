@@ -32,9 +32,11 @@ class World(Protocol):
         seed: Int64[Tensor, "B"],
         *,
         views: Float[Tensor, "B L 3 4"] | None = None,
+        states: Float[Tensor, "B 10"] | None = None,
     ) -> TensorDict:
         """Return the state after seeing the first frames and their prompts; `seed` is each slot's own noise, `views`
-        say where the robot's links are in the picture (`prompts.body.Body.views`)."""
+        say where the robot's links are in the picture (`prompts.body.Body.views`), `states` where its tip is in the
+        base frame (`rig.Motion.states`). A world model takes of these what it knows."""
         ...
 
     def predict(
@@ -43,6 +45,7 @@ class World(Protocol):
         prompts: UInt8[Tensor, "B K H W 3"],
         *,
         views: Float[Tensor, "B K L 3 4"] | None = None,
+        states: Float[Tensor, "B K 10"] | None = None,
         decode: bool = True,
         evaluations: int | None = None,
     ) -> tuple[TensorDict, UInt8[Tensor, "B K H W 3"] | None]:

@@ -14,9 +14,10 @@ import torch
 from vap_gym.assets import weights_dir
 from vap_gym.cards import EnvCard, load_env, load_robot
 from vap_gym.errors import VapError
-from vap_gym.imagine import Imagination, Rig
+from vap_gym.imagine import Imagination
 from vap_gym.interfaces import Judge, World
 from vap_gym.photo import RESET_OPTIONS, check_names, read_camera, start_from_photo
+from vap_gym.rig import Rig
 from vap_gym.stage import Stage
 from vap_gym.starts import Seen, Start, StartSet, starts_path
 from vap_gym.trust import Doubt
@@ -126,10 +127,12 @@ def load_world(name: str, device: str, dtype: torch.dtype | None) -> World:
     from vap_gym.world.model import INDEX, WorldModel
 
     index = Path(name) / INDEX
-    if index.is_file() and read_json(index).get("_class_name") == "StreamWorld":
+    named = read_json(index) if index.is_file() else {}
+    if named.get("_class_name") in ("StreamWorld", "VideoModel"):
         from vap_gym.video.world import StreamWorld
 
-        return StreamWorld.from_pretrained(name, device=device, dtype=dtype)
+        kind = StreamWorld.from_pretrained if named["_class_name"] == "StreamWorld" else StreamWorld.of_video_model
+        return kind(name, device=device, dtype=dtype)
 
     return WorldModel.from_pretrained(name, device=device, dtype=dtype)
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from vap_gym.contract import FRONT as FRONT
 from vap_gym.contract import Observation as Observation
 from vap_gym.errors import VapError, unknown_name
-from vap_gym.imagine import Motion, Rig
+from vap_gym.rig import Motion, Rig
 from vap_gym.sim.spec import SceneSpec
 
 OBS_TYPES = ("pixels", "pixels_agent_pos")

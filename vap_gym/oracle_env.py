@@ -19,11 +19,12 @@ from vap_gym.cards import load_env, load_robot
 from vap_gym.contract import Observation, Timings
 from vap_gym.errors import VapError, unknown_name
 from vap_gym.geometry import Camera, xyz_euler_from_pose
-from vap_gym.imagine import Motion, Rig, actions_tensor
+from vap_gym.imagine import actions_tensor
 from vap_gym.kinematics import Clipped, RobotState
 from vap_gym.loading import StartSource
 from vap_gym.observations import action_space, observation_space, observed, robot_info
 from vap_gym.photo import check_names, read_camera
+from vap_gym.rig import Motion, Rig
 from vap_gym.sim.layouts import LAYOUTS, draw_scene
 from vap_gym.sim.rollout import NominalRobot, start_episode
 from vap_gym.sim.scene import LABELS, Scene, Truth

@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Bool, Float, UInt8
 
 from vap_gym.contract import Timings
-from vap_gym.imagine import Motion, mapped
 from vap_gym.kinematics import Clipped
+from vap_gym.rig import Motion, mapped
 from vap_gym.viewpoints import ViewFrames
 
 

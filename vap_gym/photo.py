@@ -13,8 +13,8 @@ from torch import Tensor
 
 from vap_gym.errors import VapError, unknown_name
 from vap_gym.geometry import Camera, centre_crop_32, inverse, pose_from_xyz_euler, xyz_euler_from_pose
-from vap_gym.imagine import Rig
 from vap_gym.kinematics import solve_ik
+from vap_gym.rig import Rig
 from vap_gym.starts import Start
 
 RESET_OPTIONS = ("image", "state", "camera", "views", "instruction", "start")

@@ -23,10 +23,11 @@ from vap_gym.cards import EnvCard
 from vap_gym.contract import Observation, Timings
 from vap_gym.errors import ActionError, VapError, unknown_name
 from vap_gym.geometry import Camera
-from vap_gym.imagine import Imagination, Motion, mapped, read_state
+from vap_gym.imagine import Imagination, read_state
 from vap_gym.interfaces import Judge, Reading
 from vap_gym.observations import about_bytes, action_space, observation_space, observed, read_about, robot_info
 from vap_gym.outcome import Outcome, per_chunk
+from vap_gym.rig import Motion, mapped
 from vap_gym.sim.spec import SceneSpec
 from vap_gym.sim.tasks import progress
 from vap_gym.starts import Start
@@ -202,8 +203,7 @@ class Stage:
 
     def _spread(self, state: TensorDict, motion: Motion, frames: Tensor) -> Float[np.ndarray, " B"]:
         assert self.spread is not None
-        prompts, views = (x[:, 0].to(self.imagination.device) for x in (motion.prompts, motion.views))
-        spread: np.ndarray = self.spread.step(state, prompts, views, frames).double().numpy()
+        spread: np.ndarray = self.spread.step(state, motion, frames).double().numpy()
         return spread
 
     def read(self, state: TensorDict, tool_m: Float[Tensor, "B 3"]) -> Reading:

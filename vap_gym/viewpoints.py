@@ -18,9 +18,10 @@ from torch import Tensor
 from vap_gym.cards import EnvCard, ViewCard, load_robot
 from vap_gym.errors import VapError, unknown_name
 from vap_gym.geometry import Camera
-from vap_gym.imagine import Imagination, Motion, mapped
+from vap_gym.imagine import Imagination
 from vap_gym.observations import FRONT
 from vap_gym.photo import fit_picture, read_camera
+from vap_gym.rig import Motion, mapped
 from vap_gym.starts import Seen, Start
 
 if TYPE_CHECKING:
@@ -239,6 +240,7 @@ class ExtraViews:
             memory,
             torch.cat([look.prompts for look in looks]).to(device),
             views=torch.cat([look.views for look in looks]).to(device),
+            states=torch.cat([look.states for look in looks]).to(device),
         )
         assert frames is not None
         seen = {}

@@ -23,10 +23,10 @@ from vap_gym.evaluate.policies_rejudge import rejudged
 from vap_gym.evaluate.policies_report import Report, assembled
 from vap_gym.evaluate.policies_trials import Setting, batches, starts_path_of, trials_of, world_of
 from vap_gym.evaluate.report import write
-from vap_gym.imagine import Rig
 from vap_gym.jobs import run_jobs
 from vap_gym.policies import Policy, fitted, site_of
 from vap_gym.policies.fit import action_mode_for
+from vap_gym.rig import Rig
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,79}")
 ENDS_BYTES = 65536  # of each end of a file of weights, by which it is known again

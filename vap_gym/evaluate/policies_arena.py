@@ -16,12 +16,12 @@ from tensordict import TensorDict
 from vap_gym.cards import load_env, load_robot
 from vap_gym.errors import VapError
 from vap_gym.evaluate.policies_trials import Setting, Trial
-from vap_gym.imagine import Rig
 from vap_gym.loading import StartSource, build_stage
 from vap_gym.observations import FRONT
 from vap_gym.oracle_env import OracleEnv
 from vap_gym.outcome import Outcome
 from vap_gym.policies import Observations, Site, site_of
+from vap_gym.rig import Rig
 from vap_gym.stage import Stage
 from vap_gym.starts import Start
 

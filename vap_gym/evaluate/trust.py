@@ -135,7 +135,7 @@ def watch(measured: Subject, clips: Clips, *, batch: int = 32, samples: int = 0)
             told[rows, t] = signals.step(state, motion.views[:, 0]).numpy()
             places_m.append(_places(state))
             if spread is not None:
-                grey[rows, t] = spread.step(state, motion.prompts[:, 0], motion.views[:, 0], frames[:, 0]).numpy()
+                grey[rows, t] = spread.step(state, motion, frames[:, 0]).numpy()
         there = state["world_thing_there"].numpy()
         error_m[rows] = object_errors(np.stack(places_m, 1), there, part.objects_m, table_m=measured.table_m)
     return Watched(signals=told, spread_grey=grey, psnr_db=psnr_by_step(made, clips.frames[:, 1:]), error_m=error_m)

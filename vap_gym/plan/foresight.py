@@ -18,7 +18,8 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from vap_gym.errors import VapError
-from vap_gym.imagine import Imagination, Motion
+from vap_gym.imagine import Imagination
+from vap_gym.rig import Motion
 from vap_gym.stage import SEEN, Stage
 from vap_gym.whereabouts import nearest_things, things_of
 from vap_gym.world.model import WorldModel

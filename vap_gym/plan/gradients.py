@@ -17,10 +17,10 @@ from torch import Tensor
 
 from vap_gym.errors import VapError
 from vap_gym.geometry import Camera
-from vap_gym.imagine import Motion
 from vap_gym.judge import STRIDE_PX, Judge, in_world
 from vap_gym.plan.foresight import Foreseen, branched
 from vap_gym.prompts.raster import draw_torch
+from vap_gym.rig import Motion
 from vap_gym.stage import Stage
 from vap_gym.video.world import StreamWorld
 from vap_gym.world.noise import counter_noise

@@ -9,7 +9,6 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-from vap_gym.imagine import Rig
 from vap_gym.observations import FRONT
 from vap_gym.policies.protocol import (
     MODE_GRIPPER,
@@ -20,6 +19,7 @@ from vap_gym.policies.protocol import (
     PolicyError,
     as_actions,
 )
+from vap_gym.rig import Rig
 
 Array = np.ndarray
 RELATIVE = ("cartesian_delta", "rt1", "bridge")  # modes that say how far to go in one step

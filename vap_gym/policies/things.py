@@ -17,13 +17,13 @@ from tensordict import TensorDict
 from vap_gym.cards import load_env, load_robot
 from vap_gym.errors import CheckpointError, require, unknown_name
 from vap_gym.geometry import Camera
-from vap_gym.imagine import Motion, Rig
 from vap_gym.kinematics import RobotState
 from vap_gym.loading import build_stage
 from vap_gym.observations import FRONT
 from vap_gym.policies.known import file_digest
 from vap_gym.policies.protocol import Conventions, EpisodeStart, Observations, PolicyError
 from vap_gym.policies.seen import Seen, commands, features
+from vap_gym.rig import Motion, Rig
 from vap_gym.stage import SEEN, Stage
 from vap_gym.whereabouts import REAL, Sight, set_right, things_of
 from vap_gym.world.model import WorldModel

@@ -14,9 +14,9 @@ from jaxtyping import Float
 from vap_gym.cards import load_env, load_robot
 from vap_gym.data import EpisodeSet
 from vap_gym.errors import CheckpointError, VapError
-from vap_gym.imagine import Rig
 from vap_gym.policies.seen import FEATURES, Seen, answer_size, answers_of, checked_task, features
 from vap_gym.policies.things import AgentCard, tool_and_yaw
+from vap_gym.rig import Rig
 from vap_gym.sim.spec import SceneSpec
 
 Array = np.ndarray

@@ -13,10 +13,10 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from vap_gym.errors import VapError
-from vap_gym.imagine import Motion, mapped
 from vap_gym.kinematics import RobotState
 from vap_gym.plan.foresight import moves_things
 from vap_gym.policies.things import any_camera, yaw_of
+from vap_gym.rig import Motion, mapped
 from vap_gym.rl.dynamics import Now, noise_of
 from vap_gym.sim.spec import SceneSpec
 from vap_gym.stage import Stage

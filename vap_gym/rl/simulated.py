@@ -10,9 +10,9 @@ from jaxtyping import Float
 
 from vap_gym.cards import RobotCard
 from vap_gym.errors import VapError
-from vap_gym.imagine import Rig
 from vap_gym.kinematics import RobotState
 from vap_gym.policies.things import any_camera, tool_and_yaw
+from vap_gym.rig import Rig
 from vap_gym.rl.dynamics import Now, noise_of
 from vap_gym.sim.scene import Scene
 from vap_gym.starts import Start

@@ -38,6 +38,7 @@ def forcing_loss(
     prompts: Float[Tensor, "B T P H W"] | None = None,
     action: Float[Tensor, "B F A h w"] | None = None,
     text: Text = None,
+    states: Float[Tensor, "B T S"] | None = None,
     interval: Float[Tensor, " B"] | None = None,
     weight: Float[Tensor, "B F 1 h w"] | None = None,
     pure_noise: float = 0.4,
@@ -53,7 +54,7 @@ def forcing_loss(
         network: the causal network; it predicts clean latents or v, as its settings say.
         clean: latents; frame 0 is the anchor.
         rng: of levels and noise; on the CPU.
-        prompts, action, text, interval: conditions, see `CausalVideoNetwork.forward`.
+        prompts, action, text, states, interval: conditions, see `CausalVideoNetwork.forward`.
         weight: of the loss, e.g. larger around gripper and objects.
         pure_noise: share of frames that are nothing but noise, as a frame's first evaluation is; the other levels are
             logit-normal.
@@ -87,6 +88,7 @@ def forcing_loss(
         torch.cat([torch.zeros_like(times[:, :1]), times], 1),
         action=None if action is None else action[:, places],
         text=text,
+        states=states,
         interval=interval,
         sees=teacher_mask(F) if teacher else None,
         positions=places,
@@ -118,6 +120,7 @@ def rollout_loss(
     context: int = 0,
     evaluations: int = 1,
     text: Text = None,
+    states: Float[Tensor, "B T S"] | None = None,
     weight: Float[Tensor, "B F 1 h w"] | None = None,
     compare: Compare = weighted_error,
 ) -> Tensor:
@@ -129,7 +132,7 @@ def rollout_loss(
     Args:
         stream: of the network that is trained.
         clean: true latents; frame 0 is the anchor.
-        prompts: of T = 1 + time_stride·(F − 1) frames.
+        prompts: of T = 1 + time_stride·(F − 1) frames; `states` likewise.
         rng: of the noise; on the CPU.
         context: so many true frames are shown after the anchor before the model goes on alone.
         evaluations: per frame, 1 to 4.
@@ -139,12 +142,17 @@ def rollout_loss(
     if not 0 <= context < count - 1:
         raise VapError(f"context must leave at least one of {count - 1} frames to predict, got {context}. Try 0.")
     with torch.no_grad():
-        memory = stream.begin(clean[:, 0], None if prompts is None else prompts[:, :1], text=text)
+        memory = stream.begin(
+            clean[:, 0],
+            None if prompts is None else prompts[:, :1],
+            text=text,
+            states=None if states is None else states[:, :1],
+        )
     losses = []
     for f in range(1, count):
         stop = settings.frames(f + 1)
-        told = None if prompts is None else prompts[:, stop - settings.time_stride : stop]
-        frame = Frame(stream, memory, told)
+        told, said = (None if x is None else x[:, stop - settings.time_stride : stop] for x in (prompts, states))
+        frame = Frame(stream, memory, told, said)
         latents = clean[:, f]
         if f > context:
             latents = _made(frame, stream, clean[:, f], evaluations, rng)

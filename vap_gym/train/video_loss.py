@@ -168,14 +168,14 @@ class Forced:
             error = noise.error(predicted.float(), target.float())
             return weighted(error, torch.ones_like(error[:, :, 0]) if weight is None else weight[:, :, 0])
 
-        said: dict[str, Any] = {name: given.conditions.get(name) for name in ("prompts", "text", "interval")}
+        said: dict[str, Any] = {name: given.conditions.get(name) for name in ("prompts", "text", "states", "interval")}
         shared: dict[str, Any] = {"rng": rng, "weight": given.weights[:, :, None], "compare": compare}
         noised: dict[str, Any] = {"pure_noise": self.pure_noise, "snr_shift_scale": self.snr_shift_scale}
         value = forcing_loss(network, given.latents, **noised, **said, **shared)
         if self.forcing == "frames":
             return value
         stream = Stream(network, snr_shift_scale=self.snr_shift_scale)
-        own = rollout_loss(stream, given.latents, said["prompts"], text=said["text"], **shared)
+        own = rollout_loss(stream, given.latents, said["prompts"], text=said["text"], states=said["states"], **shared)
         return 0.5 * (value + own)
 
 

@@ -106,11 +106,6 @@ class VideoRecipe:
             raise CardError(
                 "forcing = 'rollout' makes frames at the recorded rate, got a set with max_stride above 1. Set it to 1."
             )
-        if self.forcing != "none" and self.settings.condition == "raw_state":
-            raise CardError(
-                f"forcing = '{self.forcing}' is for models that are told pictures or words, got condition = "
-                "'raw_state'. Use forcing = 'none', or a condition of skeleton, mesh or depth."
-            )
         if not self.data:
             raise CardError("data must name at least one set, got none. Make one: vap-gym data generate data/droid")
         settings = self.settings

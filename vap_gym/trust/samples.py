@@ -9,6 +9,7 @@ from torch import Tensor
 
 from vap_gym.errors import VapError
 from vap_gym.interfaces import World
+from vap_gym.rig import Motion
 
 PREFIX = "sample_"
 _MIX = 0x5851F42D4C957F2D  # an odd number: seeds of samples lie far apart
@@ -45,19 +46,19 @@ class SampleSpread:
     def step(
         self,
         state: TensorDict,
-        prompts: UInt8[Tensor, "B H W 3"],
-        views: Float[Tensor, "B L 3 4"],
+        motion: Motion,
         frames: UInt8[Tensor, "B H W 3"],
     ) -> Float[Tensor, " B"]:
-        """Move the further samples of `state` on by one step; return the spread with `frames`, the env's own.
+        """Move the further samples of `state` on by one step, `motion`; return the spread with `frames`, the env's own.
 
         The spread is the standard deviation over the n samples in grey levels (0 to 255), mean over pixels and colours.
         """
         B, n = len(state), self.others
         keys = [key for key in state.keys() if key.startswith(PREFIX)]  # noqa: SIM118
         flat = TensorDict({k.removeprefix(PREFIX): state[k].flatten(0, 1) for k in keys}, batch_size=[B * n])
-        prompts, views = (x.repeat_interleave(n, 0)[:, None] for x in (prompts, views))
-        moved, pictures = self.world.predict(flat, prompts, views=views)
+        told = (motion.prompts, motion.views, motion.states)
+        prompts, views, states = (x.to(flat["seed"].device).repeat_interleave(n, 0) for x in told)
+        moved, pictures = self.world.predict(flat, prompts, views=views, states=states)
         assert pictures is not None
         for key, value in moved.items():
             state[PREFIX + key] = value.unflatten(0, (B, n))

@@ -124,8 +124,9 @@ class Stream:
         prompts: Float[Tensor, "B 1 P H W"] | None = None,
         *,
         text: Float[Tensor, "B L E"] | Int64[Tensor, "B L"] | None = None,
+        states: Float[Tensor, "B 1 S"] | None = None,
     ) -> dict[str, Tensor]:
-        """Return the memory of slots that have seen their first frames (and prompts, and text)."""
+        """Return the memory of slots that have seen their first frames (and prompts, text and robot states)."""
         network, batch = self.network, len(first)
         image = first[:, None]
         action, trajectory = self._action(prompts, image, None)
@@ -133,7 +134,7 @@ class Stream:
         index = torch.zeros(1, 1, dtype=torch.float64, device=first.device)
         entered = network.enter(image, image, action, index)
         rotary = network.rotary(entered.seen)
-        condition = network._condition(None, None, batch, 1)
+        condition = network._condition(states, None, batch, 1)
         given = network.tokens(entered, words, first.new_zeros(batch, 1), condition)
         attend = PrefixAttention(words=words.shape[1], turn=None if rotary is None else rotary.at(index))
         main_pass(network.transformer, given, control_pass(network.transformer, given, attend), attend)
@@ -148,6 +149,7 @@ class Stream:
         noise: Noise,
         *,
         evaluations: int = 1,
+        states: Float[Tensor, "B T S"] | None = None,
     ) -> tuple[dict[str, Tensor], Float[Tensor, "B C h w"]]:
         """Return the memory and the latents after one more latent frame. The given memory is left as it is.
 
@@ -156,8 +158,9 @@ class Stream:
             prompts: of the time_stride frames to come; None: black ones.
             noise: gives standard normal noise (B, C, h, w) for evaluation 0, 1, ….
             evaluations: of the network, 1 to 4.
+            states: of the robot in the frames to come, for models of condition "raw_state"; None: they are not told.
         """
-        frame = Frame(self, memory, prompts)
+        frame = Frame(self, memory, prompts, states)
         latents: Tensor | None = None
         for i, level in enumerate(self.levels(evaluations)):
             noisy = level.noise * noise(i)
@@ -184,7 +187,9 @@ class Stream:
 class Frame:
     """The next frame of every slot while it is made: what stays the same over its evaluations is computed once."""
 
-    def __init__(self, stream: Stream, memory: Mapping[str, Tensor], prompts: Tensor | None) -> None:
+    def __init__(
+        self, stream: Stream, memory: Mapping[str, Tensor], prompts: Tensor | None, states: Tensor | None = None
+    ) -> None:
         network, anchor = stream.network, memory["anchor"]
         self._stream, self._memory, self._network = stream, memory, network
         before = tuple(memory[f"trajectory_{i}"] for i in range(TRAJECTORY)) if network.trajectory is not None else None
@@ -192,7 +197,7 @@ class Frame:
         self._number = memory["step"] + 1
         self._image = network.spread(anchor, 2)[:, 1:]
         self._index = self._number.double()[:, None]
-        self._condition = network._condition(None, None, len(anchor), 1)
+        self._condition = network._condition(states, None, len(anchor), 1)
         self._words = network.words_of(None, len(anchor))[:, :0]
         self._attend: RingAttention | None = None
         self._residuals: list[Tensor] | None = None

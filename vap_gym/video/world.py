@@ -70,11 +70,6 @@ class StreamWorld:
                 f"space with {settings.latent_channels} channels, got {type(codec).__name__}, {strides[0]}× and "
                 f"{strides[1]}× with {channels}. Load both from one folder."
             )
-        if settings.condition == "raw_state":
-            raise VapError(
-                "A world is told what the robot does by pictures, got a network of condition 'raw_state'. Take one of "
-                "condition skeleton, mesh or depth."
-            )
         self.device = checked_device(device)
         self.dtype = dtype or native_dtype(self.device)
         self.network = network.to(self.device).eval().requires_grad_(False)
@@ -126,6 +121,26 @@ class StreamWorld:
             device=device,
             dtype=dtype,
         )
+
+    @staticmethod
+    def of_video_model(
+        folder: str | Path, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+    ) -> StreamWorld:
+        """Load the folder of a `VideoModel` that was trained to be streamed: with a recipe's `forcing`.
+
+        Raises:
+            CheckpointError: as `from_pretrained`, and where the model sees whole clips at once.
+        """
+        from vap_gym.video.model import VideoModel
+
+        model = VideoModel.from_pretrained(folder, device=device, dtype=dtype)
+        if not isinstance(model.network, CausalVideoNetwork):
+            raise CheckpointError(
+                f"'{folder}' holds a model of whole clips, which has no next frame. Train one that has: "
+                "vap-gym train video with forcing = 'rollout'."
+            )
+        scale = 1.0 if model.scheduler is None else float(model.scheduler.config.get("snr_shift_scale", 1.0))
+        return StreamWorld(model.network, model.codec, snr_shift_scale=scale, device=device, dtype=dtype)
 
     def save_pretrained(self, folder: str | Path, *, dtype: torch.dtype = torch.float16, **notes: Any) -> None:
         """Write network and codec as diffusers folders, with an index that holds settings and sha256."""
@@ -188,8 +203,10 @@ class StreamWorld:
         seed: Int64[Tensor, " B"],
         *,
         views: Float[Tensor, "B L 3 4"] | None = None,
+        states: Float[Tensor, "B 10"] | None = None,
     ) -> TensorDict:
-        """Return the state after seeing each slot's first frame and its prompt; `views` are not used."""
+        """Return the state after seeing each slot's first frame and its prompt; `views` are not used, and `states` of
+        the robot (`rig.Motion.states`) by models of condition "raw_state" only, which need them."""
         from tensordict import TensorDict
 
         self._check(frames, "frames")
@@ -202,7 +219,12 @@ class StreamWorld:
         latent = self.encode(frames)
         with self._autocast():
             seen = latent.to(self._weights)
-            memory = self.stream.begin(seen, self._pictures(prompts[:, None]), text=self._text(len(frames)))
+            memory = self.stream.begin(
+                seen,
+                self._pictures(prompts[:, None]),
+                text=self._text(len(frames)),
+                states=self._told(states if states is None else states[:, None], len(frames), 1),
+            )
         memory |= {"latent": latent.clone(), "seed": seed.to(self.device, torch.int64)}
         if self.chunk > 1:
             memory["recent"] = latent[:, None].expand(-1, RECENT, -1, -1, -1).clone()
@@ -215,6 +237,7 @@ class StreamWorld:
         prompts: UInt8[Tensor, "B K H W 3"],
         *,
         views: Float[Tensor, "B K L 3 4"] | None = None,
+        states: Float[Tensor, "B K 10"] | None = None,
         decode: bool = True,
         evaluations: int | None = None,
     ) -> tuple[TensorDict, UInt8[Tensor, "B K H W 3"] | None]:
@@ -225,6 +248,7 @@ class StreamWorld:
                 steps.
             prompts: the visual action prompts of the K frames to come.
             views: not used.
+            states: of the robot in those frames, for models of condition "raw_state".
             decode: False leaves the frames out: for planners, which read latents.
             evaluations: network evaluations per latent frame, 1 to 4.
         """
@@ -237,9 +261,11 @@ class StreamWorld:
         count = self.evaluations if evaluations is None else evaluations
         memory = self._in_own_precision(state)
         frames = []
-        for part in prompts.split(self.chunk, 1):
+        told = self._told(states, *prompts.shape[:2])
+        for k, part in enumerate(prompts.split(self.chunk, 1)):
             with self._autocast():
-                memory, latent = self._next(memory, part, count)
+                now = None if told is None else told[:, k * self.chunk : (k + 1) * self.chunk]
+                memory, latent = self._next(memory, part, now, count)
             if decode:
                 frames.append(self._shown(memory, latent))
             if self.chunk > 1:
@@ -253,14 +279,18 @@ class StreamWorld:
         kept = {"latent": torch.float32, "recent": torch.float32, "anchor": self._weights}
         return {k: v.to(kept.get(k, sums)) if v.is_floating_point() else v for k, v in state.items()}
 
-    def _next(self, memory: dict[str, Tensor], prompts: Tensor, evaluations: int) -> tuple[dict[str, Tensor], Tensor]:
+    def _next(
+        self, memory: dict[str, Tensor], prompts: Tensor, states: Tensor | None, evaluations: int
+    ) -> tuple[dict[str, Tensor], Tensor]:
         shape = tuple(memory["latent"].shape[1:])
         seed, step = memory["seed"], memory["step"]
 
         def noise(evaluation: int) -> Tensor:
             return counter_noise(seed, step, evaluation, shape).to(self._weights)
 
-        kept, latent = self.stream.advance(memory, self._pictures(prompts), noise, evaluations=evaluations)
+        kept, latent = self.stream.advance(
+            memory, self._pictures(prompts), noise, evaluations=evaluations, states=states
+        )
         latent = latent.float()
         return kept | {"latent": latent}, latent
 
@@ -275,6 +305,19 @@ class StreamWorld:
             return None
         pictures = to_pictures(prompts.to(self.device))[:, :channels]  # depth is grey: one channel tells all
         return pictures.unflatten(0, prompts.shape[:2])  # type: ignore[no-any-return]
+
+    def _told(self, states: Tensor | None, slots: int, frames: int) -> Float[Tensor, "B K S"] | None:
+        """The states that the network is told; None where it is told by pictures or nothing."""
+        settings = self.network.settings
+        if settings.condition != "raw_state":
+            return None
+        shape = (slots, frames, settings.state_width)
+        if states is None or tuple(states.shape) != shape:
+            raise VapError(
+                f"A model of condition 'raw_state' must be told states {shape}, "
+                f"got {None if states is None else tuple(states.shape)}. Give `rig.Motion.states`."
+            )
+        return states.to(self.device, self._weights)
 
     def _text(self, batch: int) -> Tensor | None:
         if self.text is None:

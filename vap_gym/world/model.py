@@ -220,6 +220,7 @@ class WorldModel:
         seed: Int64[Tensor, " B"],
         *,
         views: Float[Tensor, "B L 3 4"] | None = None,
+        states: Float[Tensor, "B 10"] | None = None,
     ) -> TensorDict:
         """Return the state after seeing each slot's first frame and its prompt.
 
@@ -228,6 +229,7 @@ class WorldModel:
             seed: each slot's own noise.
             views: how the cameras see the robot's links (`prompts.body.Body.views`). Without them (the default) the
                 model runs, but has to guess how the robot moved, and what it looks like; and nothing else moves.
+            states: not used: views tell more.
         """
         from tensordict import TensorDict
 
@@ -269,6 +271,7 @@ class WorldModel:
         prompts: UInt8[Tensor, "B K H W 3"],
         *,
         views: Float[Tensor, "B K L 3 4"] | None = None,
+        states: Float[Tensor, "B K 10"] | None = None,
         decode: bool = True,
         evaluations: int | None = None,
         interval: int = 1,
@@ -278,7 +281,7 @@ class WorldModel:
         Args:
             state: from `start` or an earlier call.
             prompts: the visual action prompts of the K frames to come.
-            views: of the links in those frames, if `start` was told.
+            views: of the links in those frames, if `start` was told. states: not used.
             decode: False leaves the frames out: for planners, which read latents.
             evaluations: network evaluations per frame, 1 or 2.
             interval: control steps per frame (1 to 3).
