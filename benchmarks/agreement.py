@@ -93,6 +93,7 @@ def main(
     steps: int = 0,
     first_seed: int = FIRST_SEED,
     world_model: str = "",
+    prompted: str = "",
     raw_state: str = "",
     no_prompt: str = "",
     checkpoints: tuple[str, ...] = (),
@@ -117,17 +118,18 @@ def main(
         env: the card whose tasks these are.
         tasks: which of them.
         policies: only those of these names; default: all of the grid.
-        parts: screen (in the simulator, other starts), main, replay (open loop), others (raw-state and no-prompt
-            models), models (of other qualities), strange (what the model has not seen).
+        parts: screen (in the simulator, other starts), main, replay (open loop), others (video models that are
+            told skeletons, raw states, nothing), models (of other qualities), strange (what the model has not seen).
         starts: of each task.
         screen_starts: likewise, for the screening.
-        curve_starts: the first so many of the starts, for models of other qualities.
+        curve_starts: the first so many of the starts, for other models.
         strange_starts: of each kind of strangeness.
         steps: after so many control steps an episode has failed; 0: the card's.
         first_seed: of the scenes; training is below 1,000,000.
         world_model: a name or folder; the card's by default.
-        raw_state: folder of a model that is told raw states instead of prompts.
-        no_prompt: folder of a model that is told nothing.
+        prompted: folder of a streamed video model that is told skeletons.
+        raw_state: folder of one that is told raw states, trained as much.
+        no_prompt: folder of one that is told nothing.
         checkpoints: of other qualities, as NAME=FOLDER.
         judge: who tells success in imagined frames.
         device: where the world model runs.
@@ -155,7 +157,7 @@ def main(
         first_seed=first_seed, judge=judge, device=device, batch=batch, workers=workers, only=policies,
     )  # fmt: skip
     every = conditions(starts, screen_starts, curve_starts, strange_starts, world_model, checkpoints,
-                       {"raw-state": raw_state, "no-prompt": no_prompt})  # fmt: skip
+                       {"prompted": prompted, "raw-state": raw_state, "no-prompt": no_prompt})  # fmt: skip
     chosen = [one for one in every if one.part in parts]
     settings = {
         "env": env, "starts": starts, "screen_starts": screen_starts, "curve_starts": curve_starts,
@@ -201,7 +203,7 @@ def conditions(
         Condition(name="imagined", part="main", starts=starts, world_model=world_model),
         Condition(name="replay", part="replay", starts=starts, world_model=world_model, kind="replay"),
     ]
-    found += [Condition(name=name, part="others", starts=starts, world_model=folder)
+    found += [Condition(name=name, part="others", starts=curve, world_model=folder)
               for name in OTHERS if (folder := others[name])]  # fmt: skip
     for text in checkpoints:
         name, sign, folder = text.partition("=")

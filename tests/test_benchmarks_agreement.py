@@ -169,7 +169,7 @@ def test_the_page_tells_every_figure_and_its_bounds(tmp_path: Path) -> None:
     assert "aim" in text
     assert "≥ 0.85" in text
     assert "≤ 0.08" in text
-    assert text.count("not trained") == 2
+    assert text.count("not trained") == 3
     assert "unseen shapes" in text
     assert "policies gone wrong" in text
     json.dumps(one.to_json())
@@ -179,6 +179,24 @@ def test_the_page_tells_every_figure_and_its_bounds(tmp_path: Path) -> None:
     assert filled(page, "new") == page.replace("old", "new")
     with pytest.raises(VapError, match="must hold"):
         filled("# Page", "new")
+
+
+def test_other_models_stand_beside_the_own_one_over_the_same_starts() -> None:
+    outcomes = made_up()
+    assert study(outcomes, "push", true_trials=(8,)).same is None
+    for name, rate in RATES.items():
+        good = np.arange(20) < 20 * (1 - rate)  # the wrong way round
+        outcomes.add("raw-state", "push", name, rows(good, None))
+    one = study(outcomes, "push", true_trials=(8,))
+    assert one.same is not None
+    other = one.others["raw-state"]
+    assert other is not None
+    assert other.agreement is not None
+    assert other.agreement.pearson.value < 0
+    assert other.trials == one.same.trials == 20 * len(RATES)
+    text = tables(outcomes, [one])
+    assert "imagined, the first 20 starts" in text
+    assert text.count("not trained") == 2
 
 
 # --- what is kept ---

@@ -30,7 +30,11 @@ from vap_gym.metrics import Interval
 MUST = {"pearson": 0.85, "mmrv": 0.08}
 AIM = {"pearson": 0.97, "spearman": 0.95, "mmrv": 0.03}
 LEAST_GRADED = 8
-OTHERS = {"raw-state": "a model told raw states", "no-prompt": "a model without a prompt"}
+OTHERS = {
+    "prompted": "a streamed video model, told skeletons",
+    "raw-state": "the same, told raw states",
+    "no-prompt": "the same, told nothing",
+}
 MARKS = ("<!-- agreement -->", "<!-- /agreement -->")
 
 
@@ -45,6 +49,8 @@ class Study:
     risk: tuple[float, float, float] | None  # area under the risk–coverage curve; if trust was perfect, and chance
     replay: Compared | None
     others: Mapping[str, Compared | None]  # of OTHERS; None: not trained
+    curve: int | None  # so many starts are theirs
+    same: Compared | None  # the experiment's own model over their starts; None: none of them was tried
     models: Mapping[str, Compared]  # by name, over the same starts; the experiment's own model first
     corrections: Sequence[CorrectedFigures]
     strange: Sequence[Strange]
@@ -60,7 +66,8 @@ def study(outcomes: Outcomes, task: str, *, true_trials: Sequence[int] = (8, 15,
     models = {name.partition("-")[2]: name for name in outcomes.conditions() if name.startswith("model-")}
     models = {name: key for name, key in models.items() if outcomes.names(task, key)}
     least, risks = believed(outcomes, task), coverage(outcomes, task)
-    own = {"imagined": compared(outcomes, task, "imagined", trials=curve)} if models else {}
+    others = {key: compared(outcomes, task, key) if outcomes.names(task, key) else None for key in OTHERS}
+    same = compared(outcomes, task, "imagined", trials=curve)
     return Study(
         task=task,
         graded=len(graded(outcomes, task)[0]),
@@ -68,8 +75,11 @@ def study(outcomes: Outcomes, task: str, *, true_trials: Sequence[int] = (8, 15,
         believed=None if least is None else compared(outcomes, task, "imagined", least_trust=least),
         risk=None if risks is None else (risks.area, risks.area_best, risks.area_chance),
         replay=compared(outcomes, task, "replay") if outcomes.names(task, "replay") else None,
-        others={key: compared(outcomes, task, key) if outcomes.names(task, key) else None for key in OTHERS},
-        models=own | {name: compared(outcomes, task, key, trials=curve) for name, key in models.items()},
+        others=others,
+        curve=curve,
+        same=same if any(others.values()) else None,
+        models=({"imagined": same} if models else {})
+        | {name: compared(outcomes, task, key, trials=curve) for name, key in models.items()},
         corrections=corrections(outcomes, task, true_trials),
         strange=[found for kind in STRANGE if (found := strange(outcomes, task, kind)) is not None],
     )
@@ -143,6 +153,8 @@ def _otherwise(studies: Sequence[Study]) -> str:
         kinds: dict[str, Compared | str] = {"imagined": one.main}
         kinds["imagined, the least trusted tenth left out"] = one.believed or "trust is not known: no calibration"
         kinds["open-loop replay of the true episodes' actions"] = one.replay or "not played"
+        if one.same is not None:
+            kinds[f"imagined, the first {one.curve} starts"] = one.same
         kinds |= {what: one.others[key] or "not trained" for key, what in OTHERS.items()}
         for what, found in kinds.items():
             cells = (found, "", "", "") if isinstance(found, str) else _cells(found)
