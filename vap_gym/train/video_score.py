@@ -13,10 +13,13 @@ from torch import Tensor
 from vap_gym.train.run import seeded
 from vap_gym.train.video_data import VideoSet, batch_of, frames_of
 from vap_gym.train.video_loss import Inputs, v_scheduler
+from vap_gym.video.causal import CausalVideoNetwork
 from vap_gym.video.clips import ClipCodec, decode_clip
 from vap_gym.video.clips import frames_of as as_frames
 from vap_gym.video.network import VideoNetwork
 from vap_gym.video.sampler import Given, sample_v, sample_x0, slot_noise
+from vap_gym.video.stream import Stream
+from vap_gym.world.noise import counter_noise
 
 CHUNK = 4  # clips imagined at once
 SHOWN = 6  # clips and moments of the strip
@@ -82,6 +85,8 @@ def _imagined(
     network: VideoNetwork, given: Inputs, part: list[int], evaluations: int, snr_shift_scale: float
 ) -> Float[Tensor, "B F C h w"]:
     said, latents = given.conditions, given.latents
+    if isinstance(network, CausalVideoNetwork) and bool((said.get("interval", torch.ones(1)) == 1).all()):
+        return _streamed(network, given, part, evaluations, snr_shift_scale)
     prompts = said.get("prompts")
     conditions = Given(
         action=None if prompts is None else network.encode_prompts(prompts),
@@ -102,6 +107,33 @@ def _imagined(
         generator=seeded(part[0], device=latents.device),
     )  # fmt: skip
     return made
+
+
+def _streamed(
+    network: CausalVideoNetwork, given: Inputs, part: list[int], evaluations: int, snr_shift_scale: float
+) -> Float[Tensor, "B F C h w"]:
+    """Clips as a stream makes them: frame by frame, each after those that it made itself."""
+    said, latents = given.conditions, given.latents
+    stream = Stream(network, snr_shift_scale=snr_shift_scale)
+    seed, shape = torch.tensor(part, device=latents.device), tuple(latents.shape[2:])
+    prompts, states, made = said.get("prompts"), said.get("states"), [latents[:, 0]]
+
+    def of(told: Tensor | None, first: int, last: int) -> Tensor | None:
+        return None if told is None else told[:, first:last]
+
+    memory = stream.begin(latents[:, 0], of(prompts, 0, 1), text=said.get("text"), states=of(states, 0, 1))
+    for f in range(1, latents.shape[1]):
+        first, last = network.settings.frames(f), network.settings.frames(f + 1)
+        step = torch.full_like(seed, f - 1)
+
+        def noise(evaluation: int, step: Tensor = step) -> Tensor:
+            return counter_noise(seed, step, evaluation, shape).to(latents)
+
+        memory, newest = stream.advance(
+            memory, of(prompts, first, last), noise, evaluations=evaluations, states=of(states, first, last)
+        )
+        made.append(newest.float())
+    return torch.stack(made, 1)
 
 
 def _psnr(frames: UInt8[np.ndarray, "B T H W 3"], truth: UInt8[np.ndarray, "B T H W 3"]) -> list[float]:
