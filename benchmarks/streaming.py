@@ -2,18 +2,19 @@
 
 Speed is of the `tiny` preset with random weights (it does not depend on their values), in the precision that the
 device multiplies natively; the least of several runs, since other load only ever slows them down: measure on an idle
-machine. Drift is of any world model, on held-out oracle episodes that are played on to `steps` frames: PSNR of every
-step against the oracle's frame, beside that of the first frame kept. Writes docs/streaming.md and docs/img/drift.png.
+machine. Drift is of any world models, on held-out oracle episodes that are played on to `steps` frames: PSNR of every
+step against the oracle's frame, beside that of the first frame kept. Writes the figures of docs/streaming.md, between
+their marks, and docs/img/drift.png.
 
-    python benchmarks/streaming.py --world tiny --episodes 64
+    python benchmarks/streaming.py --worlds tiny rollout=runs/stream_skeleton/model rollout,2=runs/stream_skeleton/model
 """
 
 from __future__ import annotations
 
 import os
-import platform
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from jaxtyping import Float
 
 from vap_gym.assets import weights_dir
 from vap_gym.cards import load_robot
+from vap_gym.data import Episode
 from vap_gym.errors import VapError
 from vap_gym.evaluate import report
 from vap_gym.evaluate.heldout import HeldOut, load_heldout
@@ -40,6 +42,8 @@ from vap_gym.world.codec import FrameCodec
 from vap_gym.world.devices import native_dtype
 
 SHOWN = (1, 5, 10, 24, 50, 100, 150, 200)
+FROZEN = "first frame, frozen"
+MARKS = ("<!-- streaming -->", "<!-- /streaming -->")
 
 
 def least(call: Callable[[], object], repeats: int) -> float:
@@ -92,10 +96,8 @@ def chosen(path: Path, episodes: int) -> list[HeldOut]:
     return [items[int(i)] for i in np.linspace(0, len(items) - 1, min(episodes, len(items)))]
 
 
-def drift(
-    imagination: Imagination, items: list[HeldOut], *, steps: int, batch: int
-) -> dict[str, Float[np.ndarray, "N K"]]:
-    """Return the PSNR (dB) of every step of N episodes: of imagined frames, and of the first frame kept."""
+def recorded(items: list[HeldOut], *, steps: int) -> list[Episode]:
+    """Return the true episodes."""
     card = load_robot("panda_robotiq")
     nominal, rows = NominalRobot(card), []
     with Scene(card) as scene:
@@ -104,7 +106,23 @@ def drift(
                 rows.append(record(scene, nominal, item.scene, item.behaviour, frames=steps + 1))
             except VapError as error:  # a start that the arm cannot reach
                 print(f"left out: {error}")
-    psnr: dict[str, list[np.ndarray]] = {"imagined": [], "frozen": []}
+    return rows
+
+
+def frozen(rows: list[Episode]) -> Float[np.ndarray, "N K"]:
+    """Return the PSNR (dB) of the first frame kept, at every step of N episodes."""
+    psnr = []
+    for row in rows:
+        truth = torch.from_numpy(row.frames[VIEW])[None]
+        psnr.append(decibels(truth[:, :1], truth[:, 1:]))
+    return np.concatenate(psnr)
+
+
+def drift(
+    imagination: Imagination, rows: list[Episode], *, steps: int, batch: int, evaluations: int | None = None
+) -> Float[np.ndarray, "N K"]:
+    """Return the PSNR (dB) of imagined frames, at every step of N episodes."""
+    psnr: list[np.ndarray] = []
     for first in range(0, len(rows), batch):
         part = rows[first : first + batch]
         truth = torch.from_numpy(np.stack([row.frames[VIEW] for row in part]))
@@ -127,14 +145,13 @@ def drift(
         actions, chunk = column("action"), getattr(imagination.world, "chunk", 1)
         made = []
         for t in range(0, steps, chunk):
-            state, frames, _ = imagination.step(state, actions[:, t : t + chunk])
+            state, frames, _ = imagination.step(state, actions[:, t : t + chunk], evaluations=evaluations)
             assert frames is not None
             made.append(frames.cpu())
         imagined = torch.cat(made, 1)
-        psnr["imagined"].append(decibels(imagined, truth[:, 1 : 1 + imagined.shape[1]]))
-        psnr["frozen"].append(decibels(truth[:, :1], truth[:, 1 : 1 + imagined.shape[1]]))
+        psnr.append(decibels(imagined, truth[:, 1 : 1 + imagined.shape[1]]))
         print(f"{first + len(part)} of {len(rows)} episodes", flush=True)
-    return {name: np.concatenate(values) for name, values in psnr.items()}
+    return np.concatenate(psnr)
 
 
 def decibels(made: torch.Tensor, truth: torch.Tensor) -> np.ndarray:
@@ -143,7 +160,7 @@ def decibels(made: torch.Tensor, truth: torch.Tensor) -> np.ndarray:
     return np.asarray((-10 * torch.log10(error.clamp_min(1e-4))).numpy())
 
 
-def draw(psnr: dict[str, np.ndarray], path: Path, world: str) -> None:
+def draw(psnr: dict[str, np.ndarray], path: Path) -> None:
     """Draw mean PSNR by step, with 95 % intervals of the mean over episodes."""
     import matplotlib
 
@@ -151,11 +168,11 @@ def draw(psnr: dict[str, np.ndarray], path: Path, world: str) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(6.4, 3.6), layout="constrained")
-    for (name, values), colour in zip(psnr.items(), ("tab:blue", "tab:gray"), strict=True):
+    for i, (name, values) in enumerate(psnr.items()):
+        colour = "tab:gray" if name == FROZEN else f"C{i}"
         steps = np.arange(1, values.shape[1] + 1)
         mean, half = values.mean(0), 1.96 * values.std(0, ddof=min(1, len(values) - 1)) / np.sqrt(len(values))
-        label = f"imagined by {world}" if name == "imagined" else "first frame, frozen"
-        axes.plot(steps, mean, color=colour, label=label)
+        axes.plot(steps, mean, color=colour, label=name)
         axes.fill_between(steps, mean - half, mean + half, color=colour, alpha=0.2, linewidth=0)
     axes.set(xlabel="steps from the first frame (1/15 s each)", ylabel="PSNR [dB]", xlim=(1, None))
     axes.grid(alpha=0.3)
@@ -167,48 +184,25 @@ def draw(psnr: dict[str, np.ndarray], path: Path, world: str) -> None:
     temporary.replace(path)
 
 
-ABOUT = """# Streaming
-
-The causal video model (`vap_gym.video.causal`) has the weights of the bidirectional one, but a frame sees the past
-only: words, the anchor (the clean first frame) and the frames up to itself. `vap_gym.video.world.StreamWorld` streams
-it as a world model, also for envs: `gym.make("VAP-DROID-v0", world_model=FOLDER)`.
-
-- **Kept**: keys and values of words and anchor for good (the anchor is the attention sink), and of the last W frames
-  in a ring. W is what the trained places hold: one place for the anchor, one for the new frame. Memory is the same
-  after the first few frames and after 1,000.
-- **Places**: what a frame sees is always within the trained range of rotary positions. Rotary positions tell
-  differences only, so keys are turned once, when they are kept, and words and anchor are turned on with the stream;
-  that equals counting the window's places anew, for less work. Positions that are added (learned, or sin-cos) stay at
-  the last one.
-- **Slots** may be at different depths, so vector envs reset one and planners branch one.
-- **A frame costs** its evaluations (1 to 4) and one pass of the finished frame, which writes its keys. The ControlNet
-  works once per frame (`control="once"`): it is shown the actions only, so its features hold for all evaluations. How
-  good that is beside the paper's own (`"each"`) is not measured.
-- **CogVideoX's codec** is 4× in time, so a step is a chunk of four actions: the env's action space is (4, A). Each
-  new latent is decoded beside the two before it, which is not quite what decoding a whole clip gives. Streams of
-  CogVideoX 1.5, whose tokens are of two latents, are refused. Words are those that the world was made with, not the
-  env's task.
-"""
-
-
 def main(
     out: Path = Path("docs/streaming.md"),
     *,
     picture: Path = Path("docs/img/drift.png"),
-    world: str = "tiny",
+    worlds: tuple[str, ...] = ("tiny",),
     device: str = "cpu",
     slots: tuple[int, ...] = (1, 16, 64),
     repeats: int = 5,
-    episodes: int = 8,
+    episodes: int = 64,
     steps: int = 200,
     batch: int = 8,
     heldout: Path = Path("benchmarks/heldout.toml"),
 ) -> None:
-    """Measure speed and drift, and write the page and the picture.
+    """Measure speed and drift, and write the page's figures and the picture.
 
     Args:
         out, picture: What is written.
-        world: Of the drift: a shipped model's name, or a checkpoint folder.
+        worlds: Of the drift: shipped models' names, or NAME=FOLDER for checkpoints; NAME,N=FOLDER evaluates the network
+            N times a frame.
         device: Where the models run.
         slots: Batch sizes of the speed.
         repeats: Timed calls of each kind.
@@ -217,35 +211,45 @@ def main(
     """
     load = os.getloadavg()[0]
     rows = speed_rows(device, slots, repeats)
-    imagination = build_stage("VAP-DROID-v0", world_model=world, device=device, judge=None).imagination
-    psnr = drift(imagination, chosen(heldout, episodes), steps=steps, batch=batch)
-    draw(psnr, picture, world)
-    count, length = psnr["imagined"].shape
-    half = 1.96 * (psnr["imagined"] - psnr["frozen"]).std(0, ddof=min(1, count - 1)) / np.sqrt(count)
-    lines = [
-        (str(t), *(f"{psnr[name][:, t - 1].mean():.1f}" for name in psnr),
-         f"{(psnr['imagined'] - psnr['frozen'])[:, t - 1].mean():+.1f} ± {half[t - 1]:.1f}")
-        for t in SHOWN if t <= length
-    ]  # fmt: skip
+    true, psnr = recorded(chosen(heldout, episodes), steps=steps), {}
+    for told in worlds:
+        label, _, folder = told.rpartition("=")
+        name, _, evaluations = label.partition(",")
+        print(f"drift of {told}")
+        stage = build_stage("VAP-DROID-v0", world_model=folder, device=device, judge=None)
+        shown = f"{name or folder}, {evaluations or 1} evaluation{'s' if evaluations not in ('', '1') else ''}"
+        psnr[shown] = drift(
+            stage.imagination, true, steps=steps, batch=batch, evaluations=int(evaluations) if evaluations else None
+        )
+    psnr[FROZEN] = frozen(true)
+    draw(psnr, picture)
+    count, length = psnr[FROZEN].shape
+    lines = [(str(t), *(_mean(values[:, t - 1]) for values in psnr.values())) for t in SHOWN if t <= length]
     dtype = str(native_dtype(torch.device(device))).removeprefix("torch.")
     head = ("slots", "ms, an evaluation", "ms, 1 evaluation", "ms, 2", "ms, 1 and decoded", "frames/s", "MiB a slot")
     text = "\n\n".join(
         [
-            ABOUT.strip(),
-            f"## Speed\n\nThe `tiny` preset with random weights, {dtype}, 144 × 96 px: latent frames of 1 and 2 "
-            "evaluations (the pass that writes keys in it), and with the decoder. By `benchmarks/streaming.py`: "
-            f"least of {repeats} runs on {device} ({platform.machine()}, {torch.get_num_threads()} threads, load "
-            f"{load:.1f} before).",
+            f"The `tiny` preset with random weights, {dtype}, 144 × 96 px: latent frames of 1 and 2 evaluations (the "
+            f"pass that writes keys in it), and with the decoder; least of {repeats} runs.",
             report.table(head, rows),
-            f"## Drift\n\nPSNR (dB) against the oracle's frames, `{world}`, {count} held-out episodes (seeds from "
-            f"1,000,000 on) of {length} steps, mean over episodes; the difference with a 95 % interval. A frozen first "
-            "frame gains on a model wherever little has moved.",
-            report.table(("step", "imagined", "frozen", "difference"), lines),
+            f"PSNR (dB) against the oracle's frames, {count} held-out episodes (seeds from 1,000,000 on) of {length} "
+            "steps, mean over episodes with its 95 % interval. A frozen first frame gains on a model wherever little "
+            "has moved.",
+            report.table(("step", *psnr), lines),
             f"![drift]({os.path.relpath(picture, out.parent)})",
+            f"Measured on {report.machine(device)}, load {load:.1f} before. "
+            f"Commit {report.commit()}, {datetime.now(UTC):%Y-%m-%d}.",
         ]
     )
-    report.write(out, text)
+    begin, end = MARKS
+    before, _, rest = out.read_text(encoding="utf-8").partition(begin)
+    report.write(out, f"{before}{begin}\n{text}\n{end}{rest.partition(end)[2]}".rstrip())
     print(text)
+
+
+def _mean(values: np.ndarray) -> str:
+    half = 1.96 * values.std(ddof=min(1, len(values) - 1)) / np.sqrt(len(values))
+    return f"{values.mean():.1f} ± {half:.1f}"
 
 
 if __name__ == "__main__":
