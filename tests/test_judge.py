@@ -68,9 +68,15 @@ def test_frames_are_read_through_their_latents(judge: Judge, cameras: Camera) ->
 
     one = judge.read_frames(frames(8), cameras)
     with torch.no_grad():
-        other = judge.read_latents(judge.codec.encode(to_pictures(frames(8))), cameras)
+        latents = judge.codec.encode(to_pictures(frames(8)))
+    other = judge.read_latents(latents, cameras, segment=True)
     for name in Reading.__dataclass_fields__:
         torch.testing.assert_close(getattr(one, name), getattr(other, name), atol=1e-4, rtol=1e-4, equal_nan=True)
+
+
+def test_labels_of_latents_are_told_where_asked_for(judge: Judge, cameras: Camera) -> None:
+    reading = judge.read_latents(torch.rand(8, 4, 24, 36), cameras)
+    assert reading.segmentation.shape == (8, 0, 0)
 
 
 def test_one_camera_serves_all_frames(judge: Judge, cameras: Camera) -> None:

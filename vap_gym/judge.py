@@ -21,6 +21,7 @@ from vap_gym.world.checkpoint import load_part, read_json, save_part
 from vap_gym.world.codec import FrameCodec, to_pictures
 from vap_gym.world.devices import checked_device, native_dtype
 from vap_gym.world.layers import ResBlock
+from vap_gym.world.locator import Locator
 from vap_gym.world.model import INDEX
 from vap_gym.world.support import Support
 
@@ -40,6 +41,7 @@ class JudgeNetwork(ModelMixin, ConfigMixin):
         detail: how many times finer than latents the segmentation is; STRIDE_PX is a label for each pixel.
         robots: those whose grippers were seen in training.
         cabinets: things may rest on something else than the card's table: how high that is is told, too.
+        locator_width: channels of what tells exactly where the tool is; 0: there is no such part.
     """
 
     @register_to_config
@@ -52,6 +54,7 @@ class JudgeNetwork(ModelMixin, ConfigMixin):
         detail: int = 2,
         robots: Sequence[str] = ("panda_robotiq",),
         cabinets: bool = False,
+        locator_width: int = 0,
     ) -> None:
         super().__init__()
         fine, coarse = widths
@@ -64,11 +67,13 @@ class JudgeNetwork(ModelMixin, ConfigMixin):
         self.places = nn.Conv2d(fine, 3 * points, 3, padding=1)
         self.pixels = nn.Sequential(nn.Conv2d(fine, detail**2 * labels, 3, padding=1), nn.PixelShuffle(detail))
         self.states = nn.Linear(fine + coarse, 3)
+        self.locator = Locator(latent_channels + fine, width=locator_width) if locator_width else None
 
-    def forward(self, latents: Float[Tensor, "N C h w"]) -> dict[str, Tensor]:
+    def forward(self, latents: Float[Tensor, "N C h w"], *, label: bool = True) -> dict[str, Tensor]:
         """Return `heat` (N, P, h, w) logits, `offset` (N, P, 2, h, w) in cells, `state` (N, P, 2) logits of present and
-        held, `height_m` (N, P) of the centre where a thing rests, `labels` (N, L, detail·h, detail·w) logits;
-        and `support_m` (N, 1), how high that is on which things rest, over the card's table."""
+        held, `height_m` (N, P) of the centre where a thing rests, `labels` (N, L, detail·h, detail·w) logits, unless
+        `label` is False; `support_m` (N, 1), how high that is on which things rest, over the card's table; and
+        `places_px` (N, P, 2), where in the frame they are; with a locator, `corner` and `say`, see there."""
         fine = self.enter(latents)
         coarse = self.context(self.down(fine))
         mixed = self.mix(fine + self.up(coarse))
@@ -81,14 +86,23 @@ class JudgeNetwork(ModelMixin, ConfigMixin):
         around = torch.einsum("nps,ncs->npc", share, wide)
         states = self.states(torch.cat([at, around], -1)).float()
         support = states.new_zeros(len(states), 1) if self.support is None else self.support(latents)
-        return {
+        offset = offset.unflatten(1, (-1, 2))
+        said = {
             "support_m": support,
             "heat": heat,
-            "offset": offset.unflatten(1, (-1, 2)),
+            "offset": offset,
             "state": states[..., :2],
             "height_m": REST_HEIGHT_M + HEIGHT_SCALE_M * states[..., 2] + support,
-            "labels": self.pixels(mixed).float(),
+            "places_px": peaks_px(heat, offset),
         }
+        if label:
+            said["labels"] = self.pixels(mixed).float()
+        if self.locator is not None:
+            guess = said["places_px"][:, -1].detach()
+            seen = torch.cat([latents, mixed.to(latents)], 1)
+            tool, said["corner"], said["say"] = self.locator(seen, guess / STRIDE_PX)
+            said["places_px"] = torch.cat([said["places_px"][:, :-1], STRIDE_PX * tool[:, None]], 1)
+        return said
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +115,7 @@ class Reading:
     objects_world_m: Float[Tensor, "B N 3"]
     objects_confidence: Float[Tensor, "B N"]
     objects_held: Float[Tensor, "B N"]
-    segmentation: UInt8[Tensor, "B H W"]
+    segmentation: UInt8[Tensor, "B H W"]  # (B, 0, 0) where it was not asked for
 
 
 class Judge:
@@ -164,11 +178,16 @@ class Judge:
         pictures = to_pictures(frames.to(self.device)).contiguous(memory_format=torch.channels_last)
         with self._autocast():
             latents = self.codec.encode(pictures)
-        return self.read_latents(latents, camera, tool_m=tool_m)
+        return self.read_latents(latents, camera, tool_m=tool_m, segment=True)
 
     @torch.inference_mode()
     def read_latents(
-        self, latents: Float[Tensor, "B C h w"], camera: Camera, *, tool_m: Float[Tensor, "B 3"] | None = None
+        self,
+        latents: Float[Tensor, "B C h w"],
+        camera: Camera,
+        *,
+        tool_m: Float[Tensor, "B 3"] | None = None,
+        segment: bool = False,
     ) -> Reading:
         """Read latents.
 
@@ -180,12 +199,13 @@ class Judge:
             latents: of B frames.
             camera: one for all, or a batch of B.
             tool_m: nominal tool centres in the robot's base frame.
+            segment: also tell the label of each pixel, which costs a fifth more.
         """
         if latents.ndim != 4:
             raise VapError(f"latents must have shape (B, C, h, w), got {tuple(latents.shape)}.")
         with self._autocast():
-            out = self.network(latents.to(self.device).contiguous(memory_format=torch.channels_last))
-        places_px = peaks_px(out["heat"], out["offset"])
+            out = self.network(latents.to(self.device).contiguous(memory_format=torch.channels_last), label=segment)
+        places_px = out["places_px"]
         state = out["state"].sigmoid()
         size = (STRIDE_PX * latents.shape[2], STRIDE_PX * latents.shape[3])
         objects_px, held = places_px[:, :-1], state[:, :-1, 1]
@@ -196,7 +216,7 @@ class Judge:
             objects_world_m=in_world(objects_px, out["height_m"][:, :-1], held, camera, tool_m),
             objects_confidence=state[:, :-1, 0],
             objects_held=held,
-            segmentation=labels_of(out["labels"], size),
+            segmentation=labels_of(out["labels"], size) if segment else places_px.new_zeros(len(latents), 0, 0).byte(),
         )
 
     def _autocast(self) -> torch.autocast:

@@ -123,7 +123,7 @@ def soft_objects(
 ) -> Float[Tensor, "M N 3"]:
     """Return where the judge takes objects to be, as an expectation over its heat maps: what `Judge.read_latents` reads
     at their peaks, but differentiable."""
-    out = judge.network(latents)
+    out = judge.network(latents, label=False)
     places_px = soft_peaks_px(out["heat"], out["offset"])[:, :-1]
     held = out["state"].sigmoid()[:, :-1, 1]
     places: Tensor = in_world(places_px, out["height_m"][:, :-1], held, camera, tool_m)

@@ -29,6 +29,7 @@ def main(
     split: str = "train",
     robot: str = "",
     pictures: bool = True,
+    stills: bool = False,
     workers: int = 0,
 ) -> None:
     """Write oracle episodes for training to a folder; call it again to go on after an interruption.
@@ -43,6 +44,8 @@ def main(
         robot: card of another robot than the env's.
         pictures: without them (--no-pictures) an episode takes two thirds of the time and hardly any room: enough to
             learn how things move.
+        stills: every frame shows another posture of the robot, and nothing moves (`--stills --frames 4`): for what is
+            learned from single pictures, from several times as many scenes in the same time.
         workers: processes; 0 for one per core.
     """
     if not 0 <= first_seed <= first_seed + episodes <= HELDOUT_FIRST_SEED:
@@ -52,6 +55,8 @@ def main(
         )
     if frames < 2:
         raise VapError(f"frames must be 2 or more, got {frames}.")
+    if stills and not pictures:
+        raise VapError("stills are pictures, got no pictures (--no-pictures). Leave one of the two out.")
     from tqdm import tqdm
 
     card = load_env(env)
@@ -60,7 +65,7 @@ def main(
     writer = EpisodeWriter(out, fps=rate, robot_type=robot)
     missing = writer.missing(episodes)
     count = workers or os.cpu_count() or 1
-    jobs = [(str(out), robot, rate, card.layout, split, i, first_seed + i, frames, pictures) for i in missing]
+    jobs = [(str(out), robot, rate, card.layout, split, i, first_seed + i, frames, pictures, stills) for i in missing]
     with multiprocessing.get_context("spawn").Pool(count) as pool:
         for _ in tqdm(pool.imap_unordered(_one, jobs, chunksize=4), total=len(jobs), desc=f"{out}", unit="episode"):
             pass
@@ -70,11 +75,12 @@ def main(
 _KEPT: dict[str, tuple[object, object, EpisodeWriter]] = {}  # one scene per worker process: building PyBullet costs
 
 
-def _one(job: tuple[str, str, int, str, str, int, int, int, bool]) -> int:
+def _one(job: tuple[str, str, int, str, str, int, int, int, bool, bool]) -> int:
     from vap_gym.sim.rollout import NominalRobot, record
     from vap_gym.sim.scene import Scene
+    from vap_gym.sim.stills import stills as taken
 
-    out, robot, rate, layout, split, index, seed, frames, pictures = job
+    out, robot, rate, layout, split, index, seed, frames, pictures, stills = job
     if out not in _KEPT:
         import torch
 
@@ -84,8 +90,11 @@ def _one(job: tuple[str, str, int, str, str, int, int, int, bool]) -> int:
     scene, nominal, writer = _KEPT[out]
     assert isinstance(scene, Scene)
     assert isinstance(nominal, NominalRobot)
-    spec, behaviour = draw_scene(seed, layout=layout, split=split), behaviour_of(seed)
-    writer.write(index, record(scene, nominal, spec, behaviour, frames=frames, render=pictures))
+    spec = draw_scene(seed, layout=layout, split=split)
+    if stills:
+        writer.write(index, taken(scene, nominal, spec, frames=frames))
+    else:
+        writer.write(index, record(scene, nominal, spec, behaviour_of(seed), frames=frames, render=pictures))
     return index
 
 

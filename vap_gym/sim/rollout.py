@@ -113,7 +113,7 @@ def record(
             labels.append(label)
         tip, tool = nominal.tip(state), nominal.tool_m(state)
         action = policy(truth, nominal.tool(state)) if t < frames - 1 else np.zeros(7, np.float32)
-        rows.append(_row(spec, truth, first, state, tip, tool, action))
+        rows.append(row_of(spec, truth, first, state, tip, tool, action))
         if t < frames - 1:
             state, _ = nominal.controller.step(state, torch.as_tensor(action, dtype=torch.float64)[None])
             scene.step(state.q[0].numpy(), float(state.gripper[0]))
@@ -138,7 +138,7 @@ def record(
     )
 
 
-def _row(
+def row_of(
     spec: SceneSpec,
     truth: Truth,
     first: Truth,
@@ -147,6 +147,7 @@ def _row(
     tool: np.ndarray,
     action: np.ndarray,
 ) -> dict[str, Any]:
+    """Return what is recorded of a moment: the columns of `record`, without the camera's."""
     scored = {"start_tool_m": first.tool_m, "start_object_m": first.target_m(spec)}
     target = truth.target_m(spec)
     closed_m = np.nan if spec.drawer is None else spec.drawer.handle_m[0]

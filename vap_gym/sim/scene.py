@@ -103,14 +103,20 @@ class Scene:
         self._objects = {item.index: self._builder.thing(item, spec.table_z_m) for item in spec.objects}
         self._cabinet = -1 if spec.drawer is None else self._builder.cabinet(spec.drawer)
         self._first_camera = camera_of(spec, self.frame_size_px)
+        self.place(joints_rad, closedness)
+        self._steps = 0
+
+    def place(self, joints_rad: Float[np.ndarray, " n"], closedness: float) -> None:
+        """Put the arm to rest in `joints_rad` and the gripper at `closedness`, without a way from where it was; three
+        control steps pass, in which the objects settle."""
+        b, c = self._bullet, self._client
         self._q = np.asarray(joints_rad, dtype=np.float64).copy()
         for joint, value in zip(self._arm_joints, self._q, strict=True):
             b.resetJointState(self._arm, joint, value, physicsClientId=c)
         for joint, value in self._gripper_targets(closedness).items():
             b.resetJointState(self._arm, joint, value, physicsClientId=c)
-        for _ in range(3):  # let the objects settle before the first picture
+        for _ in range(3):
             self.step(self._q, closedness)
-        self._steps = 0
 
     @property
     def camera(self) -> Camera:

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vap_gym.data import EpisodeSet
-from vap_gym.judge import HEIGHT_SCALE_M, STRIDE_PX, JudgeNetwork, in_world, labels_of, peaks_px
+from vap_gym.errors import CardError
+from vap_gym.judge import HEIGHT_SCALE_M, STRIDE_PX, JudgeNetwork, in_world, labels_of
 from vap_gym.sim.scene import LABELS
 from vap_gym.sim.spec import COLOURS
 from vap_gym.train.fit import fit
@@ -21,6 +22,7 @@ from vap_gym.train.judge_data import Truths, load_truths
 from vap_gym.train.run import Run, Schedule, autocast, initialised_with, load_recipe, seeded
 from vap_gym.train.things_data import scored
 from vap_gym.world.codec import FrameCodec, to_pictures
+from vap_gym.world.locator import CELLS
 from vap_gym.world.support import SUPPORT_M
 
 FIRST_OBJECT = LABELS.index(COLOURS[0])
@@ -50,6 +52,7 @@ class JudgeRecipe:
     init: str = ""  # folder of a judge to start from; its labels may be coarser or fewer
     init_codec: str = ""  # folder of the codec whose latents that one reads, where it is another one
     episodes: int = 0  # the first so many of each set; 0: all
+    only_locator: bool = False  # train what tells exactly where the tool is, and leave all else as it is
 
 
 def main(
@@ -65,6 +68,11 @@ def main(
         threads: CPU threads; 0 leaves torch's choice.
     """
     settings = load_recipe(JudgeRecipe, recipe)
+    if settings.only_locator and not (settings.init and settings.model.get("locator_width")):
+        raise CardError(
+            "only_locator goes on from a judge: name it (init = 'runs/judge/model'), and say how wide its locator is "
+            "([model] locator_width = 64)."
+        )
     if threads:
         torch.set_num_threads(threads)
     run, place = Run(out, resume=resume), torch.device(device)
@@ -88,6 +96,9 @@ def main(
         if settings.init_codec:
             other = FrameCodec.from_pretrained(settings.init_codec, torch_dtype=torch.float32)
             translate(model, given, codec, other, some_pictures(settings))
+    if model.locator is not None and settings.only_locator:
+        model.requires_grad_(False)
+        model.locator.requires_grad_(True)
     rng = seeded(settings.seed + 1)
 
     def loss(_: int) -> Tensor:
@@ -96,7 +107,11 @@ def main(
         level = settings.latent_noise * torch.rand(len(drawn), 1, 1, 1, generator=rng)
         latents = latents + level * torch.randn(latents.shape, generator=rng)
         with autocast(place):
-            said = model(latents.to(place).contiguous(memory_format=torch.channels_last))
+            said = model(
+                latents.to(place).contiguous(memory_format=torch.channels_last), label=not settings.only_locator
+            )
+        if settings.only_locator:
+            return locator_loss(said, drawn.points_px[:, -1].to(place))
         return judge_loss(said, drawn.to(place), tool_weight=settings.tool_weight)
 
     fit(
@@ -184,6 +199,19 @@ def judge_loss(out: dict[str, Tensor], data: Truths, *, tool_weight: float = 1.0
     return placed + 2 * present + lifted + 2 * pixels
 
 
+def locator_loss(out: dict[str, Tensor], tool_px: Float[Tensor, "N 2"], *, sharpness: float = 0.3) -> Tensor:
+    """How far off the tool is told, in cells, and a little of a cross-entropy that keeps it from being a mean of two
+    places; of tools that are in the picture, and within the square that is looked at."""
+    inside = (tool_px / STRIDE_PX - out["corner"]).nan_to_num(-1.0)
+    counts = ((inside > 0) & (inside < CELLS)).all(-1).float()
+    off = (out["places_px"][:, -1] - tool_px.nan_to_num()).norm(dim=-1) / STRIDE_PX
+    step = torch.arange(CELLS, device=inside.device) + 0.5
+    far = (step[None, :, None] - inside[:, 1, None, None]).square() + (step - inside[:, 0, None, None]).square()
+    goal = (-far / (2 * 0.8**2)).flatten(1).softmax(-1)
+    sharp = -(goal * out["say"].flatten(1).log_softmax(-1)).sum(-1)
+    return ((off + sharpness * sharp) * counts).sum() / counts.sum().clamp_min(1)  # type: ignore[no-any-return]
+
+
 @torch.no_grad()
 def score(model: JudgeNetwork, data: Truths, robots: Sequence[str]) -> dict[str, float]:
     """Errors on true frames, over all and of each robot's: tool and objects in px and cm, presence, held, J&F.
@@ -211,7 +239,7 @@ def score(model: JudgeNetwork, data: Truths, robots: Sequence[str]) -> dict[str,
 def _compared(out: dict[str, Tensor], data: Truths) -> dict[str, Tensor]:
     """What was read in N frames beside what is true: a row for each frame."""
     truth, there = data.points_px, data.present == 1.0
-    places = peaks_px(out["heat"], out["offset"])
+    places = out["places_px"]
     error = torch.where(there, (places - truth).norm(dim=-1), torch.nan)
     objects_m = in_world(
         places[:, :-1], out["height_m"][:, :-1], out["state"][:, :-1, 1].sigmoid(), data.camera(), data.place_m[:, -1]
