@@ -115,3 +115,8 @@ def test_the_mix_is_what_it_says() -> None:
 def test_specifications_of_a_set_can_be_read_back(by_one: Path) -> None:
     for i in range(EPISODES):
         assert SceneSpec.from_json(json.dumps(EpisodeSet(by_one).info(i)["scene"])) == draw_scene(i)
+
+
+def test_one_behaviour_may_be_asked_for(tmp_path: Path) -> None:
+    main(tmp_path / "set", episodes=2, frames=3, pictures=False, behaviour="clumsy", workers=1)
+    assert [EpisodeSet(tmp_path / "set").info(i)["behaviour"] for i in range(2)] == ["clumsy", "clumsy"]

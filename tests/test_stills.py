@@ -8,7 +8,7 @@ import pytest
 
 from vap_gym.cards import load_env, load_robot
 from vap_gym.data import Episode, EpisodeSet
-from vap_gym.errors import VapError
+from vap_gym.errors import UnknownNameError, VapError
 from vap_gym.sim.generate import main as generate
 from vap_gym.sim.layouts import draw_scene
 from vap_gym.sim.rollout import VIEW, NominalRobot, record
@@ -66,4 +66,8 @@ def test_a_set_of_stills_is_written_and_pictures_are_needed(tmp_path: Path) -> N
     assert found.info(1)["behaviour"] == "stills"
     with pytest.raises(VapError, match="stills are pictures"):
         generate(tmp_path / "other", episodes=2, frames=3, stills=True, pictures=False)
+    with pytest.raises(VapError, match="got the behaviour clumsy"):
+        generate(tmp_path / "other", episodes=2, frames=3, stills=True, behaviour="clumsy")
+    with pytest.raises(UnknownNameError, match="Did you mean 'clumsy'"):
+        generate(tmp_path / "other", episodes=2, behaviour="clumsi")
     assert not (tmp_path / "other").exists()

@@ -23,7 +23,7 @@ from vap_gym.policies.texts import read_settings, split_text
 from vap_gym.sim.experts import BEHAVIOURS
 
 LABEL = re.compile(r"([A-Za-z0-9][\w.+-]*)=(.*)", re.DOTALL)
-HELP = """random | expert[:noise=0.2,bias_m=0.02] | failing | play | noop
+HELP = """random | expert[:noise=0.2,bias_m=0.02] | failing | play | clumsy | noop
 mpc[:candidates=128,iterations=5,planner=icem,dynamics=imagination|oracle|none]: the planner itself
 sb3:PATH.zip,algorithm=ppo[,action_mode=…]   replay:FOLDER of episodes that an evaluation kept
 things:FOLDER of an agent that vap-gym train-rl wrote[,sees=truth]

@@ -14,7 +14,9 @@ from vap_gym.sim.scene import Truth
 from vap_gym.sim.skills import knock_over, place_upright, slide_drawer
 from vap_gym.sim.spec import SceneSpec
 
-BEHAVIOURS = ("expert", "failing", "play", "random", "noop")
+BEHAVIOURS = ("expert", "failing", "play", "random", "noop", "clumsy")
+BESIDE_M = (0.0, 0.045)  # how far beside its middle a clumsy hand takes a thing
+MOST_CLUMSY = 0.6  # noise of its motion
 
 
 class ScriptedPolicy:
@@ -45,6 +47,8 @@ class ScriptedPolicy:
         self._noise = float(rng.choice([0.0, 0.1, 0.35], p=[0.3, 0.45, 0.25])) if noise is None else noise
         if behaviour in ("random", "noop"):
             self._noise = 0.0
+        elif behaviour == "clumsy" and noise is None:
+            self._noise = float(rng.uniform(0.0, MOST_CLUMSY))
         self._wobble = np.zeros(6)
         self._script = _SCRIPTS[behaviour](self._situation)
 
@@ -158,6 +162,25 @@ def _random(s: Situation) -> Script:
         yield np.array([*(longer * s.usual_step * twist), grip])
 
 
+def _clumsy(s: Situation) -> Script:
+    """Grasp beside the middle and push past it, again and again: how things move that are not handled well."""
+    rng, index = s.rng, s.spec.target
+    while True:
+        index = int(rng.choice([o.index for o in s.spec.objects])) if index < 0 else index
+        if rng.random() < 0.75:
+            angle, far = rng.uniform(-np.pi, np.pi), rng.uniform(*BESIDE_M)
+            yield from lift(
+                s, index, height_m=float(rng.uniform(0.05, 0.13)),
+                offset_m=far * np.array([np.cos(angle), np.sin(angle), 0.0]), drop=bool(rng.random() < 0.5),
+            )  # fmt: skip
+        else:
+            angle, length = rng.uniform(-np.pi, np.pi), rng.uniform(0.06, 0.2)
+            goal = thing(s, index)[:2] + length * np.array([np.cos(angle), np.sin(angle)])
+            miss = float(rng.choice([-1.0, 1.0]) * rng.uniform(*BESIDE_M))
+            yield from push(s, index, np.clip(goal, *_pushable(s)), miss_m=miss)
+        index = -1
+
+
 def _noop(s: Situation) -> Script:
     while True:
         yield np.zeros(7)
@@ -169,4 +192,5 @@ _SCRIPTS: dict[str, Callable[[Situation], Script]] = {
     "play": _play,
     "random": _random,
     "noop": _noop,
+    "clumsy": _clumsy,
 }

@@ -10,7 +10,8 @@ import numpy as np
 
 from vap_gym.cards import load_env, load_robot
 from vap_gym.data import EpisodeWriter, finalise
-from vap_gym.errors import VapError
+from vap_gym.errors import VapError, unknown_name
+from vap_gym.sim.experts import BEHAVIOURS
 from vap_gym.sim.layouts import draw_scene
 
 MIX = {"expert": 0.40, "failing": 0.20, "play": 0.27, "random": 0.08, "noop": 0.05}
@@ -30,6 +31,7 @@ def main(
     robot: str = "",
     pictures: bool = True,
     stills: bool = False,
+    behaviour: str = "",
     workers: int = 0,
 ) -> None:
     """Write oracle episodes for training to a folder; call it again to go on after an interruption.
@@ -46,6 +48,7 @@ def main(
             learn how things move.
         stills: every frame shows another posture of the robot, and nothing moves (`--stills --frames 4`): for what is
             learned from single pictures, from several times as many scenes in the same time.
+        behaviour: of all episodes, such as clumsy; where left out, a mix of expert, failing, play, random and noop.
         workers: processes; 0 for one per core.
     """
     if not 0 <= first_seed <= first_seed + episodes <= HELDOUT_FIRST_SEED:
@@ -55,8 +58,11 @@ def main(
         )
     if frames < 2:
         raise VapError(f"frames must be 2 or more, got {frames}.")
-    if stills and not pictures:
-        raise VapError("stills are pictures, got no pictures (--no-pictures). Leave one of the two out.")
+    if behaviour and behaviour not in BEHAVIOURS:
+        raise unknown_name("behaviour", behaviour, BEHAVIOURS)
+    if stills and (behaviour or not pictures):
+        told = f"the behaviour {behaviour}" if behaviour else "no pictures"
+        raise VapError(f"stills are pictures in which nothing moves, got {told}. Leave one of the two out.")
     from tqdm import tqdm
 
     card = load_env(env)
@@ -65,7 +71,10 @@ def main(
     writer = EpisodeWriter(out, fps=rate, robot_type=robot)
     missing = writer.missing(episodes)
     count = workers or os.cpu_count() or 1
-    jobs = [(str(out), robot, rate, card.layout, split, i, first_seed + i, frames, pictures, stills) for i in missing]
+    jobs = [
+        (str(out), robot, rate, card.layout, split, i, first_seed + i, frames, pictures, stills, behaviour)
+        for i in missing
+    ]
     with multiprocessing.get_context("spawn").Pool(count) as pool:
         for _ in tqdm(pool.imap_unordered(_one, jobs, chunksize=4), total=len(jobs), desc=f"{out}", unit="episode"):
             pass
@@ -75,12 +84,12 @@ def main(
 _KEPT: dict[str, tuple[object, object, EpisodeWriter]] = {}  # one scene per worker process: building PyBullet costs
 
 
-def _one(job: tuple[str, str, int, str, str, int, int, int, bool, bool]) -> int:
+def _one(job: tuple[str, str, int, str, str, int, int, int, bool, bool, str]) -> int:
     from vap_gym.sim.rollout import NominalRobot, record
     from vap_gym.sim.scene import Scene
     from vap_gym.sim.stills import stills as taken
 
-    out, robot, rate, layout, split, index, seed, frames, pictures, stills = job
+    out, robot, rate, layout, split, index, seed, frames, pictures, stills, behaviour = job
     if out not in _KEPT:
         import torch
 
@@ -94,7 +103,9 @@ def _one(job: tuple[str, str, int, str, str, int, int, int, bool, bool]) -> int:
     if stills:
         writer.write(index, taken(scene, nominal, spec, frames=frames))
     else:
-        writer.write(index, record(scene, nominal, spec, behaviour_of(seed), frames=frames, render=pictures))
+        writer.write(
+            index, record(scene, nominal, spec, behaviour or behaviour_of(seed), frames=frames, render=pictures)
+        )
     return index
 
 
