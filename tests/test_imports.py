@@ -22,6 +22,7 @@ LAYERS = (
     ("contract",),
     ("kinematics",),
     ("prompts",),
+    ("rig",),
     ("world",),
     ("video",),
     ("metrics",),

@@ -13,7 +13,10 @@ from torch import Tensor
 import vap_gym  # noqa: F401  (registers the ids)
 from vap_gym.errors import ActionError, CheckpointError, VapError
 from vap_gym.loading import load_world
+from vap_gym.train.video_loss import Inputs
+from vap_gym.train.video_score import _imagined
 from vap_gym.video.causal import CausalVideoNetwork
+from vap_gym.video.clips import pictures_of
 from vap_gym.video.model import VideoModel
 from vap_gym.video.network import VideoNetwork
 from vap_gym.video.presets import VideoConfig
@@ -204,6 +207,23 @@ def test_a_trained_model_is_streamed_from_its_own_folder(tmp_path: Path) -> None
     VideoModel(whole, stream.codec).save_pretrained(tmp_path / "whole")
     with pytest.raises(CheckpointError, match="holds a model of whole clips"):
         gym.make("VAP-DROID-v0", world_model=tmp_path / "whole", judge=None)
+
+
+@torch.no_grad()
+def test_trainings_score_a_causal_model_as_it_is_used() -> None:
+    world = made()
+    frames, told = pictures(2), pictures(2, 3, seed=1)
+    state, latents = world.start(frames, told[:, 0], torch.tensor([0, 1])), []
+    for k in (1, 2):
+        state, _ = world.predict(state, told[:, k : k + 1], decode=False)
+        latents.append(state["latent"])
+    clean = world.encode(frames)[:, None].expand(-1, 3, -1, -1, -1)
+    given = Inputs(
+        latents=clean, image=clean, weights=torch.ones(2, 3, *clean.shape[-2:]),
+        conditions={"prompts": pictures_of(told, torch.float32)},
+    )  # fmt: skip
+    scored = _imagined(world.network, given, [0, 1], 1, 1.0)
+    torch.testing.assert_close(scored[:, 1:], torch.stack(latents, 1), rtol=1e-3, atol=1e-4)
 
 
 def test_an_env_on_single_frames_steps(tmp_path: Path) -> None:
