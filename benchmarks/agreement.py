@@ -27,7 +27,7 @@ from vap_gym.errors import VapError, unknown_name
 from vap_gym.evaluate import report
 from vap_gym.evaluate.agreement_grid import Cloned, Entry, policies_of, read_grid
 from vap_gym.evaluate.agreement_outcomes import Outcomes
-from vap_gym.evaluate.agreement_page import LEAST_GRADED, MARKS, OTHERS, filled, study, tables
+from vap_gym.evaluate.agreement_page import LEAST_GRADED, OTHERS, study, tables
 from vap_gym.evaluate.agreement_scatter import draw
 from vap_gym.evaluate.agreement_starts import FIRST_SEED, starts_file
 from vap_gym.evaluate.agreement_study import graded
@@ -56,6 +56,9 @@ class Condition:
     split: str = "main"  # see `starts_file`
     world_model: str = ""  # "": the card's own
     kind: str = "graded"  # the policies: "graded", "wrong", or "replay" of what the graded ones did in the oracle
+
+
+EMPTY = "# Agreement\n\n<!-- agreement -->\n<!-- /agreement -->\n"  # a page
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -365,8 +368,8 @@ def write(outcomes: Outcomes, page: Path, as_json: bool) -> None:
     if any(one.main.policies for one in studies):
         draw(outcomes, studies, page.parent / "img" / f"{page.stem}.png")
         text += f"\n\n{measured(outcomes)}"
-    before = page.read_text(encoding="utf-8") if page.is_file() else "# Agreement\n\n{}\n{}\n".format(*MARKS)
-    report.write(page, filled(before, text))
+    before = page.read_text(encoding="utf-8") if page.is_file() else EMPTY
+    report.write(page, report.filled(before, "agreement", text))
     figures = {one.task: one.to_json() for one in studies}
     print(json_text.dumps(figures, ensure_ascii=False, indent=1) if as_json else text)
 

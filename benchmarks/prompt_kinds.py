@@ -19,7 +19,7 @@ from scipy import ndimage
 
 from vap_gym.cards import RobotCard, known_robots, load_robot
 from vap_gym.data.video import read_video
-from vap_gym.evaluate.report import load_average, stamp, table, write
+from vap_gym.evaluate.report import filled, load_average, stamp, table, write
 from vap_gym.geometry import Camera
 from vap_gym.pictures import sheet
 from vap_gym.prompts.kinds import Prompter, encode_depth
@@ -215,9 +215,7 @@ def main() -> None:
     )  # fmt: skip
     told = f"{costs}\n\n{stamp(load_before=busy)}\n\n{aligned}"
     page = REPO / "docs" / "prompts.md"
-    text = page.read_text(encoding="utf-8")
-    begin, end = "<!-- kinds -->", "<!-- /kinds -->"
-    write(page, text.split(begin)[0] + f"{begin}\n{told}\n{end}" + text.split(end)[1])
+    write(page, filled(page.read_text(encoding="utf-8"), "kinds", told))
     print(told)
     oracle_picture()
 

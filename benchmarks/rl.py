@@ -9,7 +9,6 @@ all. Every part is kept: a run that was stopped goes on where it stood. Writes r
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -127,7 +126,7 @@ def main(
     text = f"{tables(results)}\n\n{report.stamp()}"
     report.write(out / "rl.md", text)
     if docs.is_file():
-        report.write(docs, filled(docs.read_text(encoding="utf-8"), text))
+        report.write(docs, report.filled(docs.read_text(encoding="utf-8"), "rl", text))
     print(text)
 
 
@@ -227,15 +226,6 @@ def tables(results: Mapping[str, Any]) -> str:
         rows += [(task, name, "", gained, "") for name, gained in part.get("gains", {}).items() if "," in name]
     header = ("task", "agent", "solved in the simulator", "gain over the clone", "solved in its last training episodes")
     return report.table(header, rows)
-
-
-def filled(page: str, text: str) -> str:
-    """Return a page with what stands between its marks replaced."""
-    begin, end = "<!-- rl -->", "<!-- /rl -->"
-    if not re.search(f"{begin}.*{end}", page, flags=re.DOTALL):
-        raise VapError(f"The page must hold {begin} … {end}, but does not.")
-    head, rest = page.split(begin)
-    return f"{head}{begin}\n{text}\n{end}{rest.split(end)[1]}"
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ slow ones take no answers; both must be gone at the end, and the memory with the
 from __future__ import annotations
 
 import json
-import re
 import socket
 import subprocess
 import sys
@@ -209,12 +208,7 @@ def main(
         print(*rows[-1], sep=" | ", flush=True)
     text = f"{report.table(('', *HEAD), rows)}\n\n{report.stamp(env=env, load_before=load)}"
     if write:
-        page = re.sub(
-            r"(?s)<!-- serving -->.*<!-- /serving -->",
-            lambda _: f"<!-- serving -->\n{text}\n<!-- /serving -->",
-            out.read_text(),
-        )
-        report.write(out, page)
+        report.write(out, report.filled(out.read_text(encoding="utf-8"), "serving", text))
     print(text)
 
 

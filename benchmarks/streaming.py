@@ -6,7 +6,7 @@ machine. Drift is of any world models, on held-out oracle episodes that are play
 step against the oracle's frame, beside that of the first frame kept. Writes the figures of docs/streaming.md, between
 their marks, and docs/img/drift.png.
 
-    python benchmarks/streaming.py --worlds tiny rollout=runs/stream_skeleton/model rollout,2=runs/stream_skeleton/model
+    python benchmarks/streaming.py --worlds tiny rollout=runs/streams/rollout/model rollout,2=runs/streams/rollout/model
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -43,7 +42,6 @@ from vap_gym.world.devices import native_dtype
 
 SHOWN = (1, 5, 10, 24, 50, 100, 150, 200)
 FROZEN = "first frame, frozen"
-MARKS = ("<!-- streaming -->", "<!-- /streaming -->")
 
 
 def least(call: Callable[[], object], repeats: int) -> float:
@@ -237,13 +235,10 @@ def main(
             "has moved.",
             report.table(("step", *psnr), lines),
             f"![drift]({os.path.relpath(picture, out.parent)})",
-            f"Measured on {report.machine(device)}, load {load:.1f} before. "
-            f"Commit {report.commit()}, {datetime.now(UTC):%Y-%m-%d}.",
+            report.stamp(device, load_before=f"{load:.1f}"),
         ]
     )
-    begin, end = MARKS
-    before, _, rest = out.read_text(encoding="utf-8").partition(begin)
-    report.write(out, f"{before}{begin}\n{text}\n{end}{rest.partition(end)[2]}".rstrip())
+    report.write(out, report.filled(out.read_text(encoding="utf-8"), "streaming", text))
     print(text)
 
 

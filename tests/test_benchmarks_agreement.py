@@ -15,11 +15,12 @@ from vap_gym.cards import load_env
 from vap_gym.errors import CardError, CheckpointError, UnknownNameError, VapError
 from vap_gym.evaluate.agreement_grid import WAYS, GoneWrong, read_grid
 from vap_gym.evaluate.agreement_outcomes import Outcomes
-from vap_gym.evaluate.agreement_page import MARKS, filled, study, tables
+from vap_gym.evaluate.agreement_page import study, tables
 from vap_gym.evaluate.agreement_scatter import draw
 from vap_gym.evaluate.agreement_starts import FIRST_SEED, shifted, starts_file
 from vap_gym.evaluate.agreement_study import believed, compared, corrected, graded, strange
 from vap_gym.evaluate.policies_report import Row
+from vap_gym.evaluate.report import filled
 from vap_gym.policies import EpisodeStart, Observations, ScriptedExpert
 from vap_gym.sim.layouts import draw_scene
 from vap_gym.starts import StartSet, starts_path
@@ -175,10 +176,12 @@ def test_the_page_tells_every_figure_and_its_bounds(tmp_path: Path) -> None:
     json.dumps(one.to_json())
     draw(outcomes, [one], tmp_path / "agreement.png")
     assert (tmp_path / "agreement.png").stat().st_size > 10_000
-    page = f"# Page\n\n{MARKS[0]}\nold\n{MARKS[1]}\n\nAfter.\n"
-    assert filled(page, "new") == page.replace("old", "new")
+    page = "# Page\n\n<!-- agreement -->\nold\n<!-- /agreement -->\n\nAfter.\n"
+    assert filled(page, "agreement", "new") == page.replace("old", "new")
     with pytest.raises(VapError, match="must hold"):
-        filled("# Page", "new")
+        filled("# Page", "agreement", "new")
+    with pytest.raises(VapError, match="must hold"):
+        filled("# Page\n<!-- agreement -->\nnever closed", "agreement", "new")
 
 
 def test_other_models_stand_beside_the_own_one_over_the_same_starts() -> None:

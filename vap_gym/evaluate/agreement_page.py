@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
-from vap_gym.errors import VapError
 from vap_gym.evaluate.agreement_outcomes import Outcomes
 from vap_gym.evaluate.agreement_study import (
     STRANGE,
@@ -35,7 +33,6 @@ OTHERS = {
     "raw-state": "the same, told raw states",
     "no-prompt": "the same, told nothing",
 }
-MARKS = ("<!-- agreement -->", "<!-- /agreement -->")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,15 +98,6 @@ def tables(outcomes: Outcomes, studies: Sequence[Study]) -> str:
     if odd:
         parts += ["### Where it is strange", _strange(odd)]
     return "\n\n".join([*parts, "### Policies", _policies(outcomes, [one.task for one in done])])
-
-
-def filled(page: str, text: str) -> str:
-    """Return a page with what stands between its marks replaced. Raises VapError for a page without them."""
-    begin, end = MARKS
-    if not re.search(f"{begin}.*{end}", page, flags=re.DOTALL):
-        raise VapError(f"The page must hold {begin} … {end}, but does not. Write them where the tables shall stand.")
-    head, rest = page.split(begin)
-    return f"{head}{begin}\n{text}\n{end}{rest.split(end)[1]}"
 
 
 def _agreement(studies: Sequence[Study]) -> str:

@@ -64,6 +64,19 @@ def stamp(device: str = "cpu", **settings: object) -> str:
     return f"Measured on {machine(device)}{said}. Commit {commit()}, {datetime.now(UTC):%Y-%m-%d}."
 
 
+def filled(page: str, name: str, text: str) -> str:
+    """Return a page with what stands between `<!-- name -->` and `<!-- /name -->` replaced.
+
+    Raises VapError for a page without these marks.
+    """
+    begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+    head, found, rest = page.partition(begin)
+    _, closed, tail = rest.partition(end)
+    if not (found and closed):
+        raise VapError(f"The page must hold {begin} … {end}, but does not. Write them where the text shall stand.")
+    return f"{head}{begin}\n{text}\n{end}{tail}"
+
+
 def write(path: Path, text: str) -> None:
     """Write a report, under a temporary name until it is whole; makes the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)

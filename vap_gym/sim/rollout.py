@@ -13,7 +13,7 @@ from jaxtyping import Float
 from vap_gym.cards import RobotCard
 from vap_gym.data import Episode
 from vap_gym.errors import VapError
-from vap_gym.geometry import inverse, pose, xyz_euler_from_pose
+from vap_gym.geometry import Camera, inverse, pose, xyz_euler_from_pose
 from vap_gym.kinematics.control import Controller, RobotState
 from vap_gym.kinematics.ik import solve_ik
 from vap_gym.rotations import rotation_from_rotvec
@@ -117,13 +117,27 @@ def record(
         if t < frames - 1:
             state, _ = nominal.controller.step(state, torch.as_tensor(action, dtype=torch.float64)[None])
             scene.step(state.q[0].numpy(), float(state.gripper[0]))
+    return episode_of(scene, spec, behaviour, rows=rows, cameras=cameras, pictures=pictures, labels=labels)
+
+
+def episode_of(
+    scene: Scene,
+    spec: SceneSpec,
+    behaviour: str,
+    *,
+    rows: list[dict[str, Any]],
+    cameras: list[Camera],
+    pictures: list[np.ndarray],
+    labels: list[np.ndarray],
+) -> Episode:
+    """Return moments (`row_of`) as an episode; no pictures: one without."""
     columns = {key: np.stack([row[key] for row in rows]) for key in rows[0]}
     columns["camera.K"] = np.stack([camera.K.numpy() for camera in cameras]).astype(np.float32)
     columns["camera.T_world_camera"] = np.stack([c.T_world_camera.numpy() for c in cameras]).astype(np.float32)
     moved = np.nanmax(np.linalg.norm(columns["objects_m"] - columns["objects_m"][:1], axis=-1))
     return Episode(
-        frames={VIEW: np.stack(pictures)} if render else {},
-        labels={VIEW: np.stack(labels)} if render else {},
+        frames={VIEW: np.stack(pictures)} if pictures else {},
+        labels={VIEW: np.stack(labels)} if pictures else {},
         columns=columns,
         task=spec.instruction,
         info={

@@ -6,7 +6,7 @@ picture, or what a robot looks like, is better learned from many cameras, tables
 
 from __future__ import annotations
 
-import json
+from dataclasses import replace
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from vap_gym.data import Episode
 from vap_gym.errors import VapError
 from vap_gym.kinematics import RobotState
 from vap_gym.sim.layouts import draw_scene
-from vap_gym.sim.rollout import VIEW, NominalRobot, row_of
+from vap_gym.sim.rollout import NominalRobot, episode_of, row_of
 from vap_gym.sim.scene import Scene
 from vap_gym.sim.spec import SceneSpec
 
@@ -45,19 +45,8 @@ def stills(scene: Scene, nominal: NominalRobot, spec: SceneSpec, *, frames: int)
         cameras.append(scene.camera)
         action = np.zeros(nominal.controller.action_size, np.float32)
         rows.append(row_of(spec, truth, truth, state, nominal.tip(state), nominal.tool_m(state), action))
-    columns = {key: np.stack([row[key] for row in rows]) for key in rows[0]}
-    columns["camera.K"] = np.stack([camera.K.numpy() for camera in cameras]).astype(np.float32)
-    columns["camera.T_world_camera"] = np.stack([c.T_world_camera.numpy() for c in cameras]).astype(np.float32)
-    return Episode(
-        frames={VIEW: np.stack(pictures)},
-        labels={VIEW: np.stack(labels)},
-        columns=columns,
-        task=spec.instruction,
-        info={
-            "scene": json.loads(spec.to_json()), "behaviour": BEHAVIOUR, "robot": scene.robot.name,
-            "lab": f"oracle {spec.layout}", "skill": spec.task, "success": False, "moved_m": 0.0,
-        },
-    )  # fmt: skip
+    whole = episode_of(scene, spec, BEHAVIOUR, rows=rows, cameras=cameras, pictures=pictures, labels=labels)
+    return replace(whole, info={**whole.info, "success": False, "moved_m": 0.0})
 
 
 def _posed(
