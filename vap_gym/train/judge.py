@@ -36,6 +36,7 @@ class JudgeRecipe:
     codec: str
     steps: int
     imagined: list[str] = field(default_factory=list)  # sets of `vap-gym data imagine`; all their frames are taken
+    stills: list[str] = field(default_factory=list)  # sets of `vap-gym data generate --stills`; likewise
     model: dict[str, Any] = field(default_factory=dict)
     view: str = "front"
     every: int = 3
@@ -79,9 +80,9 @@ def main(
     codec = FrameCodec.from_pretrained(settings.codec, torch_dtype=torch.float32).eval().requires_grad_(False)
     codec = codec.to(memory_format=torch.channels_last)
     data, robots = load_truths(
-        [Path(p) for p in (*settings.data, *settings.imagined)],
+        [Path(p) for p in (*settings.data, *settings.imagined, *settings.stills)],
         codec,
-        every=[settings.every] * len(settings.data) + [1] * len(settings.imagined),
+        every=[settings.every] * len(settings.data) + [1] * (len(settings.imagined) + len(settings.stills)),
         view=settings.view,
         episodes=settings.episodes,
         mirrored=settings.mirrored,
@@ -110,9 +111,12 @@ def main(
             said = model(
                 latents.to(place).contiguous(memory_format=torch.channels_last), label=not settings.only_locator
             )
+        exact = torch.zeros(())
+        if model.locator is not None:
+            exact = locator_loss(said, drawn.points_px[:, -1].to(place))
         if settings.only_locator:
-            return locator_loss(said, drawn.points_px[:, -1].to(place))
-        return judge_loss(said, drawn.to(place), tool_weight=settings.tool_weight)
+            return exact
+        return judge_loss(said, drawn.to(place), tool_weight=settings.tool_weight) + exact
 
     fit(
         run,
