@@ -70,7 +70,7 @@ def row_of(played: Played, number: int) -> dict[str, Any]:
         "fault": played.fault,
         "steps": len(played.actions),
         "progress": round(max(moment.progress for moment in played.moments), 6),
-        "trust": None if risk is None else round(1.0 - float(risk.max()), 6),
+        "trust": None if risk is None else round(1.0 - float(risk.mean()), 6),
         "adherence_px": None if strays is None else round(float(np.median(strays)), 3),
     }
 

@@ -32,7 +32,7 @@ class Row:
     fault: str | None  # what the policy did wrong, which is a failure
     steps: int
     progress: float  # the most that was reached, 0 to 1
-    trust: float | None  # 1 − the highest risk, over its steps, that an object is off; None: nobody knows
+    trust: float | None  # 1 − the mean risk, over its steps, that an object is off; None: nobody knows
     adherence_px: float | None  # median distance from where the gripper is seen to where it was commanded to be
 
 

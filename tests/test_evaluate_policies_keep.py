@@ -1,0 +1,43 @@
+"""What is kept of a played episode."""
+
+import numpy as np
+import pytest
+
+from vap_gym.evaluate.policies_arena import Moment
+from vap_gym.evaluate.policies_keep import row_of
+from vap_gym.evaluate.policies_play import Played
+from vap_gym.evaluate.policies_trials import Trial
+
+
+def played(*trust: dict[str, float]) -> Played:
+    moments = [
+        Moment(
+            pixels={"front": np.zeros((2, 3, 3), np.uint8)},
+            agent_pos=np.zeros(8, np.float32),
+            tip=np.zeros(6, np.float32),
+            target_m=np.zeros(3, np.float32),
+            instruction="reach",
+            progress=0.1 * t,
+            success=False,
+            source="judge",
+            trust=told,
+        )
+        for t, told in enumerate(trust)
+    ]
+    actions = [np.zeros(7, np.float32)] * (len(moments) - 1)
+    return Played(trial=Trial(start=0, seed=0), moments=moments, actions=actions)
+
+
+def test_trust_of_an_episode_is_one_less_the_mean_risk_of_its_steps() -> None:
+    """A maximum would soon reach the calibration's end, and tell long doubt no worse than short doubt."""
+    risks = ({}, {"object_risk": 0.1}, {"object_risk": 0.2}, {"object_risk": 0.2})
+    assert row_of(played(*risks), 0)["trust"] == pytest.approx(1 - 0.5 / 3, abs=1e-6)
+    late, early = (row_of(played({}, *({"object_risk": r} for r in rs)), 0) for rs in ((0.0, 0.2), (0.2, 0.2)))
+    assert late["trust"] > early["trust"]
+
+
+def test_trust_that_nobody_told_is_not_made_up_and_steps_without_are_left_out() -> None:
+    assert row_of(played({}, {"adherence_px": 2.0}, {"adherence_px": 4.0}), 0)["trust"] is None
+    row = row_of(played({}, {"object_risk": float("nan"), "adherence_px": 2.0}, {"object_risk": 0.3}), 0)
+    assert row["trust"] == pytest.approx(0.7)
+    assert row["adherence_px"] == 2.0
