@@ -1,8 +1,11 @@
 """What is kept of a played episode."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from vap_gym.evaluate.policies import weights_digest
 from vap_gym.evaluate.policies_arena import Moment
 from vap_gym.evaluate.policies_keep import row_of
 from vap_gym.evaluate.policies_play import Played
@@ -41,3 +44,15 @@ def test_trust_that_nobody_told_is_not_made_up_and_steps_without_are_left_out() 
     row = row_of(played({}, {"object_risk": float("nan"), "adherence_px": 2.0}, {"object_risk": 0.3}), 0)
     assert row["trust"] == pytest.approx(0.7)
     assert row["adherence_px"] == 2.0
+
+
+def test_weights_are_known_by_what_they_do_not_by_what_is_said_of_them(tmp_path: Path) -> None:
+    (tmp_path / "motion").mkdir()
+    (tmp_path / "motion" / "model.safetensors").write_bytes(b"1234")
+    (tmp_path / "README.md").write_text("A model.")
+    before = weights_digest(str(tmp_path))
+    (tmp_path / "README.md").write_text("A good model.")
+    (tmp_path / "scores.json").write_text("{}")
+    assert weights_digest(str(tmp_path)) == before != ""
+    (tmp_path / "motion" / "model.safetensors").write_bytes(b"1235")
+    assert weights_digest(str(tmp_path)) != before

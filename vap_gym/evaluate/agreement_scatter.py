@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from vap_gym.errors import require
 from vap_gym.evaluate.agreement_outcomes import Outcomes
@@ -32,12 +34,14 @@ def draw(outcomes: Outcomes, studies: Sequence[Study], path: Path) -> None:
     curve = any(one.models for one in shown)
     count = max(1, len(shown) + curve)
     figure, grid = pyplot.subplots(1, count, figsize=(4.6 * count, 4.8), layout="constrained", squeeze=False)
-    for axis, one in zip(grid[0], shown):
-        _scatter(axis, outcomes, one)
+    places = [_scatter(axis, outcomes, one) for axis, one in zip(grid[0], shown)]
     if curve:
         _curve(grid[0, -1], shown)
     for axis in grid[0]:
         axis.grid(alpha=0.3)
+    figure.canvas.draw()  # from here on it is known where in the picture places are
+    for axis, at in zip(grid[0], places):
+        name_places(axis, at)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.part.png")
     figure.savefig(temporary, dpi=90)
@@ -45,12 +49,13 @@ def draw(outcomes: Outcomes, studies: Sequence[Study], path: Path) -> None:
     temporary.replace(path)
 
 
-def _scatter(axis: Any, outcomes: Outcomes, one: Study) -> None:
+def _scatter(axis: Any, outcomes: Outcomes, one: Study) -> dict[tuple[float, float], list[str]]:
+    """Draw policies; return their names by place: some may tie."""
     names = outcomes.names(one.task, "imagined", "oracle")
     truth, imagined = (outcomes.outcomes(condition, one.task, names) for condition in ("oracle", "imagined"))
     axis.plot([0, 1], [0, 1], color="grey", linewidth=0.8)
     labelled: set[str] = set()
-    at: dict[tuple[float, float], list[str]] = {}  # names by place: policies may tie
+    at: dict[tuple[float, float], list[str]] = {}
     for i, name in enumerate(names):
         x, y = rate(truth[i]), rate(imagined[i])
         if x is None or y is None:
@@ -64,12 +69,6 @@ def _scatter(axis: Any, outcomes: Outcomes, one: Study) -> None:
         )  # fmt: skip
         labelled.add(kind)
         at.setdefault((x.value, y.value), []).append(name)
-    for place, tied in at.items():
-        right = place[0] > 0.7
-        axis.annotate(
-            "\n".join(tied), place, textcoords="offset points", xytext=(-4 if right else 4, -3), fontsize=6, va="top",
-            ha="right" if right else "left",
-        )  # fmt: skip
     agreed = one.main.agreement
     told = one.main.why if agreed is None else f"Pearson {agreed.pearson}\nMMRV {agreed.mmrv}"
     axis.set(
@@ -78,6 +77,43 @@ def _scatter(axis: Any, outcomes: Outcomes, one: Study) -> None:
     )  # fmt: skip
     axis.set_title(f"{one.task}: {told}", fontsize=9)
     axis.legend(loc="upper left", fontsize=7)
+    return at
+
+
+def name_places(axis: Any, at: Mapping[tuple[float, float], Sequence[str]], *, size_pt: float = 6.0) -> None:
+    """Write names beside places of a panel that was drawn: each as near as it can be without covering a place, another
+    name or the legend; one that is far away has a line to its place."""
+    from matplotlib.transforms import Bbox
+
+    renderer, frame = axis.figure.canvas.get_renderer(), axis.get_window_extent()
+    point = axis.figure.dpi / 72.0
+    middles = {place: axis.transData.transform(place) for place in at}
+    taken = [Bbox.from_bounds(x - 3 * point, y - 3 * point, 6 * point, 6 * point) for x, y in middles.values()]
+    if axis.get_legend() is not None:
+        taken.append(axis.get_legend().get_window_extent())
+    angles = np.radians([-25, 25, 205, 155, -60, 60, 240, 120, 0, 180, -90, 90])
+    ways = [(r * np.cos(a), r * np.sin(a)) for r in (8, 14, 22, 32, 44, 58, 74, 92) for a in angles]
+    for place, names in at.items():
+        best: tuple[float, Any] | None = None
+        text = axis.annotate("\n".join(names), place, textcoords="offset points", xytext=(0, 0), fontsize=size_pt)
+        for dx, dy in ways:
+            text.set(position=(dx, dy), ha="left" if dx >= 0 else "right", va="center")
+            box = text.get_window_extent(renderer)
+            outside = not (frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1)
+            covered = 9.0 * outside + sum(box.overlaps(other) for other in taken)
+            if best is None or covered < best[0]:
+                best = covered, (dx, dy)
+            if covered == 0:
+                break
+        assert best is not None
+        dx, dy = best[1]
+        text.set(position=(dx, dy), ha="left" if dx >= 0 else "right", va="center")
+        taken.append(text.get_window_extent(renderer))
+        if np.hypot(dx, dy) > 14:
+            axis.annotate(
+                "", place, textcoords="offset points", xytext=(dx, dy),
+                arrowprops={"arrowstyle": "-", "linewidth": 0.4, "color": "grey"},
+            )  # fmt: skip
 
 
 def _curve(axis: Any, studies: Sequence[Study]) -> None:

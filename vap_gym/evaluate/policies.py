@@ -29,6 +29,7 @@ from vap_gym.policies.fit import action_mode_for
 from vap_gym.rig import Rig
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,79}")
+SAID_OF_A_MODEL = ("README.md", "scores.json")  # in a folder of weights, but not what they do
 ENDS_BYTES = 65536  # of each end of a file of weights, by which it is known again
 
 
@@ -210,10 +211,14 @@ def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]
 
 
 def weights_digest(world_model: str) -> str:
-    """Return what a model's folder is known by: names, sizes and both ends of its files; "" where there is none."""
+    """Return what a model's folder is known by: names, sizes and both ends of its files; "" where there is none.
+
+    What is only said of a model (its README.md and scores.json) does not count.
+    """
     folder = Path(world_model) if Path(world_model).is_dir() else weights_dir() / world_model
     found = hashlib.sha256()
     files = sorted(path for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else []
+    files = [path for path in files if path.name not in SAID_OF_A_MODEL]
     for path in files:
         size = path.stat().st_size
         found.update(f"{path.relative_to(folder)} {size}\n".encode())
