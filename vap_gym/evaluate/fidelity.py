@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import multiprocessing
 import sys
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -91,14 +88,9 @@ def main(
     told: dict[str, Any] = {"judge": judge, "batch": batch, "limit": limit, "evaluations": evaluations, "truth": truth}
     job = partial(_measured, world_model, heldout, cache, max(1, torch.get_num_threads() // workers), told)
     measured: dict[str, Report] = {}
-    with ExitStack() as stack:
-        map_ = map
-        if workers > 1:
-            pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
-            map_ = stack.enter_context(pool).map  # type: ignore[assignment]
-        for report in map_(job, env or ENVS):
-            measured[str(report["env"])] = report
-            print(f"{report['env']}: {report['seconds']:.0f} s", file=sys.stderr, flush=True)
+    for report in reports.each(job, env or ENVS, workers=workers):
+        measured[str(report["env"])] = report
+        print(f"{report['env']}: {report['seconds']:.0f} s", file=sys.stderr, flush=True)
     text = page(measured, world_model, evaluations, truth=truth)
     print(as_json(measured) if json else text)
     if not limit and not truth and not env:

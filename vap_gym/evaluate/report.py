@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import platform
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
 from vap_gym.assets import ROOT
 from vap_gym.errors import VapError
+
+T = TypeVar("T")
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -75,6 +80,18 @@ def filled(page: str, name: str, text: str) -> str:
     if not (found and closed):
         raise VapError(f"The page must hold {begin} … {end}, but does not. Write them where the text shall stand.")
     return f"{head}{begin}\n{text}\n{end}{tail}"
+
+
+def each(measure: Callable[[str], T], names: Sequence[str], *, workers: int = 1) -> Iterator[T]:
+    """Yield what is measured of each name, in their order; by so many processes, one name at a time each.
+
+    `measure` must be picklable where there are several.
+    """
+    if workers <= 1:
+        yield from map(measure, names)
+        return
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        yield from pool.map(measure, names)
 
 
 def write(path: Path, text: str) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -52,6 +54,7 @@ def main(
     out: Path = Path("docs/trust.md"),
     limit: int = 0,
     batch: int = 32,
+    workers: int = 1,
     write_calibration: bool = False,
 ) -> None:
     """Calibrate trust on training seeds and check it on held-out episodes; print and write the page.
@@ -65,21 +68,14 @@ def main(
         out: the markdown page; its picture goes into the folder img beside it.
         limit: check on about so many held-out episodes only (0: all).
         batch: imaginations at a time.
+        workers: processes, each measuring one env at a time on its share of the cores.
         write_calibration: keep it in the world model's folder, from where envs read it.
     """
-    checked: dict[str, Checked] = {}
-    calibrations: dict[str, Calibration] = {}
-    for name in env or ENVS:
-        card = load_env(name)
-        measured = subject(name, world_model)
-        fitted = watch(measured, training_clips(name, episodes, cache=cache), batch=batch)
-        flat = fitted.signals.reshape(-1, fitted.signals.shape[-1])
-        calibrations[card.robot] = Calibration.fit(flat, fitted.psnr_db.reshape(-1), fitted.off.reshape(-1))
-        bench = load_bench(name, cache=cache, long=False)
-        rows = np.flatnonzero(np.isin(bench.kinds, MAIN_KINDS))
-        rows = rows[:: max(1, len(rows) // limit)] if limit else rows
-        seen = watch(measured, bench.clips.pick(rows), batch=batch, samples=samples)
-        checked[card.id] = check(calibrations[card.robot], seen.signals, seen.spread_grey, seen.psnr_db, seen.error_m)
+    names = env or ENVS
+    told = _Told(world_model, episodes, samples, cache, limit, batch, max(1, torch.get_num_threads() // workers))
+    measured = dict(zip(names, reports.each(partial(_measured, told), names, workers=workers), strict=True))
+    calibrations = {load_env(name).robot: one for name, (one, _) in measured.items()}
+    checked = {load_env(name).id: one for name, (_, one) in measured.items()}
     picture = out.parent / "img" / f"{out.stem}.png"
     text = page(checked, world_model, episodes, samples, picture.name)
     print(text)
@@ -90,6 +86,32 @@ def main(
         folder = Path(world_model) if Path(world_model).is_dir() else weights_dir() / world_model
         write(folder, calibrations)
         print(f"Wrote {folder / FILE}.")
+
+
+class _Told(NamedTuple):
+    """What every env is measured with."""
+
+    world_model: str
+    episodes: int
+    samples: int
+    cache: Path
+    limit: int
+    batch: int
+    threads: int
+
+
+def _measured(told: _Told, env: str) -> tuple[Calibration, Checked]:
+    """One env's calibration, and what it is worth on the held-out episodes."""
+    torch.set_num_threads(told.threads)
+    measured = subject(env, told.world_model)
+    fitted = watch(measured, training_clips(env, told.episodes, cache=told.cache), batch=told.batch)
+    flat = fitted.signals.reshape(-1, fitted.signals.shape[-1])
+    calibration = Calibration.fit(flat, fitted.psnr_db.reshape(-1), fitted.off.reshape(-1))
+    bench = load_bench(env, cache=told.cache, long=False)
+    rows = np.flatnonzero(np.isin(bench.kinds, MAIN_KINDS))
+    rows = rows[:: max(1, len(rows) // told.limit)] if told.limit else rows
+    seen = watch(measured, bench.clips.pick(rows), batch=told.batch, samples=told.samples)
+    return calibration, check(calibration, seen.signals, seen.spread_grey, seen.psnr_db, seen.error_m)
 
 
 def training_clips(env: str, episodes: int, *, cache: Path | None = Path("runs")) -> Clips:
