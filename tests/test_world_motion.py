@@ -5,17 +5,20 @@ import torch
 from torch import Tensor
 
 from vap_gym.cards import load_robot
+from vap_gym.errors import CardError
 from vap_gym.rotations import rotation_from_rotvec
-from vap_gym.train.motion import Motions, of_robots, rolled_out, score, standing_shape
+from vap_gym.train.motion import Motions, begin_from, of_robots, rolled_out, score, standing_shape
 from vap_gym.world.motion import MOST_M, Move, ThingMotion, ThingState, motion_loss
 
 BATCH, THINGS, STEPS, LINKS = 2, 3, 5, 4
 
 
-def network(*, loud: float = 0.3) -> ThingMotion:
+def network(*, loud: float = 0.3, touch_points: int = 0) -> ThingMotion:
     torch.manual_seed(0)
-    model = ThingMotion(gripper=tuple(range(LINKS)), links=LINKS, memory=8, width=16).eval()
+    model = ThingMotion(gripper=tuple(range(LINKS)), links=LINKS, memory=8, width=16, touch_points=touch_points).eval()
     rng = torch.Generator().manual_seed(1)
+    if touch_points:
+        model.touch_m.copy_(0.02 * torch.randn(model.touch_m.shape, generator=rng))
     for parameter in model.parameters():
         parameter.data += loud * torch.randn(parameter.shape, generator=rng)
     return model
@@ -39,8 +42,9 @@ def ways(model: ThingMotion, given: dict[str, Tensor]) -> Tensor:
     return torch.stack([state.place_m for state, _ in rolled_out(model, **given)], 1) - given["place_m"][:, None]
 
 
-def test_the_same_happens_elsewhere_and_turned() -> None:
-    model, given = network(), scene()
+@pytest.mark.parametrize("touch_points", [0, 3])
+def test_the_same_happens_elsewhere_and_turned(touch_points: int) -> None:
+    model, given = network(touch_points=touch_points), scene()
     R = rotation_from_rotvec(torch.tensor([0.0, 0.0, 0.9]))
     shift = torch.tensor([0.2, -0.3, 0.0])
     twice = torch.tensor(1.8)
@@ -70,6 +74,23 @@ def test_what_is_not_there_stays_and_is_not_felt() -> None:
     assert not way[gone].any()
     other = {**given, "place_m": torch.where(given["there"][..., None], given["place_m"], 0.4)}
     torch.testing.assert_close(ways(model, other)[~gone], way[~gone])
+
+
+def test_what_touches_is_felt_where_places_alone_are_the_same() -> None:
+    given = scene()
+    here, there = network(touch_points=3), network(touch_points=3)
+    there.touch_m.mul_(2.0)
+    assert (ways(here, given) - ways(there, given)).abs().max() > 1e-5
+
+
+def test_a_network_goes_on_from_one_that_is_told_less() -> None:
+    less, more, given = network(), network(touch_points=3, loud=0.7), scene()
+    begin_from(more, less)
+    torch.testing.assert_close(ways(more, given), ways(less, given))
+    with pytest.raises(CardError, match=r"init must be a network of the same robots and sizes"):
+        begin_from(less, more)
+    with pytest.raises(CardError, match=r"init must be a network of the same robots and sizes"):
+        begin_from(more, ThingMotion(gripper=tuple(range(LINKS)), links=LINKS, memory=8, width=24))
 
 
 def test_slots_do_not_mix_and_things_hear_of_one_another() -> None:

@@ -109,7 +109,7 @@ def main(
         model = of_robots(robots, **settings.model)
     data = [load_motions([Path(p) for p in settings.data], model.of(robot.name), robot) for robot in robots]
     if settings.init:
-        model.load_state_dict(ThingMotion.from_pretrained(settings.init, torch_dtype=torch.float32).state_dict())
+        begin_from(model, ThingMotion.from_pretrained(settings.init, torch_dtype=torch.float32))
     model = model.to(place)
     held = {robot.name: one.pick(slice(0, settings.held_out)) for robot, one in zip(robots, data, strict=True)}
     train = [one.pick(slice(settings.held_out, None)) for one in data]
@@ -155,7 +155,8 @@ def main(
 def of_robots(robots: Sequence[RobotCard], **settings: Any) -> ThingMotion:
     """A motion network that knows some robots' grippers, each told by PLACES places on the links of its body."""
     bodies = [Body(robot) for robot in robots]
-    places = [_places(robot, body) for robot, body in zip(robots, bodies, strict=True)]
+    parts = [_places(robot, body) for robot, body in zip(robots, bodies, strict=True)]
+    places = [[(link, points.mean(0)) for link, points in mine] for mine in parts]
     several = len(robots) > 1
     links = [len(body.links) for body in bodies]
     bases = [body.links.index(robot.base_link) for robot, body in zip(robots, bodies, strict=True)]
@@ -168,11 +169,44 @@ def of_robots(robots: Sequence[RobotCard], **settings: Any) -> ThingMotion:
         **settings,
     )
     model.centres_m.copy_(torch.stack([where for mine in places for _, where in mine]))
+    if count := int(model.config["touch_points"]):
+        around = [_far_apart(points, count) - points.mean(0) for mine in parts for _, points in mine]
+        model.touch_m.copy_(torch.stack(around))
     return model  # type: ignore[no-any-return]
 
 
-def _places(robot: RobotCard, body: Body) -> list[tuple[int, Float[Tensor, "3"]]]:
-    """Places on a gripper: the middle of its base, then of PLACES − 1 parts spread evenly over its links.
+def begin_from(model: ThingMotion, given: ThingMotion) -> None:
+    """Take another network's weights; what it was not told yet counts for nothing at first.
+
+    Raises:
+        CardError: it is of other robots, or of another size.
+    """
+    mine, theirs = model.state_dict(), given.state_dict()
+    enter = "enter.0.weight"
+    known = theirs[enter].shape[1]
+    same = {name for name, value in theirs.items() if name in mine and mine[name].shape == value.shape} | {enter}
+    if mine[enter].shape[1] < known or set(theirs) - same or set(mine) - set(theirs) - {"touch_m"}:
+        raise CardError(
+            f"init must be a network of the same robots and sizes, got one of {', '.join(given.names)} with "
+            f"{dict(given.config)}. Leave init out, or name another one."
+        )
+    wider = torch.zeros_like(mine[enter])
+    wider[:, :known] = theirs[enter]
+    model.load_state_dict(mine | theirs | {enter: wider})
+
+
+def _far_apart(points: Float[Tensor, "N 3"], count: int) -> Float[Tensor, "n 3"]:
+    """Choose points that lie far apart: each the farthest from those before, the first from the middle."""
+    distance = (points - points.mean(0)).norm(dim=-1)
+    chosen = []
+    for _ in range(count):
+        chosen.append(points[distance.argmax()])
+        distance = torch.stack([(points - one).norm(dim=-1) for one in chosen]).amin(0)
+    return torch.stack(chosen)
+
+
+def _places(robot: RobotCard, body: Body) -> list[tuple[int, Float[Tensor, "N 3"]]]:
+    """The parts of a gripper by their points: its base, then PLACES − 1 parts spread evenly over its links.
 
     Where there are fewer links than places, a link's surface is cut in two or more along its longest side.
     """
@@ -188,12 +222,12 @@ def _places(robot: RobotCard, body: Body) -> list[tuple[int, Float[Tensor, "3"]]
     chosen = [links[k * len(links) // (PLACES - 1)] for k in range(PLACES - 1)]
     if len(links) > PLACES - 1:
         chosen = [links[round(x)] for x in torch.linspace(0, len(links) - 1, PLACES - 1).tolist()]
-    found = [(first, body.points_m[body.link == first].mean(0))]
+    found = [(first, body.points_m[body.link == first])]
     for link in sorted(set(chosen)):
         points, parts = body.points_m[body.link == link], chosen.count(link)
         _, _, axes = torch.linalg.svd(points - points.mean(0), full_matrices=False)
         along = points[((points - points.mean(0)) @ axes[0]).argsort()]
-        found += [(link, part.mean(0)) for part in along.tensor_split(parts)]
+        found += [(link, part) for part in along.tensor_split(parts)]
     return found
 
 

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from vap_gym.rotations import rotation_from_rotvec
 from vap_gym.world.layers import listed
+from vap_gym.world.touching import TOLD, touch
 from vap_gym.world.views import link_poses
 
 PLACE_M, SIZE_M, STEP_M, STEP_RAD = 0.1, 0.03, 0.02, 0.2  # what the network sees or says as 1
@@ -57,9 +58,12 @@ class ThingMotion(ModelMixin, ConfigMixin):
         gripper: which links the places of each robot's gripper are on: a list of lists (one list for one robot).
         base, links: which link is a robot's base, of how many.
         memory, width: of the recurrent layer, and of the others.
+        touch_points: points around each place, whose nearness to things the network is told (`touching.touch`): what
+            a finger comes down on, and what slips out of it, hangs on that. 0: it is told places alone.
     """
 
     centres_m: Tensor
+    touch_m: Tensor
 
     @register_to_config
     def __init__(
@@ -70,6 +74,7 @@ class ThingMotion(ModelMixin, ConfigMixin):
         memory: int = 64,
         width: int = 192,
         robots: Sequence[str] = ("panda_robotiq",),
+        touch_points: int = 0,
     ) -> None:
         super().__init__()
         several = [gripper] if isinstance(gripper[0], int) else gripper
@@ -82,10 +87,15 @@ class ThingMotion(ModelMixin, ConfigMixin):
         ):
             raise ValueError(f"gripper, base and links must be told of {len(robots)} robots, with as many places each.")
         self.register_buffer("centres_m", torch.zeros(len(robots) * places, 3))  # in the frames of their links
+        if touch_points:  # from the places, in the frames of their links
+            self.register_buffer("touch_m", torch.zeros(len(robots) * places, touch_points, 3))
         mine = 3 + 3 + 6 + 3 + 3 + 1 + 4 + 2  # see `_seen`
         grip = 3 * (places - 1) * 2 + 3 + 1 + self._told  # see `_grip`
         others = 3 + 4 + 3 + 1 + 1  # see `_pushed`
-        self.enter = nn.Sequential(nn.Linear(mine + grip, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
+        touched = TOLD * places if touch_points else 0
+        self.enter = nn.Sequential(
+            nn.Linear(mine + grip + touched, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU()
+        )
         self.recall = nn.GRUCell(width, memory)
         self.leave = nn.Sequential(nn.Linear(width + memory, width), nn.SiLU(), nn.Linear(width, 7))
         self.meet = nn.Sequential(nn.Linear(others, 64), nn.SiLU(), nn.Linear(64, 64), nn.SiLU())
@@ -161,7 +171,10 @@ class ThingMotion(ModelMixin, ConfigMixin):
         frame = grip[:, 0, 3:].unflatten(-1, (3, 3))  # R_base_gripper
         mine, held = self._seen(state, grip, frame), self._grip(state, grip, frame)
         there = state.there  # rows of nothing, mostly half of all, are left out
-        x = self.enter(torch.cat([mine, held[:, None].expand(-1, mine.shape[1], -1)], -1)[there])
+        told = [mine, held[:, None].expand(-1, mine.shape[1], -1)]
+        if self.config["touch_points"]:
+            told.append(self._touched(state, grip, frame))
+        x = self.enter(torch.cat(told, -1)[there])
         recalled = self.recall(x, state.memory[there])
         memory = state.memory.masked_scatter(there[..., None], recalled.type_as(state.memory))
         alone = self.leave(torch.cat([x, recalled], -1))
@@ -225,6 +238,14 @@ class ThingMotion(ModelMixin, ConfigMixin):
             which[:, self.current] = 1.0
         moving = 10.0 * (now - past).flatten(1)
         return torch.cat([now.flatten(1), moving, frame[:, 2], grip[:, 0, 2:3] / PLACE_M, which], -1)
+
+    def _touched(self, state: ThingState, grip: Tensor, frame: Tensor) -> Tensor:
+        """Of each thing: how near the parts of the gripper are to it, and on which side."""
+        count = len(self.grippers[0])
+        points = self.touch_m[self.current * count : (self.current + 1) * count]
+        axes = grip[..., 3:].unflatten(-1, (3, 3))
+        parts = grip[..., None, :3] + points @ axes.mT
+        return touch(parts, state.place_m, state.turn, state.shape, frame).flatten(2)
 
     def _pushed(self, state: ThingState, frame: Tensor, mine: Tensor, said: Tensor) -> Tensor:
         """What things do to one another: each hears of all others where they are, how large, and how they move. One row
