@@ -17,11 +17,11 @@ def told(point: list[float], shape: list[float], *, turn: Tensor | None = None, 
     """What is told of one point and one thing in the origin."""
     return touch(
         torch.tensor(point).reshape(1, 1, 1, 3),
-        torch.zeros(1, 1, 3),
-        torch.eye(3)[None, None] if turn is None else turn[None, None],
-        torch.tensor(shape)[None, None],
+        torch.zeros(1, 3),
+        torch.eye(3)[None] if turn is None else turn[None],
+        torch.tensor(shape)[None],
         rotation_from_rotvec(torch.tensor([[0.0, 0.0, yaw]])),
-    )[0, 0, 0]
+    )[0, 0]
 
 
 def coded(distance: float) -> float:
@@ -68,10 +68,10 @@ def test_a_box_of_even_sides_stands_as_the_gripper_does() -> None:
 
 def test_of_several_points_the_nearest_counts_and_gradients_are_finite() -> None:
     points = torch.tensor([[0.2, 0.0, 0.0], [0.05, 0.0, 0.0], [0.0, 0.0, 0.0]], requires_grad=True)
-    shape, still = torch.tensor([[BOX, ROUND]]), torch.eye(3)[None]
-    given = (torch.zeros(1, 2, 3), torch.eye(3).expand(1, 2, 3, 3), shape, still)
-    found = touch(points[None, None, :2], *given)
-    assert found[0, :, 0, 0].tolist() == pytest.approx([coded(0.01), coded(0.02)], abs=1e-4)
-    touch(points[None, None], *given).sum().backward()
+    still = torch.eye(3).expand(2, 3, 3)
+    given = (torch.zeros(2, 3), still, torch.tensor([BOX, ROUND]), still)
+    found = touch(points[None, None, :2].expand(2, 1, 2, 3), *given)
+    assert found[:, 0, 0].tolist() == pytest.approx([coded(0.01), coded(0.02)], abs=1e-4)
+    touch(points[None, None].expand(2, 1, 3, 3), *given).sum().backward()
     assert points.grad is not None
     assert points.grad.isfinite().all()

@@ -171,10 +171,10 @@ class ThingMotion(ModelMixin, ConfigMixin):
         frame = grip[:, 0, 3:].unflatten(-1, (3, 3))  # R_base_gripper
         mine, held = self._seen(state, grip, frame), self._grip(state, grip, frame)
         there = state.there  # rows of nothing, mostly half of all, are left out
-        told = [mine, held[:, None].expand(-1, mine.shape[1], -1)]
+        told = torch.cat([mine, held[:, None].expand(-1, mine.shape[1], -1)], -1)[there]
         if self.config["touch_points"]:
-            told.append(self._touched(state, grip, frame))
-        x = self.enter(torch.cat(told, -1)[there])
+            told = torch.cat([told, self._touched(state, grip, frame)], -1)
+        x = self.enter(told)
         recalled = self.recall(x, state.memory[there])
         memory = state.memory.masked_scatter(there[..., None], recalled.type_as(state.memory))
         alone = self.leave(torch.cat([x, recalled], -1))
@@ -240,12 +240,14 @@ class ThingMotion(ModelMixin, ConfigMixin):
         return torch.cat([now.flatten(1), moving, frame[:, 2], grip[:, 0, 2:3] / PLACE_M, which], -1)
 
     def _touched(self, state: ThingState, grip: Tensor, frame: Tensor) -> Tensor:
-        """Of each thing: how near the parts of the gripper are to it, and on which side."""
+        """Of each thing that is there: how near the parts of the gripper are to it, and on which side."""
         count = len(self.grippers[0])
         points = self.touch_m[self.current * count : (self.current + 1) * count]
         axes = grip[..., 3:].unflatten(-1, (3, 3))
         parts = grip[..., None, :3] + points @ axes.mT
-        return touch(parts, state.place_m, state.turn, state.shape, frame).flatten(2)
+        slot, there = state.there.nonzero()[:, 0], state.there
+        things = (x[there] for x in (state.place_m, state.turn, state.shape))
+        return touch(parts[slot], *things, frame[slot]).flatten(1)
 
     def _pushed(self, state: ThingState, frame: Tensor, mine: Tensor, said: Tensor) -> Tensor:
         """What things do to one another: each hears of all others where they are, how large, and how they move. One row
