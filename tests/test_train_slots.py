@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from vap_gym.errors import CheckpointError
-from vap_gym.train.contacts import CONTACT_FRAMES, contact_starts
+from vap_gym.train.contacts import CONTACT_FRAMES, GRASP_FRAMES, contact_starts, grasp_starts
 from vap_gym.train.frames import label_weight
 from vap_gym.train.latents import LatentEpisodes, loss_weight
 from vap_gym.train.run import seeded
@@ -175,6 +175,24 @@ def test_contact_starts_come_shortly_before_an_object_moves() -> None:
     assert set(slots.episode.tolist()) == {1, 3}
     assert slots.first.min() >= 30 - CONTACT_FRAMES
     assert slots.first.max() < 30
+
+
+def test_grasps_are_told_from_those_that_miss_and_from_closing_elsewhere() -> None:
+    """Four episodes: a thing is lifted; it stays behind; the gripper closes far from it; it never goes up."""
+    closed = torch.zeros(4, 60)
+    closed[:, 20:] = torch.linspace(0.2, 1.0, 40)
+    fingers_m, objects_m = torch.zeros(4, 60, 3), torch.full((4, 60, 2, 3), torch.nan)
+    objects_m[:, :, 0] = torch.tensor([0.02, 0.0, 0.03])
+    rise = 0.1 * torch.linspace(0.0, 1.0, 60)
+    fingers_m[:3, :, 2] = objects_m[0, :, 0, 2] = rise
+    fingers_m[2, :, 0] = 0.2
+    held, missed = grasp_starts(closed, fingers_m, objects_m)
+    early, late = GRASP_FRAMES
+    assert held.tolist() == [[0, frame] for frame in range(20 - early, 20 - late + 1)]
+    assert missed.tolist() == [[1, frame] for frame in range(20 - early, 20 - late + 1)]
+    slow, _ = grasp_starts(closed[:, ::2], fingers_m[:, ::2], objects_m[:, ::2], slow=2)
+    assert slow.tolist() == [[0, frame] for frame in range(10 - early // 2, 10)]
+    assert [len(x) for x in grasp_starts(torch.zeros(4, 60), fingers_m, objects_m)] == [0, 0]
 
 
 @pytest.mark.parametrize("spoilt", ["history_noise", "history_blur"])

@@ -167,6 +167,7 @@ def test_episodes_shorter_than_the_scores_clips_are_scored_from_their_first_fram
         turn=torch.eye(3).expand(2, frames, 1, 3, 3),
         half_m=torch.full((2, 1, 3), 0.03),
         is_round=torch.zeros(2, 1, dtype=torch.bool),
+        closed=torch.zeros(2, frames),
     )
     longest, longer = (score(network(), held, length=length) for length in (frames - 1, 24))
     assert longest["clips"] == 1

@@ -19,7 +19,7 @@ from vap_gym.geometry import Camera
 from vap_gym.prompts.body import Body, links_below
 from vap_gym.rotations import rotation_from_quaternion_xyzw
 from vap_gym.sim.spec import COLOURS
-from vap_gym.train.contacts import contact_starts
+from vap_gym.train.contacts import contact_starts, grasp_starts
 from vap_gym.train.fit import fit
 from vap_gym.train.run import Run, Schedule, initialised_with, load_recipe, seeded
 from vap_gym.train.sets import check_set
@@ -48,6 +48,7 @@ class MotionRecipe:
     batch_size: int = 256
     learning_rate: float = 2e-3
     contact_share: float = 0.7
+    grasp_share: float = 0.0  # of the clips begin shortly before a grasp; half of these grasps miss, as far as any do
     place_noise_m: float = 0.004
     size_noise: float = 0.08
     turn_m: float = 0.01
@@ -77,6 +78,7 @@ class Motions:
     turn: Float[Tensor, "E T K 3 3"]
     half_m: Float[Tensor, "E K 3"]
     is_round: Bool[Tensor, "E K"]
+    closed: Float[Tensor, "E T"]  # the gripper, 0 to 1 (nominal)
     substeps: int = 1
 
     def __len__(self) -> int:
@@ -115,13 +117,14 @@ def main(
     train = [one.pick(slice(settings.held_out, None)) for one in data]
     rng = seeded(settings.seed + 1)
     contacts = [contact_starts(one.place_m) for one in train]
+    grasps = [grasps_of(one) for one in train] if settings.grasp_share else None
     shares = torch.tensor(settings.shares)
 
     def loss(_: int) -> Tensor:
         model.train()
         i = int(torch.multinomial(shares, 1, generator=rng))
         model.current, mine = i, train[i]
-        episode, frames = _clips(mine, contacts[i], settings, rng)
+        episode, frames = _clips(mine, contacts[i], settings, rng, () if grasps is None else grasps[i])
         place_m, turn = mine.place_m[episode[:, None], frames], mine.turn[episode[:, None], frames]
         grip, there = mine.grip[episode[:, None], frames], place_m[:, 0].isfinite().all(-1)
         noise = settings.place_noise_m * torch.randn(place_m[:, 0].shape, generator=rng)
@@ -270,6 +273,7 @@ def load_motions(folders: list[Path], model: ThingMotion, robot: RobotCard) -> M
             T, empty = len(views), MOST - len(objects)
             entry = {
                 "grip": model.grip(views),
+                "closed": columns["nominal.gripper_position"][:, 0],
                 "place_m": torch.cat([columns["objects_m"][:, which] - floor, torch.full((T, empty, 3), torch.nan)], 1),
                 "turn": torch.cat(
                     [
@@ -308,8 +312,17 @@ def standing_shape(
     return shape
 
 
+def grasps_of(data: Motions) -> tuple[Int64[Tensor, "S 2"], Int64[Tensor, "M 2"]]:
+    """Where in episodes something is about to be grasped: what is then held, and what is missed."""
+    return grasp_starts(data.closed, data.grip[:, :, 1:, :3].mean(2), data.place_m, slow=data.substeps)
+
+
 def _clips(
-    data: Motions, contacts: Int64[Tensor, "S 2"], settings: MotionRecipe, rng: torch.Generator
+    data: Motions,
+    contacts: Int64[Tensor, "S 2"],
+    settings: MotionRecipe,
+    rng: torch.Generator,
+    grasps: Sequence[Int64[Tensor, "S 2"]] = (),
 ) -> tuple[Int64[Tensor, " B"], Int64[Tensor, "B T"]]:
     """Draw clips: their episodes, and the frames in them."""
     B, T = settings.batch_size, data.grip.shape[1]
@@ -322,6 +335,12 @@ def _clips(
         chosen = contacts[torch.randint(len(contacts), (B,), generator=rng)]
         take = torch.rand(B, generator=rng) < settings.contact_share
         episode, first = torch.where(take, chosen[:, 0], episode), torch.where(take, chosen[:, 1], first)
+    for starts in grasps:
+        if len(starts):
+            chosen = starts[torch.randint(len(starts), (B,), generator=rng)]
+            take = torch.rand(B, generator=rng) < settings.grasp_share / len(grasps)
+            episode, first = torch.where(take, chosen[:, 0], episode), torch.where(take, chosen[:, 1], first)
+            stride = torch.where(take, 1, stride)
     first = torch.minimum(first, T - 1 - stride * L)
     return episode, first[:, None] + stride[:, None] * torch.arange(L + 1)
 

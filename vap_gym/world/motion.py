@@ -246,8 +246,8 @@ class ThingMotion(ModelMixin, ConfigMixin):
         axes = grip[..., 3:].unflatten(-1, (3, 3))
         parts = grip[..., None, :3] + points @ axes.mT
         slot, there = state.there.nonzero()[:, 0], state.there
-        things = (x[there] for x in (state.place_m, state.turn, state.shape))
-        return touch(parts[slot], *things, frame[slot]).flatten(1)
+        told = touch(parts[slot], state.place_m[there], state.turn[there], state.shape[there], frame[slot])
+        return told.flatten(1)
 
     def _pushed(self, state: ThingState, frame: Tensor, mine: Tensor, said: Tensor) -> Tensor:
         """What things do to one another: each hears of all others where they are, how large, and how they move. One row
