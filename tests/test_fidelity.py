@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from vap_gym.cards import load_env, load_robot
+from vap_gym.errors import VapError
 from vap_gym.evaluate import clips as clips_module
 from vap_gym.evaluate import fidelity
 from vap_gym.evaluate.clips import Clips, fingerprint, played
@@ -100,6 +101,11 @@ def test_the_judge_is_told_the_table_where_it_is(clips: dict[str, Clips]) -> Non
     sight = look(subject("VAP-RT1-v0", "tiny"), mine.frames[:, :1], mine, slice(0, 1))
     off_m = np.linalg.norm(sight.objects_m[:, 0] - mine.objects_m[:, 0], axis=-1)[sight.confidence[:, 0] > 0.5]
     assert np.nanmedian(off_m) < 0.05  # taking the floor for the table, it would be off by half a metre
+
+
+def test_a_judge_that_was_asked_for_is_never_another_one(tmp_path: Path) -> None:
+    with pytest.raises(VapError, match=r"No judge named '.*'"):
+        subject("VAP-DROID-v0", "tiny", judge=tmp_path)
 
 
 def test_a_cache_is_used_for_just_its_episodes_and_renderer(

@@ -57,9 +57,11 @@ def subject(env: str, world_model: str | Path | WorldModel, *, judge: str | Path
         judge: name or folder; none: the world model's own where it has one, else "tiny".
         truth: see `Subject`.
     """
-    judge = judge or ("tiny" if isinstance(world_model, WorldModel) else world_model)
-    folder = Path(judge) if Path(judge).is_dir() else weights_dir() / str(judge)
-    named = str(judge) if (folder / "judge").is_dir() or not folder.is_dir() else "tiny"
+    named = str(judge)
+    if not named:
+        own = "tiny" if isinstance(world_model, WorldModel) else str(world_model)
+        folder = Path(own) if Path(own).is_dir() else weights_dir() / own
+        named = own if (folder / "judge").is_dir() or not folder.is_dir() else "tiny"
     stage = build_stage(env, world_model=world_model, judge=named, action_mode=ACTIONS)
     world, reads = stage.imagination.world, load_judge(named, "cpu")
     if not isinstance(world, WorldModel) or not isinstance(reads, Judge):
