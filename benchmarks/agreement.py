@@ -70,6 +70,7 @@ class Run:
     card: EnvCard
     env: str
     entries: tuple[Entry, ...]
+    starts: int  # of each task in the experiment itself
     steps: int
     first_seed: int
     judge: str
@@ -125,7 +126,7 @@ def main(
             told skeletons, raw states, nothing), models (of other qualities), strange (what the model has not seen).
         starts: of each task.
         screen_starts: likewise, for the screening.
-        curve_starts: the first so many of the starts, for other models.
+        curve_starts: the first so many of the starts, for replays and other models.
         strange_starts: of each kind of strangeness.
         steps: after so many control steps an episode has failed; 0: the card's.
         first_seed: of the scenes; training is below 1,000,000.
@@ -156,10 +157,10 @@ def main(
         write(outcomes, page, json)
         return 0
     run = Run(
-        out=out, data=data, card=load_env(env), env=env, entries=read_grid(grid, TASKS), steps=steps,
+        out=out, data=data, card=load_env(env), env=env, entries=read_grid(grid, TASKS), starts=starts, steps=steps,
         first_seed=first_seed, judge=judge, device=device, batch=batch, workers=workers, only=policies,
     )  # fmt: skip
-    every = conditions(starts, screen_starts, curve_starts, strange_starts, world_model, checkpoints,
+    every = conditions(starts, screen_starts, min(curve_starts, starts), strange_starts, world_model, checkpoints,
                        {"prompted": prompted, "raw-state": raw_state, "no-prompt": no_prompt})  # fmt: skip
     chosen = [one for one in every if one.part in parts]
     settings = {
@@ -204,7 +205,7 @@ def conditions(
         Condition(name="screen", part="screen", starts=screen, split="screen", oracle=True),
         Condition(name="oracle", part="main", starts=starts, oracle=True),
         Condition(name="imagined", part="main", starts=starts, world_model=world_model),
-        Condition(name="replay", part="replay", starts=starts, world_model=world_model, kind="replay"),
+        Condition(name="replay", part="replay", starts=curve, world_model=world_model, kind="replay"),
     ]
     found += [Condition(name=name, part="others", starts=curve, world_model=folder)
               for name in OTHERS if (folder := others[name])]  # fmt: skip
@@ -275,7 +276,7 @@ def play(
         print(f"{task}, {condition.name}: {', '.join(names)}")
         tried = {name: made[name] for name in names}
         if condition.kind == "replay":
-            tried = dict(replays(run, condition, task, names))
+            tried = dict(replays(run, task, names))
             if not tried:
                 print("No true episodes to replay in this folder: play oracle here first (--forget oracle).")
                 return False
@@ -324,11 +325,9 @@ def played(run: Run, condition: Condition, task: str) -> Path:
     return run.out / "played" / f"{condition.name}-{condition.starts}-{digest}" / task
 
 
-def replays(
-    run: Run, condition: Condition, task: str, names: Sequence[str]
-) -> Iterator[tuple[str, ReplayPolicy]]:  # fmt: skip
+def replays(run: Run, task: str, names: Sequence[str]) -> Iterator[tuple[str, ReplayPolicy]]:
     """Yield the policies whose true episodes are kept here, as replays of their actions."""
-    oracle = Condition(name="oracle", part="main", starts=condition.starts, oracle=True)
+    oracle = Condition(name="oracle", part="main", starts=run.starts, oracle=True)
     for name in names:
         folder = played(run, oracle, task) / "episodes" / name
         if folder.is_dir():

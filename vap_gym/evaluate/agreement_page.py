@@ -64,6 +64,7 @@ def study(outcomes: Outcomes, task: str, *, true_trials: Sequence[int] = (8, 15,
     models = {name: key for name, key in models.items() if outcomes.names(task, key)}
     least, risks = believed(outcomes, task), coverage(outcomes, task)
     others = {key: compared(outcomes, task, key) if outcomes.names(task, key) else None for key in OTHERS}
+    replay = compared(outcomes, task, "replay", trials=curve) if outcomes.names(task, "replay") else None
     same = compared(outcomes, task, "imagined", trials=curve)
     return Study(
         task=task,
@@ -71,10 +72,10 @@ def study(outcomes: Outcomes, task: str, *, true_trials: Sequence[int] = (8, 15,
         main=compared(outcomes, task, "imagined"),
         believed=None if least is None else compared(outcomes, task, "imagined", least_trust=least),
         risk=None if risks is None else (risks.area, risks.area_best, risks.area_chance),
-        replay=compared(outcomes, task, "replay") if outcomes.names(task, "replay") else None,
+        replay=replay,
         others=others,
         curve=curve,
-        same=same if any(others.values()) else None,
+        same=same if replay or any(others.values()) else None,
         models=({"imagined": same} if models else {})
         | {name: compared(outcomes, task, key, trials=curve) for name, key in models.items()},
         corrections=corrections(outcomes, task, true_trials),
@@ -140,9 +141,9 @@ def _otherwise(studies: Sequence[Study]) -> str:
     for one in studies:
         kinds: dict[str, Compared | str] = {"imagined": one.main}
         kinds["imagined, the least trusted tenth left out"] = one.believed or "trust is not known: no calibration"
-        kinds["open-loop replay of the true episodes' actions"] = one.replay or "not played"
         if one.same is not None:
             kinds[f"imagined, the first {one.curve} starts"] = one.same
+        kinds["open-loop replay of the true episodes' actions"] = one.replay or "not played"
         kinds |= {what: one.others[key] or "not trained" for key, what in OTHERS.items()}
         for what, found in kinds.items():
             cells = (found, "", "", "") if isinstance(found, str) else _cells(found)
@@ -188,14 +189,14 @@ def _models(outcomes: Outcomes, studies: Sequence[Study]) -> str:
 
 def _strange(rows: Sequence[tuple[Study, Strange]]) -> str:
     header = (
-        "task", "what is strange", "verdicts right", "elsewhere", "Pearson", "MMRV", "trust", "falls by", "abstained",
-        "more than elsewhere",
+        "task", "what is strange", "policies", "verdicts right", "elsewhere", "Pearson", "MMRV", "trust", "falls by",
+        "abstained", "more than elsewhere",
     )  # fmt: skip
     cells = []
     for one, row in rows:
         agreed = row.compared.agreement
         cells.append((
-            one.task, STRANGE[row.kind], _share(row.compared.right), _share(one.main.right),
+            one.task, STRANGE[row.kind], str(row.compared.policies), _share(row.compared.right), _share(one.main.right),
             "" if agreed is None else str(agreed.pearson), "" if agreed is None else str(agreed.mmrv),
             "not known" if row.trust is None else str(row.trust), "" if row.fall is None else str(_negative(row.fall)),
             _share(row.abstained), _share(row.more),
