@@ -27,13 +27,14 @@ from vap_gym.errors import VapError, unknown_name
 from vap_gym.evaluate import report
 from vap_gym.evaluate.agreement_grid import Cloned, Entry, policies_of, read_grid
 from vap_gym.evaluate.agreement_outcomes import Outcomes
-from vap_gym.evaluate.agreement_page import LEAST_GRADED, OTHERS, study, tables
+from vap_gym.evaluate.agreement_page import LEAST_GRADED, OTHERS, origin, study, tables
 from vap_gym.evaluate.agreement_scatter import draw
 from vap_gym.evaluate.agreement_starts import FIRST_SEED, starts_file
 from vap_gym.evaluate.agreement_study import graded
 from vap_gym.evaluate.policies import evaluate_policies, weights_digest
 from vap_gym.loading import build_stage
 from vap_gym.policies import Policy, ReplayPolicy
+from vap_gym.policies.things import ThingsPolicy
 from vap_gym.rl import clone_agent
 
 REPO = Path(__file__).resolve().parent.parent
@@ -270,28 +271,40 @@ def play(
         outcomes.claim_weights(condition.name, Path(name).name, weights_digest(name))
     path = starts_file(run.out, condition.split, task, condition.starts, env=run.env, first_seed=run.first_seed)
     todo = missing(run, outcomes, condition, task)
-    for names in (todo[i : i + AT_ONCE] for i in range(0, len(todo), AT_ONCE)):
+    for names in together(todo, made):
         if late():
             return False
         print(f"{task}, {condition.name}: {', '.join(names)}")
         tried = {name: made[name] for name in names}
         if condition.kind == "replay":
-            tried = dict(replays(run, task, names))
-            if not tried:
-                print("No true episodes to replay in this folder: play oracle here first (--forget oracle).")
-                return False
-        evaluated(run, outcomes, condition, task, tried, path)
-        save()
+            tried = dict(replays(run, task, made, names))
+            if lacking := [name for name in names if name not in tried]:
+                print(f"Not replayed, since their true episodes are not in '{run.out}': {', '.join(lacking)}. "
+                      "Play them here first: --forget oracle.")  # fmt: skip
+        if tried:
+            evaluated(run, outcomes, condition, task, tried, played(run, condition, task, looks(made[names[0]])), path)
+            save()
     if condition.name == "screen":
         warn(outcomes, task)
     return not missing(run, outcomes, condition, task)
 
 
+def looks(policy: Policy) -> bool:
+    """Return whether a policy sees through the world model's networks, so that it is another one with other weights."""
+    return isinstance(policy, ThingsPolicy)
+
+
+def together(names: Sequence[str], policies: dict[str, Policy]) -> list[list[str]]:
+    """Return the groups of policies whose outcomes are written together, those that look apart from the others."""
+    kinds = [[name for name in names if looks(policies[name]) == kind] for kind in (False, True)]
+    return [some[i : i + AT_ONCE] for some in kinds for i in range(0, len(some), AT_ONCE)]
+
+
 def evaluated(
-    run: Run, outcomes: Outcomes, condition: Condition, task: str, policies: dict[str, Policy], starts: Path
-) -> None:
+    run: Run, outcomes: Outcomes, condition: Condition, task: str, policies: dict[str, Policy], folder: Path,
+    starts: Path,
+) -> None:  # fmt: skip
     """Try policies and keep what became of them."""
-    folder = played(run, condition, task)
     fresh = not any((folder / "episodes" / name).exists() for name in policies)  # or the time says nothing
     began = time.monotonic()
     found = evaluate_policies(
@@ -317,19 +330,27 @@ def cloned(run: Run, task: str, how: Cloned) -> Path:
     return folder
 
 
-def played(run: Run, condition: Condition, task: str) -> Path:
-    """Return the folder of what is played: another one where weights, or whatever else decides it, are others."""
-    own, model = run.card.world_model, "" if condition.oracle else condition.world_model or run.card.world_model
-    told = [weights_digest(own), weights_digest(model) if model else "", run.judge, run.steps, run.first_seed, run.env]
+def played(run: Run, condition: Condition, task: str, looking: bool) -> Path:
+    """Return the folder of what is played: another one where weights, or whatever else decides it, are others. Scripts
+    in the simulator depend on no weights: what they did there serves for ever.
+
+    Args:
+        looking: the policies look, see `looks`.
+    """
+    own = "" if condition.oracle and not looking else weights_digest(run.card.world_model)
+    model = "" if condition.oracle else weights_digest(condition.world_model or run.card.world_model)
+    told = [own, model, run.judge, run.steps, run.first_seed, run.env]
     digest = hashlib.sha256(json_text.dumps(told).encode()).hexdigest()[:8]
     return run.out / "played" / f"{condition.name}-{condition.starts}-{digest}" / task
 
 
-def replays(run: Run, task: str, names: Sequence[str]) -> Iterator[tuple[str, ReplayPolicy]]:
+def replays(
+    run: Run, task: str, policies: dict[str, Policy], names: Sequence[str]
+) -> Iterator[tuple[str, ReplayPolicy]]:
     """Yield the policies whose true episodes are kept here, as replays of their actions."""
     oracle = Condition(name="oracle", part="main", starts=run.starts, oracle=True)
     for name in names:
-        folder = played(run, oracle, task) / "episodes" / name
+        folder = played(run, oracle, task, looks(policies[name])) / "episodes" / name
         if folder.is_dir():
             yield name, ReplayPolicy.from_set(folder)
 
@@ -366,25 +387,11 @@ def write(outcomes: Outcomes, page: Path, as_json: bool) -> None:
     text = tables(outcomes, studies)
     if any(one.main.policies for one in studies):
         draw(outcomes, studies, page.parent / "img" / f"{page.stem}.png")
-        text += f"\n\n{measured(outcomes)}"
+        text += f"\n\n{origin(outcomes)}"
     before = page.read_text(encoding="utf-8") if page.is_file() else EMPTY
     report.write(page, report.filled(before, "agreement", text))
     figures = {one.task: one.to_json() for one in studies}
     print(json_text.dumps(figures, ensure_ascii=False, indent=1) if as_json else text)
-
-
-def measured(outcomes: Outcomes) -> str:
-    """Return the line that belongs under the tables: every machine, commit and day of the runs."""
-    told = {name: list(dict.fromkeys(str(run[name]) for run in outcomes.runs)) for name in
-            ("machine", "commit", "date", "load")}  # fmt: skip
-    seconds = {name: outcomes.seconds(name) for name in ("oracle", "imagined")}
-    trial = ", ".join(f"{name} {value:.1f}" for name, value in seconds.items() if value is not None)
-    minutes = sum(run["minutes"] for run in outcomes.runs)
-    return (
-        f"Measured on {'; '.join(told['machine'])}, in {len(outcomes.runs)} runs of {minutes:.0f} minutes in all; "
-        f"seconds per trial: {trial}; load average at the beginning of runs: {', '.join(told['load'])}. "
-        f"Commit {', '.join(told['commit'])}, {', '.join(told['date'])}."
-    )
 
 
 if __name__ == "__main__":

@@ -171,6 +171,11 @@ def test_the_page_tells_every_figure_and_its_bounds(tmp_path: Path) -> None:
     assert "≥ 0.85" in text
     assert "≤ 0.08" in text
     assert text.count("not trained") == 3
+    assert "5 qualities are wanted; of fewer: push (2)" in text
+    assert one.risk is not None
+    assert one.risk.risk_at(1.0) == pytest.approx(0.05, abs=0.03)
+    assert f"| {100 * one.risk.gain:.0f} %" in text
+    assert "Kruskal–Wallis" in text
     assert "unseen shapes" in text
     assert "policies gone wrong" in text
     json.dumps(one.to_json())
@@ -186,6 +191,7 @@ def test_the_page_tells_every_figure_and_its_bounds(tmp_path: Path) -> None:
 
 def test_other_models_stand_beside_the_own_one_over_the_same_starts() -> None:
     outcomes = made_up()
+    outcomes.forget(["replay"])
     assert study(outcomes, "push", true_trials=(8,)).same is None
     for name, rate in RATES.items():
         good = np.arange(20) < 20 * (1 - rate)  # the wrong way round

@@ -15,10 +15,10 @@ from vap_gym.data import EpisodeSet, EpisodeWriter, finalise
 from vap_gym.errors import CheckpointError, UnknownNameError, VapError
 from vap_gym.evaluate import tables
 from vap_gym.evaluate.tables_clips import HeldOutClips, chosen, held_out_clips
-from vap_gym.evaluate.tables_plan import SetPlan, load_plan
+from vap_gym.evaluate.tables_plan import RunPlan, SetPlan, load_plan
 from vap_gym.evaluate.tables_runs import DONE, MISSING, OTHER, Job, claimed, data_digest, jobs_of, manifest, state_of
 from vap_gym.evaluate.tables_scores import frozen, is_known_gripper, score_clips
-from vap_gym.evaluate.tables_train import recipe_of
+from vap_gym.evaluate.tables_train import logged_steps, recipe_of, seconds_of, steps_of
 from vap_gym.judge import Judge
 from vap_gym.sim.layouts import draw_scene
 from vap_gym.sim.rollout import NominalRobot, record
@@ -325,3 +325,33 @@ def test_every_training_of_the_committed_plan_can_start_from_its_base(repo: Path
         if name in {one.base for one in whole.runs.values()}:
             weights = {key: value.detach() for key, value in network.state_dict().items()}
             save_model(network, codec, weights, jobs[name].folder / "model")
+
+
+def test_a_training_that_was_killed_counts_its_hours_and_the_steps_it_need_not_do_again(
+    runs: Path, tmp_path: Path
+) -> None:
+    [job] = [Job(run=RunPlan(name="a", sets=(), base="", recipe={"steps": 400, "save_every": 100}), seed=0,
+                 folder=tmp_path, base=None, data={}, held={})]  # fmt: skip
+    assert (steps_of(job), logged_steps(job), seconds_of(job)) == (0, 0, 0.0)
+    rows = [(20, 30.0), (100, 150.0), (120, 20.0), (160, 65.0)]  # killed after step 100, and again after step 160
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps({"step": s, "seconds": t}) + "\n" for s, t in rows))
+    assert (steps_of(job), logged_steps(job), seconds_of(job)) == (100, 160, 215.0)
+
+
+def test_seeds_are_trained_one_after_the_other_and_scored_as_far_as_they_are(plan_file: Path, tmp_path: Path) -> None:
+    plan = load_plan(plan_file).smaller(seeds=2).only(("1",))
+    order = [(job.run.name, job.seed) for job in jobs_of(plan, tmp_path)]
+    assert order == [("base", 3), ("text-droid", 3), ("skeleton-droid", 3), ("text-droid", 4), ("skeleton-droid", 4)]
+    assert {job.base.seed for job in jobs_of(plan, tmp_path) if job.base is not None} == {3}
+
+
+def test_the_first_seed_is_scored_while_the_second_is_not_trained(
+    plan_file: Path, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "page.md"
+    tables.main(plan=plan_file, runs=runs, only=("1",), seeds=2, budget=1e-9, out=page)
+    text = page.read_text()
+    assert "Not trained yet, and so missing below: text-droid, seed 4, skeleton-droid, seed 4." in text
+    block = text.split("**DROID-like, known**")[1].split("\n\n")[1].splitlines()
+    assert all(cell.strip() for line in block[2:4] for cell in line.split("|")[1:3])
+    assert "Up to 2 seeds" in text

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from vap_gym.evaluate.agreement import Agreement
 from vap_gym.evaluate.agreement_outcomes import Outcomes
 from vap_gym.evaluate.agreement_study import (
     STRANGE,
@@ -21,6 +22,7 @@ from vap_gym.evaluate.agreement_study import (
     graded,
     strange,
 )
+from vap_gym.evaluate.agreement_trust import RiskCoverage
 from vap_gym.evaluate.report import table
 from vap_gym.evaluate.trials import paired_difference, wilson
 from vap_gym.metrics import Interval
@@ -28,6 +30,8 @@ from vap_gym.metrics import Interval
 MUST = {"pearson": 0.85, "mmrv": 0.08}
 AIM = {"pearson": 0.97, "spearman": 0.95, "mmrv": 0.03}
 LEAST_GRADED = 8
+LEAST_MODELS = 5  # qualities of a trust-region curve, the shipped one among them
+BELIEVED = (1.0, 0.9, 0.8, 0.5)  # shares of verdicts, the most trusted ones
 OTHERS = {
     "prompted": "a streamed video model, told skeletons",
     "raw-state": "the same, told raw states",
@@ -43,7 +47,7 @@ class Study:
     graded: int  # policies that succeed in 20 to 80 % of the oracle's episodes
     main: Compared
     believed: Compared | None  # without the tenth of the verdicts that are trusted least; None: trust is not known
-    risk: tuple[float, float, float] | None  # area under the risk–coverage curve; if trust was perfect, and chance
+    risk: RiskCoverage | None  # how often verdicts are wrong, from the most trusted one to all; None: likewise
     replay: Compared | None
     others: Mapping[str, Compared | None]  # of OTHERS; None: not trained
     curve: int | None  # so many starts are theirs
@@ -53,8 +57,13 @@ class Study:
     strange: Sequence[Strange]
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain containers."""
-        return asdict(self)
+        """Return plain containers; of the risk–coverage curve what the page tells."""
+        told = asdict(replace(self, risk=None))
+        if self.risk is not None:
+            told["risk"] = {"wrong": {f"{share:g}": self.risk.risk_at(share) for share in BELIEVED}} | {
+                name: getattr(self.risk, name) for name in ("area", "area_best", "area_chance", "gain")
+            }
+        return told
 
 
 def study(outcomes: Outcomes, task: str, *, true_trials: Sequence[int] = (8, 15, 30)) -> Study:
@@ -62,7 +71,7 @@ def study(outcomes: Outcomes, task: str, *, true_trials: Sequence[int] = (8, 15,
     curve = outcomes.settings.get("curve_starts")
     models = {name.partition("-")[2]: name for name in outcomes.conditions() if name.startswith("model-")}
     models = {name: key for name, key in models.items() if outcomes.names(task, key)}
-    least, risks = believed(outcomes, task), coverage(outcomes, task)
+    least = believed(outcomes, task)
     others = {key: compared(outcomes, task, key) if outcomes.names(task, key) else None for key in OTHERS}
     replay = compared(outcomes, task, "replay", trials=curve) if outcomes.names(task, "replay") else None
     same = compared(outcomes, task, "imagined", trials=curve)
@@ -71,7 +80,7 @@ def study(outcomes: Outcomes, task: str, *, true_trials: Sequence[int] = (8, 15,
         graded=len(graded(outcomes, task)[0]),
         main=compared(outcomes, task, "imagined"),
         believed=None if least is None else compared(outcomes, task, "imagined", least_trust=least),
-        risk=None if risks is None else (risks.area, risks.area_best, risks.area_chance),
+        risk=coverage(outcomes, task),
         replay=replay,
         others=others,
         curve=curve,
@@ -90,11 +99,16 @@ def tables(outcomes: Outcomes, studies: Sequence[Study]) -> str:
         return "Not measured yet."
     parts = ["### Agreement with the truth", _agreement(done), _notes(done)]
     parts += ["### The same trials otherwise", _otherwise(done)]
+    if any(one.risk is not None for one in done):
+        parts += ["### Which verdicts to believe", _risks(done)]
     fixed = [(one.task, row) for one in done for row in one.corrections]
     if fixed:
         parts += ["### After correction by few true trials", _corrected(fixed)]
     if any(one.models for one in done):
         parts += ["### Models of other qualities", _models(outcomes, done)]
+        lacking = [f"{one.task} ({len(one.models)})" for one in done if len(one.models) < LEAST_MODELS]
+        if lacking:
+            parts.append(f"{LEAST_MODELS} qualities are wanted; of fewer: {', '.join(lacking)}.")
     odd = [(one, row) for one in done for row in one.strange]
     if odd:
         parts += ["### Where it is strange", _strange(odd)]
@@ -130,10 +144,39 @@ def _notes(studies: Sequence[Study]) -> str:
     told = [
         f"{one.task}: {one.main.policies} policies, {one.graded} of them succeed in 20 to 80 % of the true episodes "
         f"({LEAST_GRADED} are wanted), {one.main.trials} paired trials, {_share(one.main.right)} of the imagined "
-        "verdicts are the true ones."
+        f"verdicts are the true ones.{_differ(one.main.agreement)}"
         for one in studies
     ]
     return "\n".join(f"- {line}" for line in told)
+
+
+def _differ(found: Agreement | None) -> str:
+    """Whether there is anything to order, and how many policies imagination scores otherwise than the truth."""
+    if found is None or found.differ is None:
+        return ""
+    chance = sum(one.kruskal.p < 0.05 for one in found.policies)
+    return (
+        f" True outcomes differ from policy to policy (Kruskal–Wallis, H = {found.differ.statistic:.0f}, "
+        f"p {_p(found.differ.p)}); imagined outcomes differ from true ones at p < .05 in {chance} of "
+        f"{len(found.policies)} policies."
+    )
+
+
+def _p(p: float) -> str:
+    return "< .001" if p < 0.001 else f"= {p:.3f}"
+
+
+def _risks(studies: Sequence[Study]) -> str:
+    shares = ("wrong, of all verdicts", *(f"of the most trusted {100 * share:g} %" for share in BELIEVED[1:]))
+    header = ("task", *shares, "area under the curve", "in the best order", "in any order", "gain")
+    rows = [
+        (
+            one.task, *(f"{100 * one.risk.risk_at(share):.0f} %" for share in BELIEVED), f"{one.risk.area:.3f}",
+            f"{one.risk.area_best:.3f}", f"{one.risk.area_chance:.3f}", f"{100 * one.risk.gain:.0f} %",
+        )
+        for one in studies if one.risk is not None
+    ]  # fmt: skip
+    return table(header, rows)
 
 
 def _otherwise(studies: Sequence[Study]) -> str:
@@ -216,6 +259,20 @@ def _policies(outcomes: Outcomes, tasks: Sequence[str]) -> str:
             bias = _share(paired_difference(sim, real)) if both else ""
             rows.append((task, name, *map(_share, rates), bias))
     return table(("task", "policy", "true", "imagined", "imagined − true"), rows)
+
+
+def origin(outcomes: Outcomes) -> str:
+    """Return the line that belongs under the tables: every machine, commit and day of the runs."""
+    told = {name: list(dict.fromkeys(str(run[name]) for run in outcomes.runs)) for name in
+            ("machine", "commit", "date", "load")}  # fmt: skip
+    seconds = {name: outcomes.seconds(name) for name in ("oracle", "imagined")}
+    trial = ", ".join(f"{name} {value:.1f}" for name, value in seconds.items() if value is not None)
+    minutes = sum(run["minutes"] for run in outcomes.runs)
+    return (
+        f"Measured on {'; '.join(told['machine'])}, in {len(outcomes.runs)} runs of {minutes:.0f} minutes in all; "
+        f"seconds per trial: {trial}; load average at the beginning of runs: {', '.join(told['load'])}. "
+        f"Commit {', '.join(told['commit'])}, {', '.join(told['date'])}."
+    )
 
 
 def rate(values: np.ndarray) -> Interval | None:

@@ -1,4 +1,5 @@
-"""The picture of the agreement experiment: imagined against true success, a panel for each task, and other models."""
+"""The picture of the agreement experiment: imagined against true success, a panel for each task; below, how often
+verdicts are wrong that are trusted most, and other models."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ LABELS = {"text": "scripted", "clone": "cloned"}
 def draw(outcomes: Outcomes, studies: Sequence[Study], path: Path) -> None:
     """Write a PNG, whole or not at all.
 
-    Where other models were tried, the last panel shows Pearson against the share of their verdicts that are right.
+    Where trust is known, a panel shows the risk–coverage curves; where other models were tried, the last one shows
+    Pearson against the share of their verdicts that are right.
 
     Raises:
         MissingDependencyError: without matplotlib.
@@ -31,14 +33,19 @@ def draw(outcomes: Outcomes, studies: Sequence[Study], path: Path) -> None:
     from matplotlib import pyplot
 
     shown = [one for one in studies if one.main.policies]
-    curve = any(one.models for one in shown)
-    count = max(1, len(shown) + curve)
-    figure, grid = pyplot.subplots(1, count, figsize=(4.6 * count, 4.8), layout="constrained", squeeze=False)
+    below = [
+        panel for panel, any_of in ((_risks, "risk"), (_curve, "models")) if any(getattr(x, any_of) for x in shown)
+    ]
+    columns, rows = max(1, len(shown), len(below)), 1 + bool(below)
+    figure, grid = pyplot.subplots(
+        rows, columns, figsize=(4.6 * columns, 4.8 * rows), layout="constrained", squeeze=False
+    )  # fmt: skip
     places = [_scatter(axis, outcomes, one) for axis, one in zip(grid[0], shown)]
-    if curve:
-        _curve(grid[0, -1], shown)
-    for axis in grid[0]:
+    for axis, panel in zip(grid[-1], below):
+        panel(axis, shown)
+    for axis in grid.flat:
         axis.grid(alpha=0.3)
+        axis.set_visible(axis.has_data())
     figure.canvas.draw()  # from here on it is known where in the picture places are
     for axis, at in zip(grid[0], places):
         name_places(axis, at)
@@ -114,6 +121,20 @@ def name_places(axis: Any, at: Mapping[tuple[float, float], Sequence[str]], *, s
                 "", place, textcoords="offset points", xytext=(dx, dy),
                 arrowprops={"arrowstyle": "-", "linewidth": 0.4, "color": "grey"},
             )  # fmt: skip
+
+
+def _risks(axis: Any, studies: Sequence[Study]) -> None:
+    for i, one in enumerate(studies):
+        if one.risk is None:
+            continue
+        axis.plot(100 * one.risk.coverage, 100 * one.risk.risk, color=f"C{i}", linewidth=1.2, label=one.task)
+        axis.axhline(100 * one.risk.area_chance, color=f"C{i}", linewidth=0.6, linestyle=":")
+    axis.set(
+        xlabel="verdicts that are believed, the most trusted first [%]", ylabel="of these wrong [%]", xlim=(0, 100),
+        ylim=(0, None),
+    )  # fmt: skip
+    axis.set_title("Risk and coverage; dotted: if trust told nothing", fontsize=9)
+    axis.legend(loc="upper left", fontsize=7)
 
 
 def _curve(axis: Any, studies: Sequence[Study]) -> None:

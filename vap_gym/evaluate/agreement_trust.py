@@ -35,6 +35,17 @@ class RiskCoverage:
         last = int(fits[-1])
         return float(self.threshold[last]), float(self.coverage[last])
 
+    def risk_at(self, coverage: float) -> float:
+        """Return the share of wrong verdicts where at least this share (0 to 1) is believed: the most trusted ones."""
+        return float(self.risk[min(len(self.risk) - 1, int(np.searchsorted(self.coverage, coverage - 1e-9)))])
+
+    @property
+    def gain(self) -> float:
+        """What trust gains over chance, as a share of what it could: 1 is the best order, 0 tells nothing, NaN where no
+        verdict is wrong, or all are."""
+        room = self.area_chance - self.area_best
+        return (self.area_chance - self.area) / room if room > 0 else float("nan")
+
 
 def risk_coverage(trust: ArrayLike, wrong: ArrayLike) -> RiskCoverage:
     """Return the risk–coverage curve of N verdicts (El-Yaniv & Wiener 2010).

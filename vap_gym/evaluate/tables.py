@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
@@ -112,12 +113,7 @@ def estimate(plan: Plan, jobs: Sequence[Job]) -> str:
     """Say what there is to do and how long it will take, by trainings of the same folder or else by the plan."""
     rows, seconds, measured = [], 0.0, _seconds_per_step(jobs)
     for job in jobs:
-        state, todo = state_of(job), 0.0
-        if state != DONE:
-            from vap_gym.evaluate.tables_train import steps_of
-
-            left = job.run.steps - (steps_of(job) if state == BEGUN else 0)
-            todo = max(left, 0) * measured.get(job.run.name, measured.get("", plan.seconds_per_step))
+        state, todo = state_of(job), _seconds_left(plan, job, measured)
         seconds += todo
         rows.append([job.run.name, str(job.seed), f"{job.run.steps:,}", state, f"{todo / 60:.0f}"])
     cells = {(run, name, split) for one in plan.tables.values() for row in one.rows for name, run in row.runs.items()
@@ -142,12 +138,7 @@ def train_all(plan: Plan, jobs: Sequence[Job], *, budget_s: float, device: str) 
         if budget_s:
             per_step = _seconds_per_step(jobs)
             spent = time.monotonic() - began
-            ready = [
-                job
-                for job in ready
-                if spent + job.run.steps * per_step.get(job.run.name, per_step.get("", plan.seconds_per_step))
-                <= budget_s
-            ]
+            ready = [job for job in ready if spent + _seconds_left(plan, job, per_step) <= budget_s]
         if not ready:
             if todo:
                 print(f"{len(todo)} training(s) are left for another time: {', '.join(job.name for job in todo)}")
@@ -186,8 +177,9 @@ def measure(plan: Plan, jobs: Sequence[Job], folder: Path, *, device: str) -> Re
             for row in one.rows
         }
         for row in rows.values():
-            of_row = [job for job in jobs if job.run.name == row.runs.get(name) and state_of(job) == DONE]
-            if len(of_row) == len(plan.seeds):
+            seeds = [job for job in jobs if job.run.name == row.runs.get(name)]
+            of_row = list(takewhile(lambda job: state_of(job) == DONE, seeds))
+            if of_row:
                 measured[row.name, name, split] = [scorer.of_job(job, name, split, clips) for job in of_row]
                 sheet[row.title] = scorer.shown(of_row[0], name, split)
         write_sheet(folder / "sheets" / f"{name}-{split}.png", sheet)
@@ -265,6 +257,21 @@ def _check(plan: Plan, jobs: Sequence[Job]) -> None:
 
 
 def _seconds_per_step(jobs: Sequence[Job]) -> dict[str, float]:
-    """By training what a step took, and under "" what it took in the mean; nothing where none is done."""
-    done = {f.name: 3600 * f.hours / f.steps for f in facts_of(jobs)}
-    return {**done, "": sum(done.values()) / len(done)} if done else {}
+    """By training what a step took, and under "" what it took in the mean; nothing where none is done or begun."""
+    from vap_gym.evaluate.tables_train import logged_steps, seconds_of
+
+    took: dict[str, float] = {}
+    for job in jobs:
+        if state_of(job) in (DONE, BEGUN) and (steps := logged_steps(job)):
+            took.setdefault(job.run.name, seconds_of(job) / steps)
+    return {**took, "": sum(took.values()) / len(took)} if took else {}
+
+
+def _seconds_left(plan: Plan, job: Job, per_step: Mapping[str, float]) -> float:
+    from vap_gym.evaluate.tables_train import steps_of
+
+    state = state_of(job)
+    if state == DONE:
+        return 0.0
+    left = job.run.steps - (steps_of(job) if state == BEGUN else 0)
+    return max(left, 0) * per_step.get(job.run.name, per_step.get("", plan.seconds_per_step))

@@ -129,14 +129,16 @@ def _about(plan: Plan, results: Results) -> str:
     chance = (
         "One seed: the intervals hold chance of the episodes, not of the training."
         if seeds == 1
-        else f"{seeds} seeds: figures are means over them, and those of each stand in brackets; the intervals hold "
-        "chance of the episodes, not of the training."
+        else f"Up to {seeds} seeds: figures are means over those that are trained, and those of each stand in "
+        "brackets; rows are compared over the seeds that both have; the intervals hold chance of the episodes, not of "
+        "the training."
     )
     return (
         f"`vap-gym bench tables` trains models that differ in one thing, from the same base ({bases}), for the same "
-        f"steps, on the same data, and scores them on held-out oracle episodes ({counts}; 24 steps from the first "
-        f"frame). Intervals are bootstrap over episodes, 95 %. {chance} Adherence and masks are read by the judge of "
-        f"`{plan.judge}`; where it cannot find a robot's gripper in true frames, no adherence is given."
+        f"steps, each on its own set (a joint one on all sets, so that each set gives it a share of the steps), and "
+        f"scores them on held-out oracle episodes ({counts}; 24 steps from the first frame). Intervals are bootstrap "
+        f"over episodes, 95 %. {chance} Adherence and masks are read by the judge of `{plan.judge}`; where it cannot "
+        "find a robot's gripper in true frames, no adherence is given."
     )
 
 

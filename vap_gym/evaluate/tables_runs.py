@@ -68,8 +68,10 @@ def jobs_of(plan: Plan, folder: Path) -> list[Job]:
     """All trainings of a plan, each after the one that it starts from. What is no row of a table has one seed."""
     digests = {name: data_digest(Path(plan.sets[name].data), plan.episodes) for name in _sets_used(plan)}
     made: dict[tuple[str, int], Job] = {}
-    for name, run in plan.runs.items():
-        for seed in plan.seeds[:1] if name in plan.stages else plan.seeds:
+    for seed in plan.seeds:  # all of a seed before the next: of several seeds there may be as many as there is time for
+        for name, run in plan.runs.items():
+            if name in plan.stages and seed != plan.seeds[0]:
+                continue
             base = made.get((run.base, seed)) or made.get((run.base, plan.seeds[0]))
             made[name, seed] = Job(
                 run=run, seed=seed, folder=folder / name / str(seed), base=base if run.base else None,
@@ -169,9 +171,9 @@ def begin(job: Job) -> None:
 
 
 def note(job: Job, *, hours: float, samples: int, done: bool) -> None:
-    """Add hours to a training's manifest, after it ended or was stopped."""
+    """Note in a training's manifest what it took so far, after it ended or was stopped."""
     told = manifest(job) or {}
-    more = {"hours": told.get("hours", 0.0) + hours, "samples": samples, "steps": job.run.steps, "done": done}
+    more = {"hours": hours, "samples": samples, "steps": job.run.steps, "done": done}
     write_json(job.folder / MANIFEST, told | more | ({"finished": _now()} if done else {}))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from typing import Any
 
 from vap_gym.cards import load_env
@@ -44,22 +43,42 @@ def recipe_of(plan: Plan, job: Job) -> VideoRecipe:
 def train(plan: Plan, job: Job, *, device: str) -> None:
     """Train, or go on, until the recipe's steps are done; the manifest is kept up to date."""
     begin(job)
-    recipe, since = recipe_of(plan, job), time.monotonic()
-    done = False
+    recipe, done = recipe_of(plan, job), False
     try:
         train_video(recipe, job.folder, resume=True, device=device)
         done = True
     finally:  # hours that were spent count, however it ended
         steps = recipe.steps if done else steps_of(job)
         samples = steps * recipe.batch_size * recipe.accumulate
-        note(job, hours=(time.monotonic() - since) / 3600, samples=samples, done=done)
+        note(job, hours=seconds_of(job) / 3600, samples=samples, done=done)
 
 
 def steps_of(job: Job) -> int:
-    """How many steps of a training are logged."""
+    """How many steps of a training need not be done again: those before its last saved state."""
+    every = int(job.run.recipe.get("save_every", VideoRecipe.__dataclass_fields__["save_every"].default))
+    rows = _log(job)
+    return int(rows[-1]["step"]) // every * every if rows else 0
+
+
+def logged_steps(job: Job) -> int:
+    """How many steps of a training were done, those after its last saved state too."""
+    rows = _log(job)
+    return int(rows[-1]["step"]) if rows else 0
+
+
+def seconds_of(job: Job) -> float:
+    """How long the logged steps took by the clock, over all the times that the training was gone on with."""
+    total = before = 0.0
+    for row in _log(job):
+        seconds = float(row["seconds"])  # since a process began: less than before where another one went on
+        total += seconds - before if seconds >= before else seconds
+        before = seconds
+    return total
+
+
+def _log(job: Job) -> list[dict[str, Any]]:
     path = job.folder / "log.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    return int(json.loads(lines[-1])["step"]) if lines else 0
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
 
 
 def model_of(job: Job, *, device: str) -> VideoModel:

@@ -122,8 +122,10 @@ def _compare(
     must_be_apart: bool,
 ) -> str | None:
     """Return "" where `better` is above `worse`, None where that was not measured, else what was measured instead."""
-    if not better or not worse:
+    count = min(len(better), len(worse))  # seeds that both were trained with, the first ones
+    if not count:
         return None
+    better, worse = better[:count], worse[:count]
     metric, sign = place.metric, -1.0 if place.metric in LOWER_IS_BETTER else 1.0
     (a, applies_a), (b, applies_b) = (matched(list(scores), metric) for scores in (better, worse))
     both = applies_a & applies_b
