@@ -214,7 +214,7 @@ def test_rollout_refuses_what_cannot_be_and_leaves_nothing(
 
 
 def test_rollout_that_fails_midway_leaves_nothing(tmp_path: Path, capsys: Captured) -> None:
-    with pytest.raises(OSError), rollout.appearing(tmp_path / "out") as folder:  # noqa: PT011
+    with pytest.raises(OSError), rollout.appearing(tmp_path / "out") as folder:
         (folder / "000.mp4").write_text("half")
         raise OSError(28, "No space left on device")
     assert not list(tmp_path.iterdir())
