@@ -7,7 +7,7 @@ import json as jsonlib
 import math
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
 from typing import Annotated, Any, get_type_hints
 
@@ -25,21 +25,33 @@ def with_json(function: Callable[..., Any]) -> Callable[..., Any]:
     if "json" in signature.parameters:
         return function
 
-    def command(*arguments: Any, json: bool = False, **named: Any) -> None:
-        if not json:
-            function(*arguments, **named)
-            return
-        with redirect_stdout(sys.stderr):
-            told = function(*arguments, **named)
-        print(json_text(told))
-
-    # Not by functools.wraps: tyro would look through to the function, which has no such argument.
     asked = inspect.Parameter("json", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=bool)
-    command.__signature__ = signature.replace(parameters=[*signature.parameters.values(), asked])  # type: ignore[attr-defined]
     hints = get_type_hints(function, include_extras=True)
-    command.__annotations__ = {**hints, "json": Annotated[bool, tyro.conf.arg(help=HELP)]}
-    command.__doc__ = function.__doc__
-    return command
+    # Not by functools.wraps: tyro would look through to the function, which has no such argument.
+    return _shaped(
+        lambda *arguments, json=False, **named: _told(function, arguments, named, json=json),
+        signature=signature.replace(parameters=[*signature.parameters.values(), asked]),
+        hints={**hints, "json": Annotated[bool, tyro.conf.arg(help=HELP)]},
+        doc=function.__doc__,
+    )
+
+
+def _shaped(
+    call: Any, *, signature: inspect.Signature, hints: Mapping[str, Any], doc: str | None
+) -> Callable[..., Any]:
+    """Give a call that takes anything the arguments, their types and the words of another one."""
+    call.__signature__, call.__annotations__, call.__doc__ = signature, dict(hints), doc
+    made: Callable[..., Any] = call
+    return made
+
+
+def _told(function: Callable[..., Any], arguments: Sequence[Any], named: Mapping[str, Any], *, json: bool) -> None:
+    if not json:
+        function(*arguments, **named)
+        return
+    with redirect_stdout(sys.stderr):
+        told = function(*arguments, **named)
+    print(json_text(told))
 
 
 def described(function: Callable[..., Any], example: str) -> str:
