@@ -40,7 +40,7 @@ CASES = {
         words="--out OUT/a.png --steps 2", writes=("a.png",), says="a chunk of 4 gives the frames of 4 steps: True"
     ),
     "05_calibrate_a_camera": Case(
-        words="--droid DATA/droid --frames 6 --out OUT",
+        words="--droid DATA/droid --frames 18 --out OUT",
         writes=("clicks.png", "outlines.png", "cameras.json"),
         says="px (median) from the clicks it never saw",
     ),
@@ -60,7 +60,7 @@ CASES = {
         simulator=True,
     ),
     "09_evaluate_policies": Case(
-        words="--out OUT --starts 3 --steps 2",
+        words="--out OUT --starts 2 --steps 14",
         writes=("imagined/report.json", "true/report.html", "true/episodes/beside/meta/info.json"),
         says="MMRV",
         simulator=True,

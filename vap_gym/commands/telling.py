@@ -32,15 +32,16 @@ def with_json(function: Callable[..., Any]) -> Callable[..., Any]:
         lambda *arguments, json=False, **named: _told(function, arguments, named, json=json),
         signature=signature.replace(parameters=[*signature.parameters.values(), asked]),
         hints={**hints, "json": Annotated[bool, tyro.conf.arg(help=HELP)]},
-        doc=function.__doc__,
+        like=function,
     )
 
 
 def _shaped(
-    call: Any, *, signature: inspect.Signature, hints: Mapping[str, Any], doc: str | None
+    call: Any, *, signature: inspect.Signature, hints: Mapping[str, Any], like: Callable[..., Any]
 ) -> Callable[..., Any]:
-    """Give a call that takes anything the arguments, their types and the words of another one."""
-    call.__signature__, call.__annotations__, call.__doc__ = signature, dict(hints), doc
+    """Give a call that takes anything these arguments with their types, and the name and words of another one."""
+    call.__signature__, call.__annotations__ = signature, dict(hints)
+    call.__name__, call.__qualname__, call.__doc__ = like.__name__, like.__qualname__, like.__doc__
     made: Callable[..., Any] = call
     return made
 
