@@ -60,9 +60,9 @@ CASES = {
         simulator=True,
     ),
     "09_evaluate_policies": Case(
-        words="--out OUT --starts 2 --steps 14",
+        words="--out OUT --starts 1 --steps 12",
         writes=("imagined/report.json", "true/report.html", "true/episodes/beside/meta/info.json"),
-        says="MMRV",
+        says="  random     imagined 0.000  true 0.000",
         simulator=True,
     ),
     "10_plan": Case(

@@ -10,6 +10,7 @@ from vap_gym.commands.known import COMMANDS
 from vap_gym.commands.known import Command as Command
 from vap_gym.errors import VapError, unknown_name
 
+JSON = "With --json a command prints one JSON value on stdout and nothing else there: progress and words go to stderr."
 EXIT_CODES = """exit codes: 0 done; 1 done, but something was found broken or failed (doctor, data import, rollout);
 2 a mistake in what was asked for, or a file that cannot be read or written: told in a line on stderr; 130 stopped."""
 
@@ -20,14 +21,8 @@ def usage(group: str = "") -> str:
     width = max(map(len, names))
     lines = [f"usage: vap-gym {group or '[-h]'} COMMAND ...".replace("  ", " "), "", "commands:"]
     lines += [f"  {name:<{width}}  {COMMANDS[name].summary}" for name in names]
-    lines += [
-        "",
-        "vap-gym COMMAND --help shows a command's options and an example. With --json a command prints one JSON value",
-        "on stdout and nothing else there: progress and words go to stderr.",
-        "",
-        EXIT_CODES,
-    ]
-    return "\n".join(lines)
+    lines += ["", "vap-gym COMMAND --help shows a command's options and an example."]
+    return "\n".join(lines if group else [*lines, JSON, "", EXIT_CODES])
 
 
 def find(words: Sequence[str]) -> tuple[str, list[str]]:
