@@ -23,12 +23,13 @@ from vap_gym.recover.calibrate_clicks import located, read_clicks, read_frames
 DROID = Path(__file__).resolve().parents[2] / "shared" / "data" / "droid"  # beside the repository
 
 
-def main(droid: Path = DROID, camera: str = "cam0", out: Path = Path("out/calibration")) -> None:
+def main(droid: Path = DROID, camera: str = "cam0", frames: int = 36, out: Path = Path("out/calibration")) -> None:
     """Fit a camera from clicks, refine it without, and write cameras.json and two pictures.
 
     Args:
         droid: folder of the recordings: finger_clicks.json, cameras.json (for K), and per episode log.npz and mp4.
         camera: which camera.
+        frames: to lay outlines on, of all episodes together.
         out: folder to write to.
     """
     # 1. Clicks, and where the clicked points were in the base frame: (N, 2) px and (N, 3) m, by forward kinematics.
@@ -47,7 +48,9 @@ def main(droid: Path = DROID, camera: str = "cam0", out: Path = Path("out/calibr
     # 3. With no click: the rendered robot's outline is laid on the borders of what moves. It starts from a rough camera
     #    (here the one above) and finds, too, that the gripper's mount is longer than the robot's card says: fingers
     #    that always point down cannot tell that from a camera that stands higher.
-    clips = [read_clip(droid, episode, camera, most=36 // len(clicks.episodes)) for episode in clicks.episodes]
+    clips = [
+        read_clip(droid, episode, camera, most=max(1, frames // len(clicks.episodes))) for episode in clicks.episodes
+    ]
     aligned = align_camera(clips, robot, fitted.camera)
     print(f"by outlines: {aligned.summary()}")
     write_png(out / "outlines.png", aligned.picture(clips))

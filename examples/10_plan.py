@@ -33,7 +33,12 @@ from vap_gym.plan import (
 
 
 def main(
-    out: Path = Path("out/planned.png"), task: str = "push", seed: int = 0, candidates: int = 96, iterations: int = 4
+    out: Path = Path("out/planned.png"),
+    task: str = "push",
+    seed: int = 0,
+    candidates: int = 96,
+    iterations: int = 4,
+    steps: int = 60,
 ) -> None:
     """Write a picture of the futures that a plan was chosen from.
 
@@ -43,6 +48,7 @@ def main(
         seed: of the start and of the planner.
         candidates: action sequences in an iteration.
         iterations: of the planner.
+        steps: of the episode, at most.
     """
     env = gym.make("VAP-DROID-v0", task=task).unwrapped
     assert isinstance(env, VapEnv)
@@ -64,7 +70,7 @@ def main(
 
     # 2. A policy that plans every 12 steps. The same policy drives the simulator: gym.make("VAP-DROID-Oracle-v0").
     policy = MpcPolicy(ImaginedOutlook(stage), planner, by_task(space), horizon=Horizon(budget_s=None))
-    played = play_episode(env, policy, seed=seed, steps=60)
+    played = play_episode(env, policy, seed=seed, steps=steps)
     how = "solved" if played.success else f"{100 * played.progress[-1]:.0f} % done"
     print(
         f"{how} after {len(played.progress)} steps and {len(policy.plans)} plans, as the judge sees it in imagination"

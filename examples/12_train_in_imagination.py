@@ -21,7 +21,13 @@ from vap_gym.sim import generate
 
 
 def main(
-    out: Path = Path("out/agents"), task: str = "push", episodes: int = 36, steps: int = 4096, starts: int = 4
+    out: Path = Path("out/agents"),
+    task: str = "push",
+    episodes: int = 36,
+    experts: int = 2,
+    steps: int = 4096,
+    starts: int = 4,
+    try_steps: int = 60,
 ) -> None:
     """Write two agents and an evaluation of both.
 
@@ -29,14 +35,16 @@ def main(
         out: folder to write to.
         task: push, or reach: of which there are few experts, so that it takes 60 episodes.
         episodes: to record.
+        experts: of the task, to clone.
         steps: decisions of the training.
         starts: to try the agents from, in the simulator.
+        try_steps: control steps of such a try, at most.
     """
     # 1. Two in five of the episodes are experts', and each task has its share of them.
     generate.main(out / "recorded", episodes=episodes)
 
-    # 2. An agent that does what two experts did.
-    told = clone_agent(out / "recorded", task, out / "cloned", episodes=2)
+    # 2. An agent that does what a few experts did.
+    told = clone_agent(out / "recorded", task, out / "cloned", episodes=experts)
     print(f"cloned from {told['decisions']} decisions")
 
     # 3. It goes on in imagination, from moments of the recordings, near to what it was.
@@ -54,7 +62,7 @@ def main(
         out=out / "evaluated",
         starts=starts,
         task=task,
-        steps=60,
+        steps=try_steps,
     )
     print(report)
 

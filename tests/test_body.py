@@ -18,12 +18,13 @@ CAMERA = Camera(K=torch.eye(3), T_world_camera=torch.eye(4), frame_size_px=(144,
 
 def test_the_shipped_body_is_that_of_the_urdf(tmp_path: Path) -> None:
     pytest.importorskip("pybullet_data", reason="the arm's meshes are those of the pybullet package")
-    command.main("panda_robotiq", out=tmp_path / "body.npz")
+    told = command.main("panda_robotiq", out=tmp_path / "body.npz")
     again, shipped = np.load(tmp_path / "body.npz"), np.load(load_robot("panda_robotiq").folder / "body.npz")
     assert again["links"].tolist() == shipped["links"].tolist()
     np.testing.assert_array_equal(again["link"], shipped["link"])
     np.testing.assert_allclose(again["points_m"], shipped["points_m"], atol=1e-5)
     assert [p.name for p in tmp_path.iterdir()] == ["body.npz"]
+    assert (told["points"], told["links"]) == (len(shipped["points_m"]), shipped["links"].tolist())
 
 
 def test_normals_have_length_one_and_points_belong_to_links() -> None:

@@ -139,11 +139,17 @@ def test_commands_write_cameras_and_pictures(droid: Path, tmp_path: Path, capsys
     out, picture = tmp_path / "cameras.json", tmp_path / "picture.png"
     where = ["--out", str(out), "--picture", str(picture)]
     lens = ["--lens", str(droid / "cameras.json"), "--camera", "cam1"]
-    assert cli.main(["calibrate", "clicks", str(droid / "finger_clicks.json"), str(droid), *lens, *where]) == 0
+    assert (
+        cli.main(["calibrate", "clicks", str(droid / "finger_clicks.json"), str(droid), *lens, *where, "--json"]) == 0
+    )
     written = json.loads(out.read_text())["cam1"]
     assert written["valid_for_episodes"] == ["newsetup_0012"]
     assert written["reprojection_px"]["median"] <= 1.5
     assert read_camera(written).frame_size_px == (320, 192)
-    assert "uncertain by" in capsys.readouterr().out
+    shown = capsys.readouterr()
+    assert "uncertain by" in shown.err
+    told = json.loads(shown.out)
+    assert told["cameras"]["cam1"] == written
+    assert told["written"] == [str(out), str(picture)]
     assert picture.stat().st_size > 10_000
     assert read_video(droid / "newsetup_0012" / "cam1.mp4", stop=1).shape == (1, 192, 320, 3)

@@ -1,5 +1,6 @@
 """The doctor of data sets: good sets are well, and every mistake made in a copy of one is found and named."""
 
+import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -324,6 +325,8 @@ def test_doctor_ends_well_on_a_good_set_and_with_1_on_a_broken_one(
 ) -> None:
     assert doctor(made_set) == 0
     assert capsys.readouterr().out.endswith("all is well\n")
+    assert doctor(made_set, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["broken"] == 0
     broken = tmp_path / "set"
     writer = EpisodeWriter(broken, fps=FPS, robot_type=CARD.name)
     for seed in range(2):
@@ -346,9 +349,9 @@ def test_doctor_ends_well_on_a_good_set_and_with_1_on_a_broken_one(
     )  # frames, that episode, degrees, frozen, blank: no consequences of degrees
 
 
-def doctor(root: Path) -> int:
+def doctor(root: Path, *words: str) -> int:
     with pytest.raises(SystemExit) as stop:
-        cli.main(["doctor", str(root)])
+        cli.main(["doctor", str(root), *words])
     assert isinstance(stop.value.code, int)
     return stop.value.code
 

@@ -20,12 +20,14 @@ STEPS, ENV = 4, "VAP-Bridge-v0"
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("imagined") / "true"
-    generate.main(folder, episodes=2, frames=8, env=ENV, workers=1)
+    told = generate.main(folder, episodes=2, frames=8, env=ENV, workers=1)
+    assert told == {"out": folder, "episodes": 2, "recorded": 2}
     return folder
 
 
 def test_pictures_are_imagined_and_all_else_is_true(source: Path, tmp_path: Path) -> None:
-    imagined_set.main(source, tmp_path / "out", env=ENV, steps=STEPS, every=2, batch=2)
+    told = imagined_set.main(source, tmp_path / "out", env=ENV, steps=STEPS, every=2, batch=2)
+    assert told == {"out": tmp_path / "out", "episodes": 2, "imagined": 2}
     given, made = EpisodeSet(source), EpisodeSet(tmp_path / "out")
     assert [made.index(i) for i in range(len(made))] == [0, 1]
     for i in range(2):
@@ -37,7 +39,7 @@ def test_pictures_are_imagined_and_all_else_is_true(source: Path, tmp_path: Path
         np.testing.assert_array_equal(one.labels["front"][seen], true.labels["front"][2::2][seen])
         off = np.abs(one.frames["front"].astype(int) - true.frames["front"][2::2].astype(int))
         assert 0.0 < off.mean() < 12.0
-    imagined_set.main(source, tmp_path / "out", env=ENV, steps=STEPS, every=2)  # nothing is left to do
+    assert imagined_set.main(source, tmp_path / "out", env=ENV, steps=STEPS, every=2)["imagined"] == 0  # none is left
     with pytest.raises(VapError, match="more than 9 frames"):
         imagined_set.main(source, tmp_path / "long", env=ENV, steps=9)
     with pytest.raises(VapError, match="--env"):

@@ -116,8 +116,10 @@ def test_labels_are_made_filled_in_and_read(folder: Path, capsys: pytest.Capture
         writer = csv.DictWriter(file, rows[0].keys())
         writer.writeheader()
         writer.writerows(rows)
-    assert main(["judge", str(folder), f"labels:{path}", "--clips", "1"]) == 0
-    assert "| still " in capsys.readouterr().out
+    assert main(["judge", str(folder), f"labels:{path}", "--clips", "1", "--json"]) == 0
+    shown = capsys.readouterr()
+    assert "| still " in shown.err
+    assert [row["verdict"] for row in json.loads(shown.out)["rows"]["still"]] == ["success", "unknown"]
     found = Report.load(folder / "judged" / "labels")
     assert [row.verdict for row in found.rows["still"] if row] == ["success", "unknown"]
     page = (folder / "judged" / "labels" / "report.html").read_text()

@@ -283,7 +283,9 @@ def test_the_command_writes_a_set_once(tmp_path: Path, video: Path, table, capsy
     assert episodes.features.views == {"prompt": (64, 96), "video": (64, 96)}
     assert episodes.info(1)["lab"] == "home"
     assert (tmp_path / "out" / "overlays" / "table.png").is_file()
-    assert cli.main(words) == 0  # once more: nothing new
+    assert cli.main([*words, "--json"]) == 0  # once more: nothing new
+    told = json.loads(capsys.readouterr().out)
+    assert (told["clips"], [one["video"] for one in told["videos"]]) == (2, ["table.mp4"])
     assert len(EpisodeSet(tmp_path / "out")) == 2
 
 

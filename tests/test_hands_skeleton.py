@@ -204,9 +204,10 @@ def test_annotated_pictures_are_imported_by_one_command(
     shared_data: Path, tmp_path: Path, kind: str, joints: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["recover", "hand-pictures", str(shared_data / "hands" / kind), str(tmp_path / "out"), "--side-px", "128"]
-    assert cli.main(words) == 0, capsys.readouterr().err
-    shown = capsys.readouterr().out
-    assert shown.count("100%") == 4  # of the joints lie in the annotated boxes
+    assert cli.main([*words, "--json"]) == 0, capsys.readouterr().err
+    shown = capsys.readouterr()
+    assert [one["in box"] for one in json.loads(shown.out)["pictures"]] == ["100%"] * 4
+    assert shown.err.count("100%") == 4  # of the joints lie in the annotated boxes
     assert (tmp_path / "out" / "overlays" / f"{kind}.png").is_file()
     episodes = EpisodeSet(tmp_path / "out")
     points = np.stack([episode.columns[HANDS_PX][0] for episode in episodes])

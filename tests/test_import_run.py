@@ -245,6 +245,12 @@ def test_command_prints_progress_reasons_and_the_set(
     with pytest.raises(SystemExit) as stop:
         cli.main(["data", "import", "droid", str(recording), str(tmp_path / "b"), "--only", "e0", "--fps", "7"])
     assert (stop.value.code, EpisodeSet(tmp_path / "b").fps) == (0, 7)
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["data", "import", "droid", str(recording), str(tmp_path / "d"), "--only", "e[23]", "--json"])
+    told = json.loads(capsys.readouterr().out)
+    assert (stop.value.code, told["failed"], told["fps"]) == (1, 1, 10)
+    assert [(row["name"], row["failed"] is None) for row in told["episodes"]] == [("e2", True), ("e3", False)]
     assert cli.main(["data", "import", "droit", str(recording), str(tmp_path / "c")]) == 2
     assert "No kind of recording named 'droit'. Did you mean 'droid'?" in capsys.readouterr().err
 

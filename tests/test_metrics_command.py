@@ -52,7 +52,7 @@ def two(tmp_path: Path) -> tuple[Path, Path]:
 
 def test_real_clips_get_the_scores_of_the_references(shared_data: Path, tmp_path: Path, capsys) -> None:
     folder, out = shared_data / "generated_vs_real", tmp_path / "new" / "scores.json"
-    shown = told(capsys, folder / "irasim_rt1_short_pred.mp4", folder / "irasim_rt1_short_gt.mp4", "--json", out)
+    shown = told(capsys, folder / "irasim_rt1_short_pred.mp4", folder / "irasim_rt1_short_gt.mp4", "--out", out)
     expected = json.loads((folder / "expected_metrics.json").read_text())["rt1"]
     scores = {name: row["value"] for name, row in json.loads(out.read_text())["scores"].items()}
     for name, theirs, near in (
@@ -71,7 +71,7 @@ def test_real_clips_get_the_scores_of_the_references(shared_data: Path, tmp_path
 
 def test_real_masks_get_the_scores_of_the_references(shared_data: Path, tmp_path: Path, capsys) -> None:
     file, out = shared_data / "mask_metrics" / "car-shadow.npz", tmp_path / "scores.json"
-    told(capsys, f"{file}:segmentation", f"{file}:annotation", "--masks", "--json", out)
+    told(capsys, f"{file}:segmentation", f"{file}:annotation", "--masks", "--out", out)
     expected = json.loads((shared_data / "mask_metrics" / "expected_J_F.json").read_text())["car-shadow"]
     scores = {name: row["value"] for name, row in json.loads(out.read_text())["scores"].items()}
     assert scores["j"] == pytest.approx(np.mean(expected["J"]), abs=1e-6)
@@ -118,7 +118,7 @@ def test_folders_are_compared_clip_by_clip_with_intervals(tmp_path: Path, capsys
     for i in range(3):
         write_video(tmp_path / "a" / f"clip{i}.mp4", moving(i), 5, codec="h264_444")
         np.savez(tmp_path / "b" / f"clip{i}.npz", frames=moving(i))
-    shown = told(capsys, tmp_path / "a", tmp_path / "b", "--json", tmp_path / "out.json")
+    shown = told(capsys, tmp_path / "a", tmp_path / "b", "--out", tmp_path / "out.json")
     report = json.loads((tmp_path / "out.json").read_text())
     assert list(report["per_clip"]) == ["clip0", "clip1", "clip2"]
     psnr = report["scores"]["psnr_db"]
@@ -149,7 +149,7 @@ def test_other_sizes_and_lengths_are_refused_with_the_flag_that_helps(two, tmp_p
 
 
 def test_learned_scores_are_absent_without_weights_and_say_how_to_get_them(two, tmp_path: Path, capsys) -> None:
-    shown = told(capsys, *two, "--json", tmp_path / "out.json")
+    shown = told(capsys, *two, "--out", tmp_path / "out.json")
     assert "LPIPS is absent: give --lpips: torchvision's weights of AlexNet (alexnet-owt-7be5be79.pth)" in shown
     assert "FVD is absent: give folders of clips and --fvd WEIGHTS: StyleGAN-V's i3d_torchscript.pt" in shown
     report = json.loads((tmp_path / "out.json").read_text())
@@ -179,7 +179,7 @@ def test_weights_bring_lpips_and_fvd(tmp_path: Path, capsys) -> None:
         for i in range(4):
             np.save(tmp_path / side / f"{i}.npy", moving(seed + i))
     weights = ["--lpips", tmp_path / "alex.pth", "--lpips-lin", tmp_path / "lin.pth", "--fvd", tmp_path / "i3d.pt"]
-    shown = told(capsys, tmp_path / "a", tmp_path / "b", *weights, "--json", tmp_path / "out.json")
+    shown = told(capsys, tmp_path / "a", tmp_path / "b", *weights, "--out", tmp_path / "out.json")
     report = json.loads((tmp_path / "out.json").read_text())
     assert report["absent"] == {}
     assert report["scores"]["lpips"]["value"] > 0
@@ -195,9 +195,9 @@ def test_prompts_add_adherence(two, tmp_path: Path, capsys) -> None:
     drawn = moving(1)
     drawn[..., :] = (drawn > 140) * 255
     np.savez(tmp_path / "prompts.npz", drawn=drawn)
-    told(capsys, *two, "--prompts", tmp_path / "prompts.npz", "--json", tmp_path / "out.json")
+    told(capsys, *two, "--prompts", tmp_path / "prompts.npz", "--out", tmp_path / "out.json")
     wrong = json.loads((tmp_path / "out.json").read_text())
-    told(capsys, two[1], two[1], "--prompts", tmp_path / "prompts.npz", "--json", tmp_path / "out.json")
+    told(capsys, two[1], two[1], "--prompts", tmp_path / "prompts.npz", "--out", tmp_path / "out.json")
     right = json.loads((tmp_path / "out.json").read_text())
     still = right["frozen_first_frame"]["prompt_adherence"]
     assert right["scores"]["prompt_adherence"]["value"] > wrong["scores"]["prompt_adherence"]["value"] > still
@@ -221,7 +221,7 @@ def test_what_is_no_clip_is_refused(two, tmp_path: Path, capsys) -> None:
     assert "--masks compares masks alone, got --fvd too." in refused(capsys, *two, "--masks", "--fvd", "x.pt")
     assert "--lpips-lin needs the backbone too" in refused(capsys, *two, "--lpips-lin", "x.pth")
     assert "--device must be one of this machine's, got 'abacus'" in refused(capsys, *two, "--device", "abacus")
-    assert "--json must be a file to write, got the folder" in refused(capsys, *two, "--json", tmp_path)
+    assert "--out must be a file to write, got the folder" in refused(capsys, *two, "--out", tmp_path)
 
 
 @settings(max_examples=60, deadline=None)

@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from vap_gym.cards import load_robot
+from vap_gym.commands.telling import json_text
 from vap_gym.data import EpisodeSet
 from vap_gym.data.layout import DataError
 from vap_gym.errors import VapError
 from vap_gym.evaluate import real_droid_adapt
-from vap_gym.evaluate.real_droid import Scores, clustered, gap_closed
+from vap_gym.evaluate.real_droid import WAYS, Scores, clustered, figures, gap_closed
 from vap_gym.evaluate.real_droid_adapt import Imagined, adapt, fitted_gate, surface_colours
 from vap_gym.evaluate.real_droid_set import write_set
 from vap_gym.evaluate.real_droid_streams import ROBOT, Stream, read_streams, windows
@@ -125,6 +126,13 @@ def test_intervals_are_wider_where_episodes_differ_than_where_windows_do() -> No
     assert value == same == pytest.approx(0.4)
     assert high - low > higher - lower
     assert gap_closed(by_episode[0].psnr, "adapted") == pytest.approx(0.2)
+
+
+def test_figures_are_told_as_json_too() -> None:
+    psnr = {way: np.array([float(i), i + 2.0]) for i, way in enumerate(WAYS)}
+    told = json.loads(json_text(figures([Scores(stream="a", episode="a", how="clicked", psnr=psnr, st_iou=psnr)])))
+    assert told["windows"] == 2
+    assert told["figures"]["adapted"]["psnr"][0] == told["streams"][0]["psnr_db"]["adapted"] == 6.0
 
 
 def test_gripper_that_is_mounted_further_is_seen_further(shared_data: Path, body: Body) -> None:

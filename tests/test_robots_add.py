@@ -324,8 +324,10 @@ def test_the_command_tells_what_it_made_through_the_given_camera(
     camera = tmp_path / "cameras.json"
     camera.write_text(json.dumps({"left": table, "note": "by hand"}))
     words = ["robot", "add", str(urdf), "--tip", "wrist", "--camera", str(camera), "--out", str(tmp_path / "out")]
-    assert cli.main(words) == 0
-    told = capsys.readouterr().out
+    assert cli.main([*words, "--json"]) == 0
+    shown = capsys.readouterr()
+    told = shown.err
+    assert json.loads(shown.out)["arm_joints"] == ["turn", "lift", "bend", "roll"]
     assert "4 arm joints (turn, lift, bend, roll); gripper joints: left" in told
     assert "check.png" in told
     assert cli.main(words) == 2

@@ -1,10 +1,12 @@
 """The table of speeds: its structure and its rules. No time is asserted: the machine that runs tests is not idle."""
 
+import json
 import re
 from pathlib import Path
 
 import pytest
 
+from vap_gym.commands.telling import json_text
 from vap_gym.errors import VapError
 from vap_gym.evaluate import report, speed
 from vap_gym.evaluate.speed import Figure
@@ -56,11 +58,14 @@ def test_no_repeats_are_refused() -> None:
 
 @pytest.mark.slow
 def test_bench_writes_every_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    speed.main(tmp_path / "speed.md", repeats=1)
+    told = speed.main(tmp_path / "speed.md", repeats=1)
     text = (tmp_path / "speed.md").read_text()
     rows = [line for line in text.splitlines() if line.startswith("|")]
     assert [cell.strip() for cell in rows[0].strip("|").split("|")] == list(speed.HEADER)
     assert len(rows) - 2 == speed.COUNT
+    assert [row["name"] for row in json.loads(json_text(told))["figures"]] == [
+        line.split("|")[1].strip() for line in rows[2:]
+    ]
     for issue in ("≤ 45", "≤ 25", "≥ 150", "≥ 300", "≥ 50", "≥ 100", "≥ 5,000", "≥ 15,000"):
         assert issue in text
     assert "Commit" in text

@@ -11,6 +11,7 @@ import pytest
 pytest.importorskip("pybullet", reason="held-out clips are played in the oracle")
 
 from vap_gym.cards import load_robot
+from vap_gym.commands.telling import json_text
 from vap_gym.data import EpisodeSet, EpisodeWriter, finalise
 from vap_gym.errors import CheckpointError, UnknownNameError, VapError
 from vap_gym.evaluate import tables
@@ -108,18 +109,21 @@ def runs(plan_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
     # Played here, not in processes beside: they would have to import everything again.
     held_out_clips(load_plan(plan_file).sets["droid"], "known", 3, folder=folder / "heldout", workers=1)
-    tables.main(plan=plan_file, runs=folder, only=("1",))
+    told = json.loads(json_text(tables.main(plan=plan_file, runs=folder, only=("1",))))
+    assert told["page"] == str(folder / "tables.md")
+    assert [one["claim"] for one in told["verdicts"]["1"]]
     return folder
 
 
 def test_a_dry_run_says_what_there_is_to_do_and_does_nothing(
     plan_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tables.main(plan=plan_file, runs=tmp_path / "none", dry_run=True)
+    told = tables.main(plan=plan_file, runs=tmp_path / "none", dry_run=True)
     said = capsys.readouterr().out
     assert [line.split("|")[1].strip() for line in said.splitlines()[2:6]] == [
         "base", "text-droid", "skeleton-droid", "mesh-droid",
     ]  # fmt: skip
+    assert [one["state"] for one in told["trainings"]] == ["to do"] * 4
     assert "Training: about" in said
     assert "as the plan guesses" in said
     assert not (tmp_path / "none").exists()

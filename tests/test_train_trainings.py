@@ -71,7 +71,9 @@ def codec_recipe(folder: Path, data: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def codec_run(folder: Path, codec_recipe: Path) -> Path:
-    codec.main(codec_recipe, out=folder / "codec")
+    told = codec.main(codec_recipe, out=folder / "codec")
+    assert told["step"] == STEPS
+    assert {"loss", "psnr", "out", "model"} <= set(told), told
     return folder / "codec"
 
 
@@ -273,12 +275,13 @@ def runs(
 
 
 def test_the_parts_become_one_model_folder_with_a_card(runs: dict[str, Path], tmp_path: Path) -> None:
-    publish.main(tmp_path / "model", **runs, data="Three episodes.")
+    told = publish.main(tmp_path / "model", **runs, data="Three episodes.")
     model, sight = WorldModel.from_pretrained(tmp_path / "model"), Judge.from_pretrained(tmp_path / "model")
     assert model.frame_size_px == (144, 96)
     assert sight.network.config.latent_channels == 4
     card = (tmp_path / "model" / "README.md").read_text()
     index = json.loads((tmp_path / "model" / "model_index.json").read_text())
+    assert told["sha256"] == index["sha256"]
     batches = {"codec": 2, "dynamics": 3, "appearance": 2, "things": 2, "motion": 4, "judge": 2}
     for part, batch in batches.items():
         assert f"| {part} | {STEPS * batch} |" in card

@@ -12,7 +12,9 @@ import torch
 
 from vap_gym import VapEnv, VapVectorEnv
 from vap_gym.assets import weights_dir
+from vap_gym.commands.telling import json_text
 from vap_gym.errors import CheckpointError, VapError
+from vap_gym.evaluate.report import plain
 from vap_gym.evaluate.trust import object_errors
 from vap_gym.evaluate.trust_scores import check, kept
 from vap_gym.trust import SIGNALS, Calibration, TrustSignals
@@ -241,3 +243,4 @@ def test_a_check_tells_good_signals_from_bad_ones() -> None:
     assert told.psnr_off_db < 0.4 * told.psnr_usual_db
     for one in told.psnr_bins:
         assert abs(one.expected - one.happened.value) < 1.0
+    assert json.loads(json_text(plain(told)))["object_kept"]["by_doubt"] == told.object_kept.by_doubt.tolist()

@@ -7,6 +7,7 @@ import re
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -40,7 +41,7 @@ FIVE = {  # the base frame: x away from the robot's base, y to its left, z up; l
 
 def main(
     out: Path = Path("out"), *, seed: int = 0, world_model: str = "tiny", steps: int = 45, droid: Path | None = None
-) -> None:
+) -> dict[str, Any]:
     """Imagine a robot from actions; write demo.mp4, contact_sheet.png, five_actions.png and table.md.
 
     Args:
@@ -76,7 +77,9 @@ def main(
     report.write(out / "table.md", text)
     print(f"\n{text}\n")
     written = [str(out / name) for name in ("demo.mp4", *pictures, "table.md")]
-    print(f"Wrote {', '.join(written)} in {time.perf_counter() - began:.0f} s.")
+    seconds = time.perf_counter() - began
+    print(f"Wrote {', '.join(written)} in {seconds:.0f} s.")
+    return {"world_model": world_model, "seed": seed, "figures": dict(rows), "written": written, "seconds": seconds}
 
 
 def play(shipped: StartSet, order: Sequence[int], task: str, *, seed: int, world_model: str, steps: int) -> Clip:

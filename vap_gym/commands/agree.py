@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +31,7 @@ def main(
         picture: draw imagined against true success into this PNG.
         json: print JSON instead of lines to read.
     """
+    from vap_gym.commands.telling import json_text
     from vap_gym.evaluate.agreement_reports import corrected_rates
     from vap_gym.evaluate.policies_report import Report
 
@@ -41,7 +41,7 @@ def main(
 
         found = corrected_rates(sim, real, level=level)
         if json:
-            print(dumps({name: asdict(one) for name, one in found.items()}, indent=1))
+            print(json_text({name: asdict(one) for name, one in found.items()}))
         for name, one in found.items() if not json else ():
             print(f"{name}: {one.rate} from {one.rate.samples} true and {one.imagined.samples} imagined trials")
             print(f"  imagined alone {one.imagined}, true alone {one.true}; worth {one.worth:.0f} true trials")
@@ -53,7 +53,7 @@ def main(
 
         draw_agreement(sim, real, agreement(sim, real, least_trust=least_trust, level=level), picture)
         lines.append(str(picture))
-    print(dumps(told, indent=1) if json else "\n".join(lines))
+    print(json_text(told) if json else "\n".join(lines))
 
 
 def compared(sim: Report, real: Report, *, least_trust: float | None, level: float) -> tuple[dict[str, Any], list[str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -11,7 +12,7 @@ from vap_gym.data.layout import replacing
 from vap_gym.prompts.body import sampled_body
 
 
-def main(robot: str, *, out: Path | None = None) -> None:
+def main(robot: str, *, out: Path | None = None) -> dict[str, Any]:
     """Sample the visual geometry of a robot's URDF and write it as the body that its card can name.
 
     Args:
@@ -26,3 +27,4 @@ def main(robot: str, *, out: Path | None = None) -> None:
     print(
         f'{target}: {len(body["points_m"]):,} points on {len(body["links"])} links. In the card: body = "{target.name}"'
     )
+    return {"written": target, "points": len(body["points_m"]), "links": [str(link) for link in body["links"]]}

@@ -38,7 +38,7 @@ def clicks(
     robot: str = "panda_robotiq",
     out: Path = Path("out/cameras.json"),
     picture: Path = Path("out/calibration.png"),
-) -> None:
+) -> dict[str, Any]:
     """Fit a camera to clicks on the robot's finger ends, and say how far it is off on episodes that are left out.
 
     Args:
@@ -65,19 +65,24 @@ def clicks(
     settings: dict[str, Any] = {"K": K, "frame_size_px": size, "free": free, "noise_px": noise_px}
     made = fit_camera(points, seen.pixels, **settings)
     print(f"{camera}: {made.summary()}")
+    apart: dict[str, float | None] = {}
     for episode in seen.episodes if len(seen.episodes) > 1 else ():
         left_out = seen.of(episode)
         try:
             fitted = fit_camera(points[~left_out], seen.pixels[~left_out], **settings)
         except CalibrationError as error:
             print(f"  without {episode}: cannot be fitted. {error}")
+            apart[episode] = None
             continue
         error_px = fitted.errors_px(points[left_out], seen.pixels[left_out])
+        apart[episode] = float(np.median(error_px))
         print(f"  without {episode}: its {left_out.sum()} clicks are off by {np.median(error_px):.2f} px (median)")
     method = f"{len(points)} clicks in {len(shown)} frames of {len(seen.episodes)} episodes, tool {tool_shift_mm:+g} mm"
-    write_cameras(out, {camera: made.table(method=method, valid_for_episodes=seen.episodes)})
+    found = {camera: made.table(method=method, valid_for_episodes=seen.episodes)}
+    write_cameras(out, found)
     _write_sheet(picture, [made.picture(frame, rows) for frame, rows in shown])
     print(f"{out}: {camera}\n{picture}: green where clicked, red where reprojected, yellow the residual x 4")
+    return {"cameras": found, "off_px_where_left_out": apart, "written": [out, picture]}
 
 
 def marker(
@@ -87,7 +92,7 @@ def marker(
     free: Free = "pose",
     out: Path = Path("out/cameras.json"),
     picture: Path = Path("out/calibration.png"),
-) -> None:
+) -> dict[str, Any]:
     """Fit cameras that look at a marker fixed to the hand, and where the marker is on it.
 
     Args:
@@ -104,9 +109,11 @@ def marker(
     print(made.summary())
     where = np.round(1e3 * made.marker_hand_m, 1).tolist()
     method = f"eye-hand: marker at {where} mm in the hand's frame, shared by {len(pixels)} cameras"
-    write_cameras(out, {name: one.table(method=method) for name, one in made.cameras.items()})
+    found = {name: one.table(method=method) for name, one in made.cameras.items()}
+    write_cameras(out, found)
     _write_sheet(picture, _marker_pictures(made, images, samples.parent))
     print(f"{out}: {', '.join(made.cameras)}\n{picture}: green where seen, red where reprojected, yellow residuals x 4")
+    return {"cameras": found, "marker_hand_mm": where, "written": [out, picture]}
 
 
 def align(
@@ -122,7 +129,7 @@ def align(
     robot: str = "panda_robotiq",
     out: Path = Path("out/cameras.json"),
     picture: Path = Path("out/calibration.png"),
-) -> None:
+) -> dict[str, Any]:
     """Refine a rough camera, with no clicks, by laying the rendered robot's outline on the moving robot's borders.
 
     Args:
@@ -149,9 +156,11 @@ def align(
     clips = [read_clip(episodes, name, camera, most=max(1, frames // len(chosen))) for name in chosen]
     made = align_camera(clips, card, read_camera(entry), rough_m=rough_m, rough_deg=rough_deg, fit_tool=fit_tool)
     print(f"{camera}: {made.summary()}")
-    write_cameras(out, {camera: made.table(valid_for_episodes=chosen)})
+    found = {camera: made.table(valid_for_episodes=chosen)}
+    write_cameras(out, found)
     write_png(picture, made.picture(clips))
     print(f"{out}: {camera}\n{picture}: the outline in red, green lines to where the border seems to be")
+    return {"cameras": found, "tool_shift_mm": round(1e3 * float(made.tool_shift_m), 2), "written": [out, picture]}
 
 
 def read_samples(path: Path) -> tuple[np.ndarray, dict[str, np.ndarray], dict[str, Lens], dict[str, list[str]]]:

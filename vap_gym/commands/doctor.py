@@ -15,6 +15,7 @@ from typing import Literal
 from tyro.conf import Positional
 
 from vap_gym.assets import weights_dir
+from vap_gym.commands.telling import json_text
 from vap_gym.errors import VapError
 
 
@@ -138,7 +139,9 @@ CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
 )
 
 
-def main(dataset: Positional[Path | None] = None, /, *, episodes: int = 24, robot: str | None = None) -> None:
+def main(
+    dataset: Positional[Path | None] = None, /, *, episodes: int = 24, robot: str | None = None, json: bool = False
+) -> None:
     """Check this machine (python, torch, libraries, simulator, weights), or a data set for what looks wrong in it.
 
     Of a set: units, conventions and delay of the actions, signs of the gripper, limits, speeds and kinematics of the
@@ -148,23 +151,36 @@ def main(dataset: Positional[Path | None] = None, /, *, episodes: int = 24, robo
         dataset: The folder of a data set (meta/, data/, videos/); this machine is checked where none is given.
         episodes: How many episodes of the set to look at closely, spread over it.
         robot: A card's name or path, where the set names none or a wrong one.
+        json: Print one JSON value on stdout instead of lines.
     """
+    told: list[dict[str, str]] = []
+
+    def tell(level: str, subject: str, text: str, why: str = "", mend: str = "") -> None:
+        told.append({"level": level, "subject": subject, "text": text, "why": why, "mend": mend})
+        if not json:
+            _print(level, subject, text, why, mend)
+
     if dataset is None:
-        broken = sum(_print(f.level, f.subject, f.text) for check in CHECKS for f in check())
+        for check in CHECKS:
+            for f in check():
+                tell(f.level, f.subject, f.text)
     else:
         from vap_gym.data.checkup import check_set  # here: it needs the very libraries that the other checks try
 
         if episodes < 1:
             raise VapError(f"--episodes must be 1 or more, got {episodes}. Try --episodes 24.")
-        findings = check_set(dataset, limit=episodes, robot=robot)
-        broken = sum(_print(f.level, f.subject, f.text, f.why, f.mend) for f in findings)
-    print("all is well" if not broken else f"{broken} broken")
+        for found in check_set(dataset, limit=episodes, robot=robot):
+            tell(found.level, found.subject, found.text, found.why, found.mend)
+    broken = sum(one["level"] == "fail" for one in told)
+    if json:
+        print(json_text({"broken": broken, "findings": told}))
+    else:
+        print("all is well" if not broken else f"{broken} broken")
     raise SystemExit(1 if broken else 0)
 
 
-def _print(level: str, subject: str, text: str, *reasons: str) -> bool:
-    """Print a finding, its reasons below it; return whether something is broken."""
+def _print(level: str, subject: str, text: str, *reasons: str) -> None:
+    """Print a finding, its reasons below it."""
     print(f"{level:<5} {subject:<12} {text}", flush=True)
     for reason in filter(None, reasons):
         print(f"{'':<18} {reason}", flush=True)
-    return level == "fail"

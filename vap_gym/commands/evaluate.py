@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from json import dumps
 from pathlib import Path
 from typing import Literal
 
@@ -61,6 +60,7 @@ def main(
         json: print the report as JSON instead of a table.
     """
     from vap_gym.cards import load_env
+    from vap_gym.commands.telling import json_text
     from vap_gym.errors import VapError
     from vap_gym.evaluate.policies import evaluate_policies
     from vap_gym.evaluate.policies_judges_named import is_judge_text, named_judge
@@ -91,7 +91,7 @@ def main(
         clips=clips,
     )
     if json:
-        print(dumps(report.to_json(), ensure_ascii=False, indent=1))
+        print(json_text(report.to_json()))
     else:
         print(f"{report}\n{out / 'report.html'}")
     if report.lost:

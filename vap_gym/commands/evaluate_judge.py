@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 
-def main(folder: Path, judge: str, *, out: Path | None = None, clips: int = 120) -> None:
+def main(folder: Path, judge: str, *, out: Path | None = None, clips: int = 120) -> dict[str, Any]:
     """Write report.json and report.html with the verdicts of another judge; nothing is played anew.
 
     Judges: labels:FILE.csv | goals:FOLDER,most_grey=8 | vlm:URL,model=NAME,votes=3 | transformers:FOLDER,votes=3 |
@@ -30,10 +31,11 @@ def main(folder: Path, judge: str, *, out: Path | None = None, clips: int = 120)
         print(
             f"{what}: {count} episodes to label. Write success or failure into the last column, then call this again."
         )
-        return
+        return {"labels": what, "to_label": count}
     found = rejudged(report, folder, named_judge(judge))
     into = folder / "judged" / kind if out is None else out
     into.mkdir(parents=True, exist_ok=True)
     found.save(into / "report.json")
     write_page(found, folder, clips=clips, into=into)
     print(f"{found}\n{into / 'report.html'}")
+    return found.to_json() | {"written": [into / "report.json", into / "report.html"]}

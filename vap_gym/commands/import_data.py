@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
+from vap_gym.commands.telling import json_text
 from vap_gym.data.episodes import EpisodeSet
 from vap_gym.data.importing.kinds import open_source
 from vap_gym.data.importing.run import Doubts, Outcome, Report, import_source, one_by_one
@@ -30,6 +33,7 @@ def main(
     check: bool = True,
     executor: Executor = "serial",
     workers: int = 0,
+    json: bool = False,
 ) -> None:
     """Import a recording, episode by episode. Run it again to go on, or to try failed episodes again.
 
@@ -52,6 +56,7 @@ def main(
         executor: Where episodes are worked on: here one by one, in processes, or on Ray (the extra [cluster]). The
             files come out the same.
         workers: Episodes at once, with processes and ray; 0 for one per core.
+        json: Print one JSON value on stdout instead of a table.
     """
     from tqdm import tqdm
 
@@ -68,7 +73,7 @@ def main(
             bar.update()
             bar.set_postfix(frames=frames, refresh=False)
             if outcome.failed is not None:
-                bar.write(f"failed  {outcome.name}: {outcome.failed}")
+                bar.write(f"failed  {outcome.name}: {outcome.failed}", file=sys.stderr if json else sys.stdout)
 
         report = import_source(
             opened,
@@ -81,7 +86,13 @@ def main(
             progress=tell,
             write=one_by_one if executor == "serial" else at_once,
         )
-    print(table(report, out, seconds=time.perf_counter() - began))
+    seconds = time.perf_counter() - began
+    if json:
+        rows = [asdict(outcome) for outcome in report.outcomes]
+        told = {"out": out, "failed": len(report.failed), "frames": report.frames, "fps": report.fps}
+        print(json_text(told | {"fps_from": report.fps_from, "seconds": seconds, "episodes": rows}))
+    else:
+        print(table(report, out, seconds=seconds))
     raise SystemExit(1 if report.failed else 0)
 
 

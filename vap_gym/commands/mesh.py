@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -11,7 +12,7 @@ from vap_gym.data.layout import replacing
 from vap_gym.prompts.simplified import simplified_mesh
 
 
-def main(robot: str, *, out: Path | None = None) -> None:
+def main(robot: str, *, out: Path | None = None) -> dict[str, Any]:
     """Simplify the visual geometry of a robot's URDF and write it as the mesh that its card can name.
 
     Args:
@@ -26,3 +27,4 @@ def main(robot: str, *, out: Path | None = None) -> None:
     print(
         f'{target}: {len(mesh["faces"]):,} triangles on {len(mesh["links"])} links. In the card: mesh = "{target.name}"'
     )
+    return {"written": target, "triangles": len(mesh["faces"]), "links": [str(link) for link in mesh["links"]]}

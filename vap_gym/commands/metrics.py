@@ -50,9 +50,9 @@ def main(
     fvd: Path | None = None,
     resize: tuple[int, int] | None = None,
     frames: int | None = None,
-    json: Path | None = None,
+    out: Path | None = None,
     device: str = "cpu",
-) -> None:
+) -> dict[str, Any]:
     """Score clips against the true ones: two clips, or two folders with clips of the same names.
 
     A clip is a video (.mp4), an array (.npz, .npy; FILE.npz:KEY where it holds several), or a folder of pictures.
@@ -69,11 +69,11 @@ def main(
         fvd: your weights of I3D for FVD: i3d_torchscript.pt (StyleGAN-V's) or a pytorch-i3d state dict.
         resize: width and height to bring everything to first; scores then are not those of the original size.
         frames: compare only the first so many frames.
-        json: also write all figures, of every clip, to this file.
+        out: also write all figures, of every clip, to this file.
         device: where LPIPS and FVD run, e.g. "cuda".
     """
-    if json is not None and json.is_dir():
-        raise DataError(f"--json must be a file to write, got the folder '{json}'. Try --json {json / 'metrics.json'}.")
+    if out is not None and out.is_dir():
+        raise DataError(f"--out must be a file to write, got the folder '{out}'. Try --out {out / 'metrics.json'}.")
     pairs = paired(prediction, truth)
     asked = {"--prompts": prompts, "--lpips": lpips, "--lpips-lin": lpips_lin, "--fvd": fvd}
     useless = [flag for flag, value in asked.items() if masks and value is not None]
@@ -90,8 +90,9 @@ def main(
         report = _scored_clips(pairs, ready, told, lpips, lpips_lin, fvd, device)
     report = {"prediction": prediction, "truth": truth, "resized_to": resize, **report}
     print(_page(report, MASK_ROWS if masks else CLIP_ROWS))
-    if json is not None:
-        write_json(json, report)
+    if out is not None:
+        write_json(out, report)
+    return report
 
 
 def _check_device(device: str) -> None:

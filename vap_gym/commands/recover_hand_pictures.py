@@ -19,7 +19,7 @@ from vap_gym.recover.hands.pipeline import HANDS_PRESENT, HANDS_PX
 from vap_gym.recover.hands.skeleton21 import draw_hands
 
 
-def main(folder: Path, out: Path, *, side_px: int = 512) -> None:
+def main(folder: Path, out: Path, *, side_px: int = 512) -> dict[str, Any]:
     """Import pictures of InterHand2.6M or OneHand10K: draw their skeletons, write one-frame episodes and overlays.
 
     Args:
@@ -51,6 +51,7 @@ def main(folder: Path, out: Path, *, side_px: int = 512) -> None:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     print("\n".join("  ".join(f"{cell:>{w}}" for cell, w in zip(row, widths)) for row in rows))
     print(f"{out}: {len(pictures)} pictures of {kind}; look at {path}")
+    return {"out": out, "kind": kind, "pictures": [dict(zip(rows[0], row)) for row in rows[1:]], "overlays": path}
 
 
 def _prompt_and_columns(one: AnnotatedPicture) -> tuple[NDArray[np.uint8], dict[str, NDArray[Any]]]:

@@ -42,7 +42,7 @@ def main(
     caption_model: str = "",
     executor: Executor = "serial",
     workers: int = 0,
-) -> None:
+) -> dict[str, Any]:
     """Make (prompt, video) pairs of hand videos: Algorithm 1, smoothing, steady clips, drawn 21-joint skeletons.
 
     Args:
@@ -102,6 +102,8 @@ def main(
     print(f"{out}: {written} clips; look at {out / OVERLAYS}")
     if failed and len(failed) == len(outcomes):
         raise DataError(f"None of {len(outcomes)} videos could be used; the first: {failed[0]}")
+    videos_told = [{"video": Path(one.key).name, "error": one.error, **(one.result or {})} for one in outcomes]
+    return {"out": out, "clips": written, "videos": videos_told}
 
 
 def _pairs(video: Path, detections: Path) -> Iterator[tuple[Path, Path]]:

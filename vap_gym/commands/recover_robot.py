@@ -6,7 +6,7 @@ import math
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from vap_gym.cards import load_robot
 from vap_gym.data import EpisodeSet
@@ -33,7 +33,7 @@ def main(
     least_motion: float | None = None,
     executor: Executor = "serial",
     workers: int = 0,
-) -> None:
+) -> dict[str, Any]:
     """Draw prompts from logged joints, match the rendered robot to the frames, discard what does not fit, rectify.
 
     Args:
@@ -83,3 +83,4 @@ def main(
     counts = ", ".join(f"{len(report[kind])} {kind}" for kind in ("kept", "discarded", "failed"))
     look = f"; look at {out / SHEET}" if (out / SHEET).is_file() else ""
     print(f"{out}: {counts}. Why: {out / REPORT}{look}")
+    return report

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from vap_gym.drafting.draft import draft_robot, read_camera_file
 
@@ -18,7 +19,7 @@ def main(
     name: str | None = None,
     out: Path | None = None,
     replace: bool = False,
-) -> None:
+) -> dict[str, Any]:
     """Write a robot folder: robot.toml, robot.urdf with its meshes, and check.png.
 
     Args:
@@ -45,3 +46,7 @@ def main(
         print(f"  note  {note}")
     print(f"Look at {draft.picture} and correct robot.toml. Then start an env from a picture of the robot:")
     print(f'  gym.make("VAP-DROID-v0", robot="{target}").reset(options={{"image": …, "state": …, "camera": …}})')
+    return {
+        "folder": target, "arm_joints": list(card.arm_joints), "notes": list(draft.notes), "picture": draft.picture,
+        "gripper_joints": [joint.name for joint in card.gripper.joints],
+    }  # fmt: skip

@@ -197,6 +197,21 @@ class EpisodeSet:
 
 def describe(root: str | Path) -> str:
     """A few lines on a data set: episodes, frames, hours, features, counts of tasks and of short `info` entries."""
+    told = described(root)
+    lines = [
+        f"{told['root']}: {told['episodes']} episodes, {told['frames']} frames, "
+        f"{told['hours']:.2f} h at {told['fps']} fps",
+        *(f"  view    {name}  {height}x{width} px" for name, (height, width) in told["views"].items()),
+        *(f"  labels  {name}  {height}x{width} px" for name, (height, width) in told["labels"].items()),
+        *(f"  column  {name}  {c['dtype']} {c['shape']}" for name, c in told["columns"].items()),
+    ]
+    for name, counts in told["counts"].items():
+        lines += [f"  {name}  {number} x {value}" for value, number in list(counts.items())[:20]]
+    return "\n".join(lines)
+
+
+def described(root: str | Path) -> dict[str, Any]:
+    """Return what `describe` says as plain JSON; heights and widths in pixels, counts from the most frequent on."""
     episodes = EpisodeSet(root)
     all_of_them = range(len(episodes))
     frames = sum(episodes.length(i) for i in all_of_them)
@@ -207,16 +222,17 @@ def describe(root: str | Path) -> str:
         values = [str(info.get(name)) for info in infos]
         if len(set(values)) <= 12:
             counted.append((name, values))
-    lines = [
-        f"{episodes.root}: {len(episodes)} episodes, {frames} frames, "
-        f"{frames / episodes.fps / 3600:.2f} h at {episodes.fps} fps",
-        *(f"  view    {name}  {height}x{width} px" for name, (height, width) in features.views.items()),
-        *(f"  labels  {name}  {height}x{width} px" for name, (height, width) in features.labels.items()),
-        *(f"  column  {name}  {c.dtype} {list(c.shape)}" for name, c in features.columns.items()),
-    ]
-    for name, values in counted:
-        lines += [f"  {name}  {number} x {value}" for value, number in Counter(values).most_common(20)]
-    return "\n".join(lines)
+    return {
+        "root": str(episodes.root),
+        "episodes": len(episodes),
+        "frames": frames,
+        "hours": frames / episodes.fps / 3600,
+        "fps": episodes.fps,
+        "views": {name: list(size) for name, size in features.views.items()},
+        "labels": {name: list(size) for name, size in features.labels.items()},
+        "columns": {name: {"dtype": c.dtype, "shape": list(c.shape)} for name, c in features.columns.items()},
+        "counts": {name: dict(Counter(values).most_common()) for name, values in counted},
+    }
 
 
 def _known(names: Iterable[str] | None, known: Collection[str], kind: str) -> list[str]:

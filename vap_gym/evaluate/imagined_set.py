@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -38,7 +39,7 @@ def main(
     steps: int = STEPS,
     every: int = 2,
     batch: int = 32,
-) -> None:
+) -> dict[str, Any]:
     """Write a clip of each oracle episode as the world model imagines it, told by the simulator how things move.
 
     The labels and columns are the episode's own, and so is its index, by which trainings keep some for scores. Call it
@@ -80,6 +81,7 @@ def main(
                 writer.write(index, episode)
                 bar.update()
     finalise(out)
+    return {"out": out, "episodes": count, "imagined": len(todo)}
 
 
 def imagined(

@@ -41,6 +41,7 @@ class Moment:
     success: bool
     source: str  # who says so: "judge", "truth", or "none: …" and why
     trust: Mapping[str, float]
+    prompt: UInt8[Array, "H W 3"] | None = None  # of the first view, where the arena keeps them
 
 
 @runtime_checkable
@@ -64,7 +65,8 @@ class Arena(Protocol):
 class ImaginedArena:
     """Episodes that are imagined in one batch. One that has ended leaves it."""
 
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, setting: Setting, *, prompts: bool = False) -> None:
+        self._prompts = prompts
         self._stage: Stage = build_stage(
             setting.card,
             world_model=setting.world_model or None,
@@ -116,14 +118,15 @@ class ImaginedArena:
         return [self._moment(self._state, i, info) for i, info in enumerate(infos)]
 
     def _moment(self, state: TensorDict, i: int, info: Mapping[str, Any]) -> Moment:
-        return _moment(self._stage.observation(state, i), info, state["object_m"][i].double().numpy().copy())
+        seen_m = state["object_m"][i].double().numpy().copy()
+        return _moment(self._stage.observation(state, i), info, seen_m, prompts=self._prompts)
 
 
 class OracleArena:
     """Episodes that are simulated, each in an env of its own; these are kept from batch to batch."""
 
-    def __init__(self, setting: Setting) -> None:
-        self._setting = setting
+    def __init__(self, setting: Setting, *, prompts: bool = False) -> None:
+        self._setting, self._prompts = setting, prompts
         self._envs: list[OracleEnv] = [self._env()]
         card = load_env(setting.card)
         robot = load_robot(card.robot)
@@ -142,7 +145,7 @@ class OracleArena:
         moments = []
         for env, trial in zip(self._envs, trials):
             observation, info = env.reset(seed=trial.world_seed, options={"start": trial.start})
-            moments.append(_moment(observation, info, _target_m(env)))
+            moments.append(_moment(observation, info, _target_m(env), prompts=self._prompts))
         return [env.start for env in self._envs[: len(trials)]], moments
 
     def step(self, rows: Sequence[int], actions: Float[Array, "b A"]) -> list[Moment]:
@@ -151,7 +154,7 @@ class OracleArena:
         for row, action in zip(rows, actions, strict=True):
             env = self._envs[row]
             observation, _, _, _, info = env.step(action)
-            moments.append(_moment(observation, info, _target_m(env)))
+            moments.append(_moment(observation, info, _target_m(env), prompts=self._prompts))
         return moments
 
     def _env(self) -> OracleEnv:
@@ -163,9 +166,9 @@ class OracleArena:
 
 
 @lru_cache(maxsize=4)
-def arena_of(setting: Setting) -> Arena:
-    """Return the arena of a setting; every batch of this process shares it."""
-    return OracleArena(setting) if setting.oracle else ImaginedArena(setting)
+def arena_of(setting: Setting, *, prompts: bool = False) -> Arena:
+    """Return the arena of a setting; every batch of this process shares it. With `prompts` moments have theirs."""
+    return OracleArena(setting, prompts=prompts) if setting.oracle else ImaginedArena(setting, prompts=prompts)
 
 
 def observations_of(moments: Sequence[Moment], slots: Sequence[int]) -> Observations:
@@ -181,7 +184,7 @@ def observations_of(moments: Sequence[Moment], slots: Sequence[int]) -> Observat
     )
 
 
-def _moment(observation: Any, info: Mapping[str, Any], target_m: Array) -> Moment:
+def _moment(observation: Any, info: Mapping[str, Any], target_m: Array, *, prompts: bool) -> Moment:
     pixels = observation["pixels"]
     return Moment(
         pixels=pixels if isinstance(pixels, dict) else {FRONT: pixels},
@@ -193,6 +196,7 @@ def _moment(observation: Any, info: Mapping[str, Any], target_m: Array) -> Momen
         success=bool(info["is_success"]),
         source=info["reward_source"],
         trust={name: float(value) for name, value in info["trust"].items() if np.isfinite(value)},
+        prompt=info["prompt"] if prompts else None,
     )
 
 

@@ -18,6 +18,7 @@ from vap_gym.policies import Policy, fitted
 
 TRUST = ("adherence_px", "gripper_confidence", "object_risk", "expected_psnr_db")
 """Figures of trust that a set keeps for every step, NaN where they are not known."""
+PROMPT = "prompt"  # the view of a set that holds the first view's prompts, where they are kept
 
 
 def folder_of(out: Path, policy: str) -> Path:
@@ -55,7 +56,7 @@ class PlayBatch:
             for number, one in zip(numbers, played, strict=True):
                 if number not in kept:
                     rows[number] = row_of(one, number)
-                    writer.write(number, _episode(one, name, setting, rows[number], arena.site.action_size))
+                    writer.write(number, episode_of(one, name, setting, rows[number], arena.site.action_size))
         return {"rows": [rows[number] for number in numbers]}
 
 
@@ -86,8 +87,8 @@ def _kept_rows(root: Path, numbers: set[int]) -> dict[int, dict[str, Any]]:
     return {int(number): dict(row) for number, row in found.items()}
 
 
-def _episode(played: Played, policy: str, setting: Setting, row: Mapping[str, Any], action_size: int) -> Episode:
-    """One row per moment; the last action, which leads nowhere, is 0."""
+def episode_of(played: Played, policy: str, setting: Setting, row: Mapping[str, Any], action_size: int) -> Episode:
+    """Return what a set keeps of an episode: one row per moment; the last action, which leads nowhere, is 0."""
     moments = played.moments
     agent_pos = np.stack([moment.agent_pos for moment in moments])
     trust = trust_of(moments)
@@ -95,8 +96,10 @@ def _episode(played: Played, policy: str, setting: Setting, row: Mapping[str, An
     actions = np.zeros((len(moments), action_size), np.float32)
     for t, action in enumerate(played.actions):
         actions[t] = action
+    prompts = [moment.prompt for moment in moments if moment.prompt is not None]
     return Episode(
-        frames={view: played.frames(view) for view in moments[0].pixels},
+        frames={view: played.frames(view) for view in moments[0].pixels}
+        | ({PROMPT: np.stack(prompts)} if prompts else {}),
         columns={
             "action": actions,
             "observation.joint_position": agent_pos[:, :-1],

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -57,7 +58,7 @@ def main(
     fit_tool: bool = True,
     write_to: Path | None = None,
     leave_out: tuple[str, ...] = (),
-) -> None:
+) -> dict[str, Any]:
     """Print and write the table of real DROID streams, each left out in turn from what the model is fitted to.
 
     Args:
@@ -75,24 +76,25 @@ def main(
         leave_out: with --write-to: episodes to leave out.
     """
     if align:
-        align_all(droid, aligned, fit_tool=fit_tool)
-        return
+        return {"aligned": align_all(droid, aligned, fit_tool=fit_tool), "written": aligned}
     if write_to is not None:
         streams = [stream for stream in read_streams(droid, aligned) if stream.how != DOUBTFUL]
         written = write_set(write_to, streams, robot=ROBOT, leave_out=leave_out)
         print(f"{write_to}: {len(written)} pieces of {len({e.info['skill'] for e in written})} episodes")
-        return
+        return {"out": write_to, "pieces": len(written)}
     world = copy(WorldModel.from_pretrained(world_model))
     world.motion_steps = interval
-    parts = []
+    parts, told = [], {}
     for title, cameras in (("Cameras from clicks", None), ("Cameras aligned to the moving robot", aligned)):
         scores = measure(read_streams(droid, cameras), world, every=every, interval=interval, limit=limit,
                          sheets=sheets / ("clicked" if cameras is None else "aligned"))  # fmt: skip
         parts.append(f"## {title}\n\n{tables(scores)}")
+        told[title] = figures(scores)
         print(parts[-1], flush=True)
     text = page(parts, world_model, every, interval)
     if not limit:
         write(out, text)
+    return told
 
 
 def measure(
@@ -231,6 +233,23 @@ def tables(scores: Sequence[Scores]) -> str:
         f"{count} windows of {len(sound)} streams of {episodes} episodes; streams whose camera is doubtful are not "
         f"among them.\n\n{table(head, rows)}\n\nPSNR dB / ST-IoU by stream:\n\n{table(streams, by_stream)}"
     )
+
+
+def figures(scores: Sequence[Scores]) -> dict[str, Any]:
+    """Return the figures of `tables` as plain JSON: over all sound streams value, low and high; and means by stream."""
+    sound = [score for score in scores if score.how != DOUBTFUL]
+    return {
+        "windows": sum(len(score.psnr["frozen"]) for score in sound),
+        "figures": {way: {name: list(clustered(sound, name, way)) for name, _ in _FORMS} for way in WAYS},
+        "streams": [
+            {
+                "stream": score.stream, "camera": score.how,
+                "psnr_db": {way: float(score.psnr[way].mean()) for way in WAYS},
+                "st_iou": {way: float(score.st_iou[way].mean()) for way in WAYS},
+            }
+            for score in scores
+        ],
+    }  # fmt: skip
 
 
 _FORMS = (("psnr", ".1f"), ("psnr_gain", ".2f"), ("st_iou", ".3f"), ("st_iou_gain", ".3f"), ("gap", "%"))

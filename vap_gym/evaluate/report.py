@@ -6,12 +6,14 @@ import multiprocessing
 import os
 import platform
 import subprocess
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import fields, is_dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 
 from vap_gym.assets import ROOT
@@ -80,6 +82,17 @@ def filled(page: str, name: str, text: str) -> str:
     if not (found and closed):
         raise VapError(f"The page must hold {begin} … {end}, but does not. Write them where the text shall stand.")
     return f"{head}{begin}\n{text}\n{end}{tail}"
+
+
+def plain(value: object) -> Any:
+    """Return figures as JSON takes them: dataclasses as tables, arrays as lists."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    if isinstance(value, Mapping):
+        return {str(key): plain(one) for key, one in value.items()}
+    return [plain(one) for one in value] if isinstance(value, list | tuple) else value
 
 
 def each(measure: Callable[[str], T], names: Sequence[str], *, workers: int = 1) -> Iterator[T]:

@@ -62,6 +62,11 @@ class Figure:
         unit = "ms" if self.per is None else "1/s"
         return (self.name, unit, _text(self.p50), _text(self.p95), *bounds, met)
 
+    def to_json(self) -> dict[str, Any]:
+        """Return plain containers; `unit` tells whether more is better."""
+        unit = "ms" if self.per is None else "1/s"
+        return {"name": self.name, "unit": unit, "p50": self.p50, "p95": self.p95, "must": self.must, "aim": self.aim}
+
     def _at(self, share: float) -> float:
         spent = float(np.percentile(self.seconds, share))
         return 1e3 * spent if self.per is None else self.per / spent
@@ -78,7 +83,7 @@ def main(
     dtype: str | None = None,
     repeats: int = 30,
     seed: int = 0,
-) -> None:
+) -> dict[str, Any]:
     """Measure speed on this machine, which should be idle, and print and write the table.
 
     Args:
@@ -97,13 +102,13 @@ def main(
     world = load_world(world_model, device, checked_dtype(dtype))
     assert isinstance(world, WorldModel)
     measures = figures(world, world_model=world_model, device=device, dtype=dtype, repeats=repeats, seed=seed)
-    rows = [figure.row() for figure in tqdm(measures, desc="measuring", unit="figure", total=COUNT)]
+    found = list(tqdm(measures, desc="measuring", unit="figure", total=COUNT))
     text = "\n\n".join(
         [
             "# Speed",
             "Written by `vap-gym bench speed`, not by hand. A frame is one control step of 1/15 s, 144 x 96 px. "
             "The bounds are for two idle cores.",
-            report.table(HEADER, rows),
+            report.table(HEADER, [figure.row() for figure in found]),
             report.stamp(
                 device,
                 world_model=world_model,
@@ -118,6 +123,7 @@ def main(
     if out is not None:
         report.write(out, text)
         print(f"Wrote {out}.")
+    return {"machine": report.machine(device), "load_before": before, "figures": [one.to_json() for one in found]}
 
 
 COUNT = 13

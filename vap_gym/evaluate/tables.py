@@ -7,15 +7,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from vap_gym.cards import load_env
 from vap_gym.errors import VapError
-from vap_gym.evaluate.report import table, write
+from vap_gym.evaluate.report import plain, table, write
 from vap_gym.evaluate.tables_clips import HeldOutClips, held_out_clips
-from vap_gym.evaluate.tables_page import REFERENCES, Results, page
+from vap_gym.evaluate.tables_page import REFERENCES, Results, page, verdicts
 from vap_gym.evaluate.tables_plan import Plan, load_plan
 from vap_gym.evaluate.tables_runs import (
     BEGUN,
@@ -64,7 +65,7 @@ def main(
     out: Path | None = None,
     device: str = "cpu",
     threads: int = 0,
-) -> None:
+) -> dict[str, Any]:
     """Train what the tables need, one after the other, score it, and write the page; call it again to go on.
 
     Several of these commands may run at once, on the same folder: each takes trainings that no other one is at.
@@ -96,17 +97,27 @@ def main(
     _check(small, jobs)
     print(estimate(small, jobs))
     if dry_run:
-        return
+        return {"page": None, "trainings": states(jobs)}
     if retrain:
         for job in jobs:
             if state_of(job) == OTHER:
                 print(f"{job.name}: put aside as {put_aside(job)}")
     refuse_others(jobs)
     train_all(small, jobs, budget_s=60 * budget, device=device)
-    text = page(small, measure(small, jobs, runs, device=device))
+    results = measure(small, jobs, runs, device=device)
+    text = page(small, results)
     path = out or (runs / PAGE.name if small.reduced or only else PAGE)
     write(path, text)
     print(f"{text}\n\nWritten to {path}; pictures are in {runs / 'sheets'}.")
+    said = {name: [plain(one) for one in verdicts(small, table, results)] for name, table in small.tables.items()}
+    return {"page": path, "trainings": states(jobs), "verdicts": said}
+
+
+def states(jobs: Sequence[Job]) -> list[dict[str, Any]]:
+    """Return what there is to train and how it stands, as plain JSON."""
+    return [
+        {"training": job.run.name, "seed": job.seed, "steps": job.run.steps, "state": state_of(job)} for job in jobs
+    ]
 
 
 def estimate(plan: Plan, jobs: Sequence[Job]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -56,7 +56,7 @@ def main(
     batch: int = 32,
     workers: int = 1,
     write_calibration: bool = False,
-) -> None:
+) -> dict[str, Any]:
     """Calibrate trust on training seeds and check it on held-out episodes; print and write the page.
 
     Args:
@@ -86,6 +86,7 @@ def main(
         folder = Path(world_model) if Path(world_model).is_dir() else weights_dir() / world_model
         write(folder, calibrations)
         print(f"Wrote {folder / FILE}.")
+    return {name: reports.plain(one) for name, one in checked.items()}
 
 
 class _Told(NamedTuple):

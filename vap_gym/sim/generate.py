@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -33,7 +34,7 @@ def main(
     stills: bool = False,
     behaviour: str = "",
     workers: int = 0,
-) -> None:
+) -> dict[str, Any]:
     """Write oracle episodes for training to a folder; call it again to go on after an interruption.
 
     Args:
@@ -79,6 +80,7 @@ def main(
         for _ in tqdm(pool.imap_unordered(_one, jobs, chunksize=4), total=len(jobs), desc=f"{out}", unit="episode"):
             pass
     finalise(out)
+    return {"out": out, "episodes": episodes, "recorded": len(missing)}
 
 
 _KEPT: dict[str, tuple[object, object, EpisodeWriter]] = {}  # one scene per worker process: building PyBullet costs

@@ -60,7 +60,7 @@ class Sights:
 
 def main(
     recipe: Path, *, out: Path = Path("runs/appearance"), resume: bool = False, device: str = "cpu", threads: int = 0
-) -> None:
+) -> dict[str, Any]:
     """Train a robot's appearance.
 
     Args:
@@ -98,7 +98,7 @@ def main(
         seen = seen_points(mine.surfels, views, (pictures.shape[2], pictures.shape[3]))
         return F.binary_cross_entropy_with_logits(mine.mask_logits(pictures, seen), robot)
 
-    fit(
+    return fit(
         run,
         model,
         settings,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -65,7 +66,7 @@ class Backgrounds:
 
 def main(
     recipe: Path, *, out: Path = Path("runs/background"), resume: bool = False, device: str = "cpu", threads: int = 0
-) -> None:
+) -> dict[str, Any]:
     """Train what is behind a robot and its things; the run's model is the appearance with it.
 
     Args:
@@ -108,7 +109,7 @@ def main(
         off: Tensor = ((charbonnier(error) + 2.0 * error.square()) * weight).sum() / (3.0 * weight.sum().clamp_min(1.0))
         return off
 
-    fit(
+    return fit(
         run,
         model,
         settings,

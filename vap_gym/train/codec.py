@@ -45,7 +45,7 @@ class CodecRecipe:
 
 def main(
     recipe: Path, *, out: Path = Path("runs/codec"), resume: bool = False, device: str = "cpu", threads: int = 0
-) -> None:
+) -> dict[str, Any]:
     """Train a frame codec.
 
     Args:
@@ -82,7 +82,7 @@ def main(
             off = off + settings.latent_weight * (latents.float() - wanted.float()).square().mean()
         return off
 
-    fit(
+    return fit(
         run,
         model,
         settings,

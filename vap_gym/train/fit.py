@@ -65,8 +65,8 @@ def fit(
     rng: torch.Generator,
     weight_decay: float,
     memory: Memory | None = None,
-) -> None:
-    """Train `model` for the recipe's steps, from where the run's saved state is, if there is one.
+) -> dict[str, Any]:
+    """Train `model` for the recipe's steps, from where the run's saved state is, if there is one; return `run.told()`.
 
     Args:
         run: the folder: gets `log.jsonl`, `curves.png`, `state.pt`, and the averaged model in `model`.
@@ -116,6 +116,7 @@ def fit(
             state |= {"rng": rng.get_state(), "step": done, "recipe": recipe}
             run.save(state | {"memory": memory.state() if memory is not None else {}})
             since = time.monotonic()
+    return run.told()
 
 
 def _averaged(model: ModelT, ema: Ema) -> ModelT:

@@ -58,7 +58,7 @@ class JudgeRecipe:
 
 def main(
     recipe: Path, *, out: Path = Path("runs/judge"), resume: bool = False, device: str = "cpu", threads: int = 0
-) -> None:
+) -> dict[str, Any]:
     """Train the judge on true frames.
 
     Args:
@@ -118,7 +118,7 @@ def main(
             return exact
         return judge_loss(said, drawn.to(place), tool_weight=settings.tool_weight) + exact
 
-    fit(
+    return fit(
         run,
         model,
         settings,

@@ -92,7 +92,7 @@ class Motions:
 
 def main(
     recipe: Path, *, out: Path = Path("runs/motion"), resume: bool = False, device: str = "cpu", threads: int = 0
-) -> None:
+) -> dict[str, Any]:
     """Train how things move.
 
     Args:
@@ -142,7 +142,7 @@ def main(
         model.current = 0
         return motion_loss(said, *(x.to(place) for x in truth), turn_m=settings.turn_m)
 
-    fit(
+    return fit(
         run,
         model,
         settings,

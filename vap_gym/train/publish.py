@@ -26,7 +26,7 @@ def main(
     judge: Path = Path("runs/judge"),
     data: str = "",
     evaluations: int = 1,
-) -> None:
+) -> dict[str, Any]:
     """Write a model folder: its parts as float16 safetensors, an index with sha256, and a model card.
 
     Args:
@@ -50,6 +50,8 @@ def main(
     temporary = out / f".{CARD}.tmp"
     temporary.write_text(card, encoding="utf-8")
     temporary.replace(out / CARD)
+    print(f"Wrote {out}.")
+    return {"out": out, "evaluations": evaluations, "sha256": index["sha256"]}
 
 
 def _row(name: str, run: Path, sha256: str) -> dict[str, Any]:

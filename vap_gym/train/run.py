@@ -136,6 +136,13 @@ class Run:
             return []
         return [json.loads(line) for line in self._log.read_text(encoding="utf-8").splitlines()]
 
+    def told(self) -> dict[str, Any]:
+        """Return what has come of it as plain JSON: its folders, and the newest of every figure in the log."""
+        newest: dict[str, Any] = {}
+        for row in self.rows():
+            newest |= row
+        return {"out": str(self.folder), "model": str(self.folder / "model"), **newest}
+
     def _trim_log(self, step: int) -> None:
         """Forget lines past the state that is resumed, so that no step is logged twice."""
         kept = [json.dumps(row) for row in self.rows() if row["step"] <= step]

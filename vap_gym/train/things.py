@@ -49,7 +49,7 @@ class ThingsRecipe:
 
 def main(
     recipe: Path, *, out: Path = Path("runs/things"), resume: bool = False, device: str = "cpu", threads: int = 0
-) -> None:
+) -> dict[str, Any]:
     """Train the finder of things.
 
     Args:
@@ -84,7 +84,7 @@ def main(
             said = model(pictures.to(place), mask.to(place), views.to(place))
         return things_loss(said, drawn.to(place))
 
-    fit(
+    return fit(
         run,
         model,
         settings,

@@ -28,7 +28,7 @@ from vap_gym.video.network import VideoNetwork
 
 def main(
     recipe: Path, *, out: Path = Path("runs/video"), resume: bool = False, device: str = "", threads: int = 0
-) -> None:
+) -> dict[str, Any]:
     """Train a video model. For several processes: accelerate launch -m vap_gym train video RECIPE
 
     Args:
@@ -40,11 +40,11 @@ def main(
     """
     if threads:
         torch.set_num_threads(threads)
-    train_video(load_recipe(VideoRecipe, recipe), out, resume=resume, device=device)
+    return train_video(load_recipe(VideoRecipe, recipe), out, resume=resume, device=device)
 
 
-def train_video(recipe: VideoRecipe, out: Path, *, resume: bool = False, device: str = "") -> None:
-    """Train by a recipe, from where the saved state of the run is, if there is one.
+def train_video(recipe: VideoRecipe, out: Path, *, resume: bool = False, device: str = "") -> dict[str, Any]:
+    """Train by a recipe, from where the saved state of the run is, if there is one; return `run.told()`.
 
     Every batch, its noise and what is left out follow from the recipe's seed, the step and the process's rank, so that
     nothing else than weights, moments and averages has to be kept.
@@ -128,6 +128,7 @@ def train_video(recipe: VideoRecipe, out: Path, *, resume: bool = False, device:
             _save(accelerator, run, parts, recipe, done, codec=codec, held=held, inputs=inputs)
             since, cpu_since = time.monotonic(), time.process_time()
     accelerator.end_training()
+    return run.told()
 
 
 def load_sets(recipe: VideoRecipe, codec: Any, place: torch.device) -> tuple[list[VideoSet], list[VideoSet]]:

@@ -136,7 +136,7 @@ class Groups:
 
 def main(
     recipe: Path, *, out: Path = Path("runs/world"), resume: bool = False, device: str = "cpu", threads: int = 0
-) -> None:
+) -> dict[str, Any]:
     """Train the dynamics of a world model.
 
     Args:
@@ -198,7 +198,7 @@ def main(
             found |= mine if len(eyes) == 1 else {f"psnr {one.robot}{k[4:]}": v for k, v in mine.items()}
         return found
 
-    fit(
+    return fit(
         run,
         model,
         settings,
