@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import vap_gym
-from vap_gym.evaluate.policies import claim
+from vap_gym.evaluate.policies_claims import claim
 from vap_gym.plan.planned import PlannedPolicy
 from vap_gym.policies import (
     Conventions,

@@ -20,6 +20,7 @@ from vap_gym.plan.outlook import ImaginedOutlook, OracleOutlook, of_latents, of_
 from vap_gym.plan.planner import Bounds, Planner
 from vap_gym.plan.policy import Driver, Horizon, MpcPolicy, StraightLine, by_task
 from vap_gym.plan.sampling import Cem, Mppi, RandomShooting
+from vap_gym.policies.known import sight_digest
 from vap_gym.policies.protocol import Conventions, EpisodeStart, Observations
 from vap_gym.stage import Stage
 
@@ -73,6 +74,10 @@ class PlanSettings:
             action_mode=self.action_mode,
         )  # fmt: skip
 
+    def sight(self) -> str:
+        """Return what world model and judge are known by (see `sight_digest`); "" where no picture is looked at."""
+        return "" if self.dynamics == "oracle" else sight_digest(self.card, self.world_model, self.judge)
+
     def make(self, stage: Stage | None = None, *, chunk: int = 1) -> Driver:
         """Return a policy with a memory of its own.
 
@@ -114,6 +119,7 @@ class PlannedPolicy:
 
     def __init__(self, settings: PlanSettings | None = None) -> None:
         self.settings = settings or PlanSettings()
+        self.looks_through = self.settings.sight()
         self._stage: Stage | None = None
         self._driving: dict[int, Driver] = {}
 
@@ -140,7 +146,7 @@ class PlannedPolicy:
 
     def __getstate__(self) -> dict[str, object]:
         """Its settings: weights and episodes stay behind."""
-        return {"settings": self.settings, "_stage": None, "_driving": {}}
+        return {**self.__dict__, "_stage": None, "_driving": {}}
 
 
 def card_of(env_id: str) -> str:
