@@ -1,5 +1,6 @@
 """Policies that plan: they solve what can be solved, keep to their limits, and fit where policies are used."""
 
+import gc
 import json
 import pickle
 from pathlib import Path
@@ -181,6 +182,33 @@ def test_planned_policies_are_policies_and_keep_episodes_apart() -> None:
     again = pickle.loads(pickle.dumps(policy))
     again.reset(episodes[1:])
     assert np.array_equal(again.act(seen([1]), [""])[0], together[1])
+
+
+def test_a_simulator_is_made_for_each_slot_once_and_left_in_the_end() -> None:
+    bullet = pytest.importorskip("pybullet")
+
+    def clients() -> int:
+        return sum(bool(bullet.isConnected(i)) for i in range(64))
+
+    start = load_starts(ID, None)[number("reach")]
+    episodes = [EpisodeStart(slot=slot, seed=0, number=0, start=start) for slot in range(2)]
+    policy = PlannedPolicy(PlanSettings(dynamics="oracle", candidates=2, iterations=1, horizon=SHORT))
+    before = clients()
+    for _ in range(3):
+        policy.reset(episodes)
+    assert clients() == before + 2
+    for _ in range(2):
+        policy.close()
+    assert clients() == before
+    policy.reset(episodes[:1])
+    assert clients() == before + 1
+    again = pickle.loads(pickle.dumps(policy))  # as it is sent to a worker
+    again.reset(episodes)
+    assert clients() == before + 3
+    del again
+    gc.collect()
+    assert clients() == before + 1  # nobody closed it
+    policy.close()
 
 
 def test_mistakes_are_told() -> None:

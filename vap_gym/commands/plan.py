@@ -93,6 +93,8 @@ def run(
     env = opened(settings, execute, task)
     options = {} if start < 0 else {"start": start}
     played = play_episode(env, policy, seed=seed, options=options, steps=steps or card.max_episode_steps)
+    policy.close()
+    env.close()
     out.mkdir(parents=True, exist_ok=True)
     fps = max(1, round(card.fps))
     write_video(out / "plan.mp4", played.frames, fps, crf=18)

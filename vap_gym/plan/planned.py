@@ -111,7 +111,8 @@ PLANNERS: dict[str, Any] = {
 
 
 class PlannedPolicy:
-    """A planning policy among others (`policies.Policy`): each running episode has a planner's memory of its own.
+    """A planning policy among others (`policies.Policy`): each running episode has a planner's memory of its own, and
+    with dynamics "oracle" a simulator, which the next episode in its slot goes on with; `close` leaves them.
 
     Args:
         settings: what it plans with; default: `PlanSettings()`.
@@ -131,13 +132,20 @@ class PlannedPolicy:
     def reset(self, episodes: Sequence[EpisodeStart]) -> None:
         """Begin these episodes."""
         for episode in episodes:
-            driver = self._driving.setdefault(episode.slot, self.settings.make(self._opened()))
-            driver.begin(episode.start, seed=episode.seed)
+            if episode.slot not in self._driving:
+                self._driving[episode.slot] = self.settings.make(self._opened())
+            self._driving[episode.slot].begin(episode.start, seed=episode.seed)
 
     def act(self, observations: Observations, instructions: Sequence[str]) -> Float[np.ndarray, "B A"]:
         """Return the next action of every episode that is shown."""
         frames = observations.pixels[FRONT]
         return np.stack([self._driving[slot](frame) for slot, frame in zip(observations.slots, frames, strict=True)])
+
+    def close(self) -> None:
+        """End all episodes and leave their simulators; `reset` begins others. Harmless when called twice."""
+        for driver in self._driving.values():
+            driver.close()
+        self._driving = {}
 
     def _opened(self) -> Stage:
         if self._stage is None:
