@@ -9,10 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from vap_gym.cards import load_env
 from vap_gym.cli import main as vap_gym
 from vap_gym.env import VapEnv
 from vap_gym.errors import UnknownNameError, VapError
+from vap_gym.evaluate.policies_claims import claim
 from vap_gym.loading import build_stage, load_starts
 from vap_gym.oracle_env import OracleEnv
 from vap_gym.plan.episode import play_episode
@@ -23,6 +26,7 @@ from vap_gym.plan.outlook import ImaginedOutlook, OracleOutlook
 from vap_gym.plan.planned import PlannedPolicy, PlanSettings, card_of
 from vap_gym.plan.planner import Bounds
 from vap_gym.plan.policy import Driver, Horizon, MpcPolicy, StraightLine, by_task, start_of, task_bounds
+from vap_gym.policies.named import policy_of
 from vap_gym.policies.protocol import EpisodeStart, Observations, Policy
 from vap_gym.stage import Stage
 
@@ -234,3 +238,46 @@ def test_the_command_writes_what_it_says(tmp_path: Path, capsys: pytest.CaptureF
     assert json.loads((tmp_path / "plan.json").read_text()) == result
     assert vap_gym(["plan", "--execute", "moon"]) == 2
     assert "No place to carry a plan out named 'moon'" in capsys.readouterr().err
+
+
+def test_a_goal_picture_is_planned_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The picture of an episode's own beginning: to stay is the best that can be done, and the planner finds it."""
+    start = load_starts(ID, None)[number("reach")]
+    here = tmp_path / "here.png"
+    Image.fromarray(start.frame).save(here)
+    words = [
+        "plan",
+        "--task",
+        "reach",
+        "--execute",
+        "imagination",
+        "--start",
+        str(number("reach")),
+        "--candidates",
+        "6",
+    ]
+    words += ["--iterations", "1", "--actions", "1", "--steps-per-plan", "4", "--steps", "1", "--budget-s", "0"]
+    words += ["--out", str(tmp_path / "out"), "--json"]
+    assert vap_gym([*words, "--goal", str(here)]) == 0
+    near = json.loads(capsys.readouterr().out)["plans"][0]["score"]
+    Image.fromarray(255 - start.frame).save(tmp_path / "far.png")
+    assert vap_gym([*words, "--goal", str(tmp_path / "far.png")]) == 0
+    assert json.loads(capsys.readouterr().out)["plans"][0]["score"] < 4 * near < 0
+    Image.fromarray(start.frame[:50]).save(tmp_path / "small.png")
+    for goal, more, told in [
+        ("small.png", [], "must be 144 × 96 px, as the world model's frames are, got"),
+        ("none.png", [], "none.png' must be a goal picture"),
+        ("here.png", ["--foresight", "things"], "takes dynamics='imagination' and foresight='latents', got"),
+        ("here.png", ["--dynamics", "oracle"], "got 'oracle' and 'latents'"),
+    ]:
+        assert vap_gym([*words, "--goal", str(tmp_path / goal), *more]) == 2
+        assert told in capsys.readouterr().err
+    policy = policy_of(f"mpc:goal={here}", load_env(ID))
+    assert isinstance(policy, PlannedPolicy)
+    assert policy.settings.foresight == "latents"
+    claim(tmp_path, "p", policy)
+    Image.fromarray(255 - start.frame).save(here)
+    with pytest.raises(VapError, match=r"none\.png' must be a goal picture"):
+        policy_of(f"mpc:goal={tmp_path / 'none.png'}", load_env(ID))
+    with pytest.raises(VapError, match=r"it differs in goal\."):
+        claim(tmp_path, "p", policy_of(f"mpc:goal={here}", load_env(ID)))

@@ -45,6 +45,7 @@ COMMANDS: dict[str, Command] = {
     "evaluate": Command(module="vap_gym.commands.evaluate", summary="try policies in the same trials; write a report"),
     "judge": Command(module="vap_gym.commands.evaluate_judge", summary="judge kept episodes again, by another judge"),
     "agree": Command(module="vap_gym.commands.agree", summary="how well imagined success stands for true success"),
+    "trials": Command(module="vap_gym.commands.trials", summary="how many trials it takes, before any is played"),
     "plan": Command(module="vap_gym.commands.plan", summary="plan an episode in imagination and carry it out"),
     "train-rl": Command(module="vap_gym.commands.train_rl", summary="train an agent in imagination, or in the oracle"),
     "serve": Command(module="vap_gym.commands.serve", summary="serve envs to other processes, machines, languages"),
