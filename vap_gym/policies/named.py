@@ -139,7 +139,10 @@ def _python(rest: str, card: EnvCard) -> Policy:
     try:
         found: Any = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
-        raise PolicyError(f"No policy at 'python:{rest}': {error}. Write python:MODULE:NAME.") from error
+        raise PolicyError(
+            f"No policy at 'python:{rest}': {error}. Write python:MODULE:NAME; PYTHONPATH=. before the command lets "
+            "a module of this folder be found."
+        ) from error
     if isinstance(found, type) or not isinstance(found, Policy):
         found = found() if callable(found) else found
     if not isinstance(found, Policy):
