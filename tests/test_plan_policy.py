@@ -197,6 +197,7 @@ def test_a_simulator_is_made_for_each_slot_once_and_left_in_the_end() -> None:
     start = load_starts(ID, None)[number("reach")]
     episodes = [EpisodeStart(slot=slot, seed=0, number=0, start=start) for slot in range(2)]
     policy = PlannedPolicy(PlanSettings(dynamics="oracle", candidates=2, iterations=1, horizon=SHORT))
+    gc.collect()  # what other tests have dropped
     before = clients()
     for _ in range(3):
         policy.reset(episodes)
