@@ -108,14 +108,12 @@ def read_goal(path: str | Path, frame_size_px: tuple[int, int] | None = None) ->
         with Image.open(path) as picture:
             pixels = np.array(picture.convert("RGB"))
     except OSError as error:
+        raise VapError(f"'{path}' must be a goal picture, got: {error}. Give a PNG of how it shall look.") from error
+    given = (pixels.shape[1], pixels.shape[0])
+    if frame_size_px is not None and given != tuple(frame_size_px):
         raise VapError(
-            f"'{path}' must be a goal picture, got: {error}. Give a PNG of the scene at its goal."
-        ) from error
-    width, height = frame_size_px
-    if pixels.shape != (height, width, 3):
-        raise VapError(
-            f"A goal picture must be {width} × {height} px, as the world model's frames are, got '{path}' of "
-            f"{pixels.shape[1]} × {pixels.shape[0]}. Take it with the same camera, and scale it."
+            f"A goal picture must be {frame_size_px[0]} × {frame_size_px[1]} px, as the world model's frames are, got "
+            f"'{path}' of {given[0]} × {given[1]}. Take it with the same camera, and scale it."
         )
     return pixels[None]
 
