@@ -246,19 +246,8 @@ def test_a_goal_picture_is_planned_for(tmp_path: Path, capsys: pytest.CaptureFix
     start = load_starts(ID, None)[number("reach")]
     here = tmp_path / "here.png"
     Image.fromarray(start.frame).save(here)
-    words = [
-        "plan",
-        "--task",
-        "reach",
-        "--execute",
-        "imagination",
-        "--start",
-        str(number("reach")),
-        "--candidates",
-        "6",
-    ]
-    words += ["--iterations", "1", "--actions", "1", "--steps-per-plan", "4", "--steps", "1", "--budget-s", "0"]
-    words += ["--out", str(tmp_path / "out"), "--json"]
+    words = f"plan --task reach --execute imagination --start {number('reach')} --candidates 6 --iterations 1".split()
+    words += "--actions 1 --steps-per-plan 4 --steps 1 --budget-s 0 --json --out".split() + [str(tmp_path / "out")]
     assert vap_gym([*words, "--goal", str(here)]) == 0
     near = json.loads(capsys.readouterr().out)["plans"][0]["score"]
     Image.fromarray(255 - start.frame).save(tmp_path / "far.png")

@@ -58,7 +58,7 @@ def main(
         for one in apart
     ]
     if least_pearson is not None or most_mmrv is not None:
-        count = trials_for_agreement(rates, least_pearson=least_pearson, most_mmrv=most_mmrv, likely=likely)
+        count = trials_for_agreement(list(rates), least_pearson=least_pearson, most_mmrv=most_mmrv, likely=likely)
         told["agreement"] = {
             "least_pearson": least_pearson, "most_mmrv": most_mmrv, "likely": likely, "trials": count,
         }  # fmt: skip
