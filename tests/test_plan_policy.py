@@ -247,7 +247,8 @@ def test_a_goal_picture_is_planned_for(tmp_path: Path, capsys: pytest.CaptureFix
     here = tmp_path / "here.png"
     Image.fromarray(start.frame).save(here)
     words = f"plan --task reach --execute imagination --start {number('reach')} --candidates 6 --iterations 1".split()
-    words += "--actions 1 --steps-per-plan 4 --steps 1 --budget-s 0 --json --out".split() + [str(tmp_path / "out")]
+    words += ["--actions", "1", "--steps-per-plan", "4", "--steps", "1", "--budget-s", "0", "--json"]
+    words += ["--out", str(tmp_path / "out")]
     assert vap_gym([*words, "--goal", str(here)]) == 0
     near = json.loads(capsys.readouterr().out)["plans"][0]["score"]
     Image.fromarray(255 - start.frame).save(tmp_path / "far.png")
