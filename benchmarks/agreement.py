@@ -31,9 +31,10 @@ from vap_gym.evaluate.agreement_page import LEAST_GRADED, OTHERS, origin, study,
 from vap_gym.evaluate.agreement_scatter import draw
 from vap_gym.evaluate.agreement_starts import FIRST_SEED, starts_file
 from vap_gym.evaluate.agreement_study import graded
-from vap_gym.evaluate.policies import evaluate_policies, weights_digest
+from vap_gym.evaluate.policies import evaluate_policies
 from vap_gym.loading import build_stage
 from vap_gym.policies import Policy, ReplayPolicy
+from vap_gym.policies.known import weights_digest
 from vap_gym.policies.things import ThingsPolicy
 from vap_gym.rl import clone_agent
 

@@ -18,7 +18,7 @@ import pytest
 
 import vap_gym
 from vap_gym.cli import main
-from vap_gym.evaluate.policies import claim
+from vap_gym.evaluate.policies_claims import claim
 from vap_gym.evaluate.policies_report import Report
 from vap_gym.policies import Conventions, FunctionPolicy, HttpPolicy, ReplayPolicy
 

@@ -20,9 +20,9 @@ from vap_gym.evaluate.policies_judges import (
     OpenAiCompatible,
     ShownEpisode,
     VlmJudge,
-    vote_of,
     write_labels,
 )
+from vap_gym.evaluate.policies_votes import vote_of
 
 
 def episode(*greys: int, policy: str = "p", start: int = 0, seed: int = 0) -> ShownEpisode:
@@ -107,11 +107,32 @@ def test_missing_labels_are_told(tmp_path) -> None:
     [
         ("Yes", "yes"), ("no.", "no"), ("Yes, the box is on its goal.", "yes"), ("The answer is: NO", "no"),
         ("", ""), ("I cannot help with that.", ""), ("Yes and no", ""), ("It is not known", ""), ("nothing", ""),
-        ("Looking at the last picture, yes it is there", ""),
+        ("Looking at the last picture, yes it is there", ""), ("**No**", "no"), ("“Yes.”", "yes"),
+        ("Answer: no.", "no"), ("<answer>no</answer>", "no"),
+        ("No - the box has not moved.", "no"), ("No\nThe box has not moved.", "no"), ("no the box is not there", "no"),
+        ("No, the robot cannot reach the box.", "no"), ("No, the gripper was unable to lift it.", "no"),
+        ("The box has not moved. No.", "no"), ("It is 2 cm short, so no", "no"), ("It is there, thus: yes!", "yes"),
+        ("Is the task solved? Yes", "yes"), ("The box is next to the goal, so the answer is no.", "no"),
+        ("The sign reads no", ""), ("No box is to be seen.", ""), ("no-one", ""),
     ],
 )  # fmt: skip
 def test_only_clear_answers_are_votes(answer: str, vote: str) -> None:
     assert vote_of(answer) == vote
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "No, I cannot help with that request.", "No idea.", "No comment", "No way to tell.", "No pictures were given.",
+        "I cannot tell from these pictures, so no", "Sorry, no", "Sorry, no.", "No, sorry, I can’t assist with that.",
+        "No, I'm unable to determine that.", "No. As an AI, I do not judge robots.", "No, it is not clear.",
+        "No one knows", "No, I don't know.", "I'm not sure. Yes", "Yes, but it is hard to tell.",
+        "The pictures are not clear enough. The answer is: no", "It cannot be determined. No.", "Unclear; I'd say no",
+        "Yes, I would rather not say.", "no answer", "No, there is not enough information.",
+    ],
+)  # fmt: skip
+def test_refusals_and_not_knowing_are_no_votes(answer: str) -> None:
+    assert vote_of(answer) == ""
 
 
 @pytest.mark.parametrize(
@@ -123,6 +144,8 @@ def test_only_clear_answers_are_votes(answer: str, vote: str) -> None:
         (["hm", "hm", "hm"], "unknown"),
         ([TimeoutError("late"), "yes", ConnectionError("gone")], "success"),
         ([TimeoutError("late")] * 3, "unknown"),
+        ([RuntimeError("CUDA out of memory"), "no", KeyError("content")], "failure"),
+        ([MemoryError(), RuntimeError("CUDA out of memory"), ValueError("a token")], "unknown"),
     ],
 )
 def test_the_majority_of_votes_decides_and_silence_is_no_failure(answers: list, verdict: str) -> None:
@@ -135,6 +158,20 @@ def test_the_majority_of_votes_decides_and_silence_is_no_failure(answers: list, 
         return answer
 
     assert VlmJudge(ask)(episode(1, 2, 3)).verdict == verdict
+
+
+def test_errors_of_a_model_are_told_and_whoever_stops_a_judging_stops_it() -> None:
+    def ask(pictures, question: str) -> str:
+        raise RuntimeError("CUDA out of memory\nTried to allocate 2 GiB")
+
+    told = VlmJudge(ask, votes=2)(episode(1)).reason
+    assert told == "0 yes, 0 no, 2 no answer; 2 failed: RuntimeError: CUDA out of memory"
+
+    def stopped(pictures, question: str) -> str:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        VlmJudge(stopped)(episode(1))
 
 
 def test_a_model_is_shown_the_whole_episode_and_its_end() -> None:

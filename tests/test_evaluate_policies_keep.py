@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vap_gym.evaluate.policies import weights_digest
 from vap_gym.evaluate.policies_arena import Moment
 from vap_gym.evaluate.policies_keep import row_of
 from vap_gym.evaluate.policies_play import Played
 from vap_gym.evaluate.policies_trials import Trial
+from vap_gym.policies.known import weights_digest
 
 
 def played(*trust: dict[str, float]) -> Played:

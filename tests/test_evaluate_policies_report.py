@@ -1,17 +1,23 @@
 """Reports of evaluations, and the agreement of two: made by hand, so that what must come out is known."""
 
 import json
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import vap_gym
+from vap_gym.cli import main
 from vap_gym.errors import VapError
+from vap_gym.evaluate.agreement_corrected import corrected_rate
 from vap_gym.evaluate.agreement_reports import abstention, corrected_rates
 from vap_gym.evaluate.policies_page import chosen
 from vap_gym.evaluate.policies_report import Report, Row
 from vap_gym.evaluate.policies_trials import Trial, batches
-from vap_gym.evaluate.trials import wilson
+from vap_gym.evaluate.trials import trials_for_agreement, trials_for_width, trials_to_tell_apart, wilson
+from vap_gym.evaluate.true_trials import read_trials
 
 ABOUT = {"card": "VAP-DROID-v0", "task": "reach", "steps": 50, "starts_file": ""}
 
@@ -178,12 +184,22 @@ def test_reports_of_other_settings_are_not_compared() -> None:
         vap_gym.agreement(sim, drawn())
 
 
+def test_starts_are_the_same_where_their_files_hold_the_same_wherever_they_lie() -> None:
+    here, there = {"starts_file": "/here/starts.npz"}, {"starts_file": "/there/starts.npz"}
+    sim = report(drawn(), **here, starts_digest="aa")
+    found = vap_gym.agreement(sim, report(drawn(), **there, starts_digest="aa"), resamples=20)
+    assert found.pearson.value == pytest.approx(1)
+    for other in ({**here, "starts_digest": "bb"}, {**there, "starts_digest": "bb"}, there):
+        with pytest.raises(VapError, match=r"if their starts are the same, got /here/starts\.npz \(contents aa\) and"):
+            vap_gym.agreement(sim, report(drawn(), **other))
+    old = report(drawn(), **here)  # of a version that did not note it
+    assert vap_gym.agreement(sim, old, resamples=20).pearson.value == pytest.approx(1)
+
+
 # --- the command ---
 
 
 def test_agree_prints_what_there_is_to_know(tmp_path, capsys) -> None:
-    from vap_gym.cli import main
-
     true = drawn()
     imagined = true.copy()
     imagined[:, :6] = 0.0
@@ -205,3 +221,104 @@ def test_agree_prints_what_there_is_to_know(tmp_path, capsys) -> None:
     assert json.loads(capsys.readouterr().out)["a"]["rate"]["samples"] == 60
     assert main(["agree", paths[0], str(tmp_path / "none.json")]) == 2
     assert "No report at" in capsys.readouterr().err
+
+
+# --- trials of a robot ---
+
+
+def trials_file(path: Path, lines: Iterable[str], header: str = "policy,start,verdict") -> Path:
+    """A CSV file as people write it."""
+    path.write_text("\n".join([header, *lines]) + "\n", encoding="utf-8-sig")
+    return path
+
+
+def test_imagined_rates_are_corrected_by_a_robots_trials(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    true = drawn(trials=200)
+    imagined = true.copy()
+    imagined[:, ::5] = 0.0
+    sim = report(imagined, world="imagination", starts_file="/there/starts.npz", starts_digest="aa")
+    sim.save(tmp_path / "report.json")
+    tried = np.random.default_rng(0).permutation(200)[:40]
+    words = {1.0: "success", 0.0: "F"}
+    lines = [f"a,{start},{words[true[0, start]]}" for start in tried]
+    path = trials_file(tmp_path / "trials.csv", [*lines, "a,199,", "c,3,yes", "c,4,no", "c,5,1"])
+    assert 199 not in tried
+    assert main(["agree", str(tmp_path), str(path), "--correct", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    known = np.full(200, np.nan)
+    known[tried] = true[0, tried]
+    assert list(told) == ["a", "c"]
+    assert told["a"] == json.loads(json.dumps(asdict(corrected_rate(imagined[0], known))))
+    assert told["c"]["true"]["value"] == pytest.approx(2 / 3)
+    trials_file(path, lines[:2])
+    assert main(["agree", str(tmp_path), str(path), "--correct"]) == 2
+    assert "'a': A correction needs at least three true trials, got 2." in capsys.readouterr().err
+
+
+def test_a_robots_trials_are_compared_as_a_report_is(tmp_path: Path) -> None:
+    true = drawn()
+    sim, real = report(true, seeds=2, world="imagination"), report(true, seeds=2)
+    lines = [
+        f"{name},{trial.start},{trial.seed},{'success' if true[i, k] else 'failure'},{'well' * k}"
+        for i, name in enumerate("abcd")
+        for k, trial in enumerate(sim.trials)
+    ]
+    path = trials_file(tmp_path / "t.csv", lines[::-1], header="policy,start,seed,verdict,remark")
+    found = read_trials(path, sim)
+    assert found.world == "robot"
+    assert vap_gym.agreement(sim, found, resamples=20) == vap_gym.agreement(sim, real, resamples=20)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("policy,verdict\na,success\n", r"must have the columns policy, start, verdict .*, it lacks start\."),
+        ("policy,start,verdict\n", r"must hold one trial or more, got none\."),
+        ("policy,start,verdict\na,0,maybe\n", r"line 2: a verdict is success, failure or empty, got 'maybe'\."),
+        ("policy,start,verdict\na,x,success\n", r"line 2: start must be a whole number, got 'x'\."),
+        ("policy,start,verdict\na,9,s\n", r"line 2: start 9 was not imagined\. Imagined were: 0, 1, 2, 3\."),
+        ("policy,start,verdict\naa,0,s\n", r"line 2: No policy in the imagined report named 'aa'\. Did you mean 'a'"),
+        ("policy,start,verdict\na,1,s\n\na,1,f\n", r"line 4: a, start 1, seed 0 has a line already\."),
+        ("policy,start,seed,verdict\na,0,7,s\n", r"line 2: start 0 was imagined with seed 0, got 7\."),
+        ("policy,start,verdict\na\n", r"line 2: start must be a whole number, got ''\."),
+        ("policy,start,verdict\na,0,\xff\n", r"must be a CSV file in UTF-8, got:"),
+    ],
+)
+def test_true_trials_that_cannot_be_read_are_told_with_their_line(text: str, told: str, tmp_path: Path) -> None:
+    (tmp_path / "trials.csv").write_bytes(text.encode("latin-1"))
+    with pytest.raises(VapError, match=rf"trials\.csv'.*{told}"):
+        read_trials(tmp_path / "trials.csv", report(drawn(trials=4)))
+
+
+def test_true_trials_that_are_missing_or_of_one_seed_among_several_are_told(tmp_path: Path) -> None:
+    with pytest.raises(VapError, match=r"No true trials at '.*none\.csv'\. Write a line for each"):
+        read_trials(tmp_path / "none.csv", report(drawn()))
+    path = trials_file(tmp_path / "t.csv", ["a,0,s"])
+    with pytest.raises(VapError, match=r"line 2: start 0 was imagined with 2 seeds, got no seed\. Add the column seed"):
+        read_trials(path, report(drawn(), seeds=2))
+
+
+# --- how many it takes ---
+
+
+def test_trials_are_planned_before_any_is_played(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["trials", "0.3", "0.8", "0.6", "--half-width", "0.08", "--correlation", "0.2", "--most-mmrv", "0.1"]
+    assert main([*words, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert [one["trials"] for one in told["rates"]] == [trials_for_width(rate, 0.08) for rate in (0.3, 0.8, 0.6)]
+    assert [(one["better"], one["worse"]) for one in told["tell_apart"]] == [(0.8, 0.6), (0.6, 0.3)]
+    assert told["tell_apart"][0]["starts"] == trials_to_tell_apart(0.8, 0.6, correlation=0.2)
+    assert told["agreement"]["trials"] == trials_for_agreement([0.3, 0.8, 0.6], most_mmrv=0.1)
+    assert main(words) == 0
+    lines = capsys.readouterr().out
+    assert f"to tell 0.8 from 0.6 (80 % power): {told['tell_apart'][0]['starts']} starts" in lines
+    assert f"(50 % likely, were imagination perfect): {told['agreement']['trials']} trials of each" in lines
+    assert main(["trials", "0.5"]) == 0
+    assert capsys.readouterr().out == f"to know a rate of 0.5 to ± 0.1: {trials_for_width(0.5, 0.1)} trials\n"
+    for wrong, reason in [
+        (["trials"], "needs one or more expected success rates, got none"),
+        (["trials", "1.5"], "rate must be between 0 and 1, got 1.5"),
+        (["trials", "0.5", "0.5", "--least-pearson", "0.9"], "rates must be two or more in [0, 1] that differ"),
+    ]:
+        assert main(wrong) == 2
+        assert reason in capsys.readouterr().err

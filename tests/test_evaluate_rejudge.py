@@ -242,6 +242,18 @@ def test_a_stopped_judging_goes_on_where_it_was(chat: Chat, evaluated: tuple[Rep
     assert found.rate("still").value == 1
 
 
+def test_why_verdicts_are_unknown_is_said_in_a_line(
+    evaluated: tuple[Report, Path], folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def ask(pictures, question: str) -> str:
+        raise RuntimeError("CUDA out of memory")
+
+    found = rejudged(evaluated[0], folder, VlmJudge(ask, votes=1))
+    assert [row.verdict for row in found.rows["still"] if row] == ["unknown", "unknown"]
+    told = "2 of 2 verdicts are unknown: 0 yes, 0 no, 1 no answer; 1 failed: RuntimeError: CUDA out of memory (2×)"
+    assert told in capsys.readouterr().err
+
+
 def test_judges_that_nobody_knows_by_their_settings_are_asked_each_time(
     evaluated: tuple[Report, Path], folder: Path
 ) -> None:

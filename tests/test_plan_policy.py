@@ -1,5 +1,6 @@
 """Policies that plan: they solve what can be solved, keep to their limits, and fit where policies are used."""
 
+import gc
 import json
 import pickle
 from pathlib import Path
@@ -8,10 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from vap_gym.cards import load_env
 from vap_gym.cli import main as vap_gym
 from vap_gym.env import VapEnv
 from vap_gym.errors import UnknownNameError, VapError
+from vap_gym.evaluate.policies_claims import claim
 from vap_gym.loading import build_stage, load_starts
 from vap_gym.oracle_env import OracleEnv
 from vap_gym.plan.episode import play_episode
@@ -22,6 +26,7 @@ from vap_gym.plan.outlook import ImaginedOutlook, OracleOutlook
 from vap_gym.plan.planned import PlannedPolicy, PlanSettings, card_of
 from vap_gym.plan.planner import Bounds
 from vap_gym.plan.policy import Driver, Horizon, MpcPolicy, StraightLine, by_task, start_of, task_bounds
+from vap_gym.policies.named import policy_of
 from vap_gym.policies.protocol import EpisodeStart, Observations, Policy
 from vap_gym.stage import Stage
 
@@ -183,6 +188,34 @@ def test_planned_policies_are_policies_and_keep_episodes_apart() -> None:
     assert np.array_equal(again.act(seen([1]), [""])[0], together[1])
 
 
+def test_a_simulator_is_made_for_each_slot_once_and_left_in_the_end() -> None:
+    bullet = pytest.importorskip("pybullet")
+
+    def clients() -> int:
+        return sum(bool(bullet.isConnected(i)) for i in range(64))
+
+    start = load_starts(ID, None)[number("reach")]
+    episodes = [EpisodeStart(slot=slot, seed=0, number=0, start=start) for slot in range(2)]
+    policy = PlannedPolicy(PlanSettings(dynamics="oracle", candidates=2, iterations=1, horizon=SHORT))
+    gc.collect()  # what other tests have dropped
+    before = clients()
+    for _ in range(3):
+        policy.reset(episodes)
+    assert clients() == before + 2
+    for _ in range(2):
+        policy.close()
+    assert clients() == before
+    policy.reset(episodes[:1])
+    assert clients() == before + 1
+    again = pickle.loads(pickle.dumps(policy))  # as it is sent to a worker
+    again.reset(episodes)
+    assert clients() == before + 3
+    del again
+    gc.collect()
+    assert clients() == before + 1  # nobody closed it
+    policy.close()
+
+
 def test_mistakes_are_told() -> None:
     with pytest.raises(UnknownNameError, match="No planner named 'cme'. Did you mean 'cem'"):
         PlanSettings(planner="cme")
@@ -206,3 +239,36 @@ def test_the_command_writes_what_it_says(tmp_path: Path, capsys: pytest.CaptureF
     assert json.loads((tmp_path / "plan.json").read_text()) == result
     assert vap_gym(["plan", "--execute", "moon"]) == 2
     assert "No place to carry a plan out named 'moon'" in capsys.readouterr().err
+
+
+def test_a_goal_picture_is_planned_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The picture of an episode's own beginning: to stay is the best that can be done, and the planner finds it."""
+    start = load_starts(ID, None)[number("reach")]
+    here = tmp_path / "here.png"
+    Image.fromarray(start.frame).save(here)
+    words = f"plan --task reach --execute imagination --start {number('reach')} --candidates 6 --iterations 1".split()
+    words += ["--actions", "1", "--steps-per-plan", "4", "--steps", "1", "--budget-s", "0", "--json"]
+    words += ["--out", str(tmp_path / "out")]
+    assert vap_gym([*words, "--goal", str(here)]) == 0
+    near = json.loads(capsys.readouterr().out)["plans"][0]["score"]
+    Image.fromarray(255 - start.frame).save(tmp_path / "far.png")
+    assert vap_gym([*words, "--goal", str(tmp_path / "far.png")]) == 0
+    assert json.loads(capsys.readouterr().out)["plans"][0]["score"] < 4 * near < 0
+    Image.fromarray(start.frame[:50]).save(tmp_path / "small.png")
+    for goal, more, told in [
+        ("small.png", [], "must be 144 × 96 px, as the world model's frames are, got"),
+        ("none.png", [], "none.png' must be a goal picture"),
+        ("here.png", ["--foresight", "things"], "takes dynamics='imagination' and foresight='latents', got"),
+        ("here.png", ["--dynamics", "oracle"], "got 'oracle' and 'latents'"),
+    ]:
+        assert vap_gym([*words, "--goal", str(tmp_path / goal), *more]) == 2
+        assert told in capsys.readouterr().err
+    policy = policy_of(f"mpc:goal={here}", load_env(ID))
+    assert isinstance(policy, PlannedPolicy)
+    assert policy.settings.foresight == "latents"
+    claim(tmp_path, "p", policy)
+    Image.fromarray(255 - start.frame).save(here)
+    with pytest.raises(VapError, match=r"none\.png' must be a goal picture"):
+        policy_of(f"mpc:goal={tmp_path / 'none.png'}", load_env(ID))
+    with pytest.raises(VapError, match=r"it differs in goal\."):
+        claim(tmp_path, "p", policy_of(f"mpc:goal={here}", load_env(ID)))

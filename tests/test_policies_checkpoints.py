@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import vap_gym
-from vap_gym.evaluate.policies import claim
+from vap_gym.evaluate.policies_claims import claim
 from vap_gym.plan.planned import PlannedPolicy
 from vap_gym.policies import (
     Conventions,
@@ -146,6 +146,46 @@ def test_lerobot_policies_are_told_apart_by_their_weights() -> None:
     first, second = Configured(), Configured()
     assert LeRobotPolicy(first, VELOCITY).weights == LeRobotPolicy(first, VELOCITY).weights
     assert LeRobotPolicy(first, VELOCITY).weights != LeRobotPolicy(second, VELOCITY).weights
+
+
+MINE = '''
+import torch
+
+from vap_gym.policies import Conventions, LeRobotPolicy
+
+
+class Chunks(torch.nn.Module):
+    """Of the shape of LeRobot's policies: reset and predict_action_chunk."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(8, 7)
+
+    def reset(self):
+        pass
+
+    def predict_action_chunk(self, batch):
+        assert batch["observation.images.front"].shape[1:] == (3, 96, 144)
+        return self.layer(batch["observation.state"])[:, None].repeat(1, 4, 1)
+
+
+def small():
+    torch.manual_seed(0)
+    return LeRobotPolicy(Chunks(), Conventions(action_mode="cartesian_velocity"), execute=2)
+'''
+
+
+def test_a_lerobot_policy_is_named_by_the_function_that_makes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "vap_gym_mine.py").write_text(MINE)
+    monkeypatch.syspath_prepend(tmp_path)
+    policies = named_policies(["mine=python:vap_gym_mine:small"], vap_gym.load_env("VAP-DROID-v0"))
+    assert isinstance(policies["mine"], LeRobotPolicy)
+    report = vap_gym.evaluate(
+        policies, "VAP-DROID-Oracle-v0", 1, out=tmp_path / "out", task="reach", steps=2, act_timeout_s=None, clips=0
+    )
+    assert [(row.fault, row.steps) for row in report.rows["mine"] if row] == [(None, 2)]
 
 
 # --- others ---

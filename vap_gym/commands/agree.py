@@ -22,11 +22,16 @@ def main(
 ) -> None:
     """Compare two reports of vap-gym evaluate: Pearson, Spearman, MMRV, bias, and what a perfect simulator would score.
 
+    What came of a robot's trials is told in a CSV file, a line for each: policy,start,verdict, then mine,12,success.
+    Ten of them or more correct an imagined success rate: vap-gym agree out/imagined trials.csv --correct. How many it
+    takes is what vap-gym trials tells.
+
     Args:
         imagined: report.json of the evaluation in imagination, or its folder.
-        true: that of the same policies in the oracle, or on a robot.
+        true: that of the same policies in the oracle; or a CSV file of trials on a robot, with the columns policy,
+            start (its number in imagination), verdict (success or failure), and seed where starts have several.
         least_trust: leave out imagined verdicts that are trusted less than this, 0 to 1.
-        correct: the true report has few trials: correct each imagined success rate by them, instead of comparing.
+        correct: there are few true trials: correct each imagined success rate by them, instead of comparing.
         level: of the intervals.
         picture: draw imagined against true success into this PNG.
         json: print JSON instead of lines to read.
@@ -34,8 +39,10 @@ def main(
     from vap_gym.commands.telling import json_text
     from vap_gym.evaluate.agreement_reports import corrected_rates
     from vap_gym.evaluate.policies_report import Report
+    from vap_gym.evaluate.true_trials import read_report
 
-    sim, real = Report.load(imagined), Report.load(true)
+    sim = Report.load(imagined)
+    real = read_report(true, sim)
     if correct:
         from dataclasses import asdict
 

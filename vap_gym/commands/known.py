@@ -134,6 +134,11 @@ COMMANDS: dict[str, Command] = {
         summary="how well imagined success stands for true success",
         example="out/imagined out/true --picture out/agreement.png",
     ),
+    "trials": Command(
+        module="vap_gym.commands.trials",
+        summary="how many trials it takes, before any is played",
+        example="0.3 0.5 0.6 --half-width 0.08 --most-mmrv 0.05",
+    ),
     "plan": Command(
         module="vap_gym.commands.plan",
         summary="plan an episode in imagination and carry it out",

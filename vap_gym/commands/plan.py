@@ -16,7 +16,8 @@ def main(
     planner: str = "icem",
     candidates: int = 128,
     iterations: int = 5,
-    foresight: str = "things",
+    foresight: str = "",
+    goal: str = "",
     actions: int = 8,
     hold: int = 4,
     steps_per_plan: int = 12,
@@ -43,7 +44,10 @@ def main(
         planner: shooting, cem, icem, mppi or gradient.
         candidates: action sequences in an iteration.
         iterations: of the planner, for one plan.
-        foresight: what imagination looks ahead with: things (quick) or latents (every picture, slow).
+        foresight: what imagination looks ahead with: things (quick) or latents (pictures, slow); things by default,
+            latents with a goal picture.
+        goal: a picture to arrive at, of the world model's size, in the place of the task; whether it is solved is
+            still told by the task.
         actions: of a plan.
         hold: control steps that each of them is held for.
         steps_per_plan: control steps that are done before it plans again.
@@ -63,7 +67,8 @@ def main(
     horizon = Horizon(actions=actions, hold=hold, execute=steps_per_plan, most_plans=plans, budget_s=budget_s or None)
     settings = PlanSettings(
         card=card_of(env), dynamics=dynamics, planner=planner, candidates=candidates, iterations=iterations,
-        foresight=foresight, horizon=horizon, world_model=world_model, device=device,
+        foresight=foresight or ("latents" if goal else "things"), horizon=horizon, world_model=world_model,
+        device=device, goal=goal,
     )  # fmt: skip
     result = run(settings, task, execute, seed=seed, start=start, steps=steps, out=out, quiet=json)
     if json:
@@ -93,6 +98,8 @@ def run(
     env = opened(settings, execute, task)
     options = {} if start < 0 else {"start": start}
     played = play_episode(env, policy, seed=seed, options=options, steps=steps or card.max_episode_steps)
+    policy.close()
+    env.close()
     out.mkdir(parents=True, exist_ok=True)
     fps = max(1, round(card.fps))
     write_video(out / "plan.mp4", played.frames, fps, crf=18)

@@ -14,8 +14,8 @@ from jaxtyping import Float
 
 from vap_gym.cards import EnvCard
 from vap_gym.errors import CardError, unknown_name
-from vap_gym.evaluate.policies import weights_digest
 from vap_gym.policies import Conventions, EpisodeStart, Observations, Policy, PolicyError, ScriptedExpert
+from vap_gym.policies.known import weights_digest
 from vap_gym.policies.named import policy_of
 from vap_gym.policies.things import ThingsPolicy, read_agent
 

@@ -12,7 +12,7 @@ from vap_gym.evaluate.agreement_trust import RiskCoverage, risk_coverage
 from vap_gym.evaluate.policies_report import Report
 
 Array = np.ndarray
-SAME = ("card", "task", "steps", "starts_file")  # what two reports must share for their trials to be the same
+SAME = ("card", "task", "steps")  # what two reports must share for their trials to be the same, and their starts
 
 
 def agreement(
@@ -58,6 +58,7 @@ def paired(imagined: Report, true: Report) -> tuple[list[str], list[int], Array,
                 f"Two reports are compared if their {key} is the same, got {imagined.about.get(key)!r} and "
                 f"{true.about.get(key)!r}. Evaluate both from the same starts."
             )
+    _check_starts(imagined, true)
     names = [name for name in imagined.policies if name in true.policies]
     trials = [trial for trial in imagined.trials if trial in set(true.trials)]
     if not names or not trials:
@@ -73,6 +74,23 @@ def paired(imagined: Report, true: Report) -> tuple[list[str], list[int], Array,
 
     sim, trust = (common(imagined, values) for values in (imagined.outcomes(), imagined.trust()))
     return names, [trial.start for trial in trials], sim, common(true, true.outcomes()), trust
+
+
+def _check_starts(imagined: Report, true: Report) -> None:
+    """Raise VapError for reports from other starts: by what their files hold, or where one report does not tell it, by
+    their paths."""
+    digests = [report.about.get("starts_digest") for report in (imagined, true)]
+    paths = [report.about.get("starts_file") for report in (imagined, true)]
+    if digests[0] == digests[1] if all(digests) else paths[0] == paths[1]:
+        return
+    told = [
+        f"{path or 'those of the card'} (contents {digest or 'not noted'})"
+        for path, digest in zip(paths, digests, strict=True)
+    ]
+    raise VapError(
+        f"Two reports are compared if their starts are the same, got {told[0]} and {told[1]}. Evaluate both from the "
+        "same starts."
+    )
 
 
 def abstention(imagined: Report, true: Report) -> RiskCoverage:
@@ -112,5 +130,8 @@ def corrected_rates(imagined: Report, true: Report, *, level: float = 0.95) -> d
             known = dict(zip(true.trials, true.outcomes()[true.policies.index(name)]))
             truth = [known.get(trial, np.nan) for trial in imagined.trials]
             row = imagined.outcomes()[imagined.policies.index(name)]
-            found[name] = corrected_rate(row, truth, level=level)
+            try:
+                found[name] = corrected_rate(row, truth, level=level)
+            except VapError as error:
+                raise VapError(f"'{name}': {error}") from error
     return found

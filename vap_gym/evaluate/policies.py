@@ -2,35 +2,32 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, is_dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from vap_gym.assets import weights_dir
 from vap_gym.cards import load_env, load_robot
 from vap_gym.data import EpisodeWriter, finalise
 from vap_gym.errors import VapError
+from vap_gym.evaluate.policies_claims import claim, continued
 from vap_gym.evaluate.policies_judges import EpisodeJudge
 from vap_gym.evaluate.policies_keep import PlayBatch, folder_of
 from vap_gym.evaluate.policies_page import write_page
 from vap_gym.evaluate.policies_rejudge import rejudged
 from vap_gym.evaluate.policies_report import Report, assembled
 from vap_gym.evaluate.policies_trials import Setting, batches, starts_path_of, trials_of, world_of
-from vap_gym.evaluate.report import write
 from vap_gym.jobs import run_jobs
+from vap_gym.loading import load_starts
 from vap_gym.policies import Policy, fitted, site_of
 from vap_gym.policies.fit import action_mode_for
+from vap_gym.policies.known import file_digest, judge_digest, weights_digest
 from vap_gym.rig import Rig
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,79}")
-SAID_OF_A_MODEL = ("README.md", "scores.json")  # in a folder of weights, but not what they do
-ENDS_BYTES = 65536  # of each end of a file of weights, by which it is known again
 
 
 def evaluate_policies(
@@ -117,8 +114,11 @@ def evaluate_policies(
         claim(root, name, policy)
     items = {f"{name}/{part[0]}": (name, part) for name in policies for part in parts}
     about = common.to_json() | {"batch": batch, "trials": [[trial.start, trial.seed] for trial in trials]}
+    about["starts_digest"] = file_digest(load_starts(card.id, common.starts_file or None).path)
     if not oracle:
         about["weights"] = weights_digest(common.world_model or card.world_model)
+        about["judge_weights"] = judge_digest(common.judge)
+    about = continued(root / "manifest.jsonl", about)
     with ray_address(address):
         outcomes = run_jobs(
             PlayBatch(policies=policies, settings=settings, trials=trials, out=root, act_timeout_s=act_timeout_s),
@@ -136,7 +136,7 @@ def evaluate_policies(
             lost.setdefault(name, str(outcome.error))
         else:
             rows[name] |= {int(row["trial"]): row for row in outcome.result["rows"]}
-    report = assembled(common, list(policies), trials, rows, lost)
+    report = assembled(common, list(policies), trials, rows, lost, starts_digest=about.get("starts_digest"))
     for name in policies:
         if len(rows[name]) == len(trials):
             _finalised(folder_of(root, name), len(trials), card.fps)
@@ -178,55 +178,6 @@ def settings_of(policies: Mapping[str, Policy], common: Setting) -> dict[str, Se
         fitted(policy, site_of(rigs[mode], card.fps, common.views), name)
         found[name] = replace(common, action_mode=mode)
     return found
-
-
-def claim(root: Path, name: str, policy: Policy) -> None:
-    """Note which policy has this name here, or refuse another one: its episodes would be mixed up."""
-    path = root / "policies" / f"{name}.json"
-    mine: dict[str, Any] = {"kind": type(policy).__name__, "conventions": asdict(policy.conventions)}
-    public = {key: value for key, value in vars(policy).items() if not key.startswith("_")}  # keys stay private
-    mine |= {key: value for key, value in public.items() if isinstance(value, str | int | float)}
-    mine |= {key: repr(value) for key, value in public.items() if is_dataclass(value)}
-    told = json.loads(json.dumps(mine, sort_keys=True))
-    if path.is_file():
-        theirs = json.loads(path.read_text(encoding="utf-8"))
-        if differ := _differences(theirs, told):
-            raise VapError(
-                f"'{root}' holds another policy named '{name}': it differs in {', '.join(differ)}. Give this one "
-                "another name, or evaluate into a new folder."
-            )
-    else:
-        write(path, json.dumps(told, sort_keys=True))
-
-
-def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """The settings in which two notes of a policy differ; what only one of them tells, an older one could not."""
-    found = []
-    for key in before.keys() & now.keys():
-        if isinstance(before[key], dict) and isinstance(now[key], dict):
-            found += [f"{key}.{name}" for name in _differences(before[key], now[key])]
-        elif before[key] != now[key]:
-            found.append(key)
-    return sorted(found)
-
-
-def weights_digest(world_model: str) -> str:
-    """Return what a model's folder is known by: names, sizes and both ends of its files; "" where there is none.
-
-    What is only said of a model (its README.md and scores.json) does not count.
-    """
-    folder = Path(world_model) if Path(world_model).is_dir() else weights_dir() / world_model
-    found = hashlib.sha256()
-    files = sorted(path for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else []
-    files = [path for path in files if path.name not in SAID_OF_A_MODEL]
-    for path in files:
-        size = path.stat().st_size
-        found.update(f"{path.relative_to(folder)} {size}\n".encode())
-        with path.open("rb") as file:
-            found.update(file.read(ENDS_BYTES))
-            file.seek(max(0, size - ENDS_BYTES))
-            found.update(file.read())
-    return found.hexdigest()[:16] if files else ""
 
 
 @contextmanager

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import base64
 import csv
-import http.client
 import io
 import json
-import re
 import urllib.error
 import urllib.request
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,9 +22,11 @@ from jaxtyping import Bool, UInt8
 from PIL import Image
 
 from vap_gym.errors import VapError
+from vap_gym.evaluate.policies_votes import RULES, vote_of
 
 Array = np.ndarray
 VERDICTS = ("success", "failure", "unknown")
+REASON_LETTERS = 160  # of an error that is told
 COLUMNS = ("policy", "start", "seed", "task", "verdict")
 QUESTION = (
     "The pictures are of one episode of a robot, in order of time. Its task was: {task}. "
@@ -193,7 +194,7 @@ def write_labels(path: str | Path, episodes: Iterable[tuple[str, int, int, str]]
 
 
 Ask = Callable[[Sequence[UInt8[Array, "H W 3"]], str], str]
-"""Shows pictures to a model, asks a question, returns what it says. May raise OSError where it cannot."""
+"""Shows pictures to a model, asks a question, returns what it says; raises what it likes where it cannot."""
 
 
 @runtime_checkable
@@ -209,8 +210,9 @@ class Settled(Protocol):
 class VlmJudge:
     """A vision-language model that is asked several times; the majority of clear answers decides.
 
-    Answers that are neither yes nor no, refusals, and questions that nobody answers in time are no votes. With no vote,
-    or as many of one as of the other, the verdict is unknown.
+    Answers that are neither yes nor no (see `vote_of`), refusals, questions that nobody answers in time, and those at
+    which the model fails, with whatever error, are no votes. With no vote, or as many of one as of the other, the
+    verdict is unknown; its reason tells the errors.
 
     Args:
         ask: shows pictures and asks: `OpenAiCompatible`, `policies_transformers.TransformersVlm`, or a function.
@@ -231,7 +233,7 @@ class VlmJudge:
         """What decides on its verdicts, plain JSON: with the same settings a question need not be asked twice.
         None: nobody can tell, because `ask` is a function."""
         asked = self.ask.settings if isinstance(self.ask, Settled) else None
-        told = {"votes": self.votes, "pictures": self.pictures, "question": self.question}
+        told = {"votes": self.votes, "pictures": self.pictures, "question": self.question, "rules": RULES}
         return None if asked is None else {**told, "ask": dict(asked)}
 
     def __call__(self, episode: ShownEpisode) -> Verdict:
@@ -239,23 +241,20 @@ class VlmJudge:
         last = len(episode.frames) - 1
         chosen = np.unique(np.linspace(last if self.pictures == 1 else 0, last, self.pictures).round().astype(int))
         shown, question = [episode.frames[t] for t in chosen], self.question.replace("{task}", episode.task)
-        said = [self._vote(shown, question) for _ in range(self.votes)]
+        votes = [self._vote(shown, question) for _ in range(self.votes)]
+        said, failed = [vote for vote, _ in votes], Counter(how for _, how in votes if how)
         yes, no = said.count("yes"), said.count("no")
         verdict = "success" if yes > no else "failure" if no > yes else "unknown"
-        return Verdict(verdict=verdict, reason=f"{yes} yes, {no} no, {len(said) - yes - no} no answer")
+        told = "".join(f"; {count} failed: {how}" for how, count in failed.items())
+        return Verdict(verdict=verdict, reason=f"{yes} yes, {no} no, {len(said) - yes - no} no answer{told}")
 
-    def _vote(self, pictures: Sequence[UInt8[Array, "H W 3"]], question: str) -> str:
+    def _vote(self, pictures: Sequence[UInt8[Array, "H W 3"]], question: str) -> tuple[str, str]:
+        """A vote, or "" and, where the model failed, how."""
         try:
-            return vote_of(self.ask(pictures, question))
-        except (OSError, http.client.HTTPException):
-            return ""
-
-
-def vote_of(answer: str) -> str:
-    """Return "yes" or "no" where an answer says just that, at its beginning or end; "" otherwise."""
-    words = re.findall(r"[a-z]+", answer.lower())
-    found = {word for word in (*words[:1], *words[-1:]) if word in ("yes", "no")}
-    return found.pop() if len(found) == 1 and len({"yes", "no"} & set(words)) == 1 else ""
+            return vote_of(self.ask(pictures, question)), ""
+        except Exception as error:  # whatever a server or a model of others raises, a full graphics card included
+            told = (str(error).strip().splitlines() or [""])[0][:REASON_LETTERS]
+            return "", f"{type(error).__name__}: {told}".removesuffix(": ")
 
 
 class OpenAiCompatible:

@@ -74,7 +74,10 @@ def _python(rest: str) -> EpisodeJudge:
     try:
         found: Any = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
-        raise VapError(f"No judge at 'python:{rest}': {error}. Write python:MODULE:NAME.") from error
+        raise VapError(
+            f"No judge at 'python:{rest}': {error}. Write python:MODULE:NAME; PYTHONPATH=. before the command lets "
+            "a module of this folder be found."
+        ) from error
     found = found() if isinstance(found, type) else found
     if not isinstance(found, EpisodeJudge):
         raise VapError(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections import Counter
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TextIO
@@ -17,11 +19,14 @@ from vap_gym.evaluate.policies_trials import Trial
 from vap_gym.jobs.manifest import Outcome, begin, digest, entry
 from vap_gym.observations import FRONT
 
+REASONS = 3  # why verdicts are unknown: so many are told
+
 
 def rejudged(report: Report, out: str | Path, judge: EpisodeJudge) -> Report:
     """Return the report with another judge's verdicts. What a policy broke stays a failure.
 
     Where a judge tells its settings (`Settled`), what it could tell is kept in out/verdicts, and not asked for again.
+    How many verdicts it could not tell, and the usual reasons, is said in a line on stderr.
 
     Args:
         out: the evaluation's folder.
@@ -42,6 +47,7 @@ def rejudged(report: Report, out: str | Path, judge: EpisodeJudge) -> Report:
             row = rows[name][number]
             assert row is not None
             rows[name][number] = replace(row, verdict=verdict)
+        said.tell(len(asked))
     about = {**report.about, "judge": getattr(judge, "__name__", type(judge).__name__)}
     return replace(report, about=about, rows={name: tuple(found) for name, found in rows.items()})
 
@@ -94,6 +100,7 @@ class _Said:
     def __init__(self, out: Path, judge: EpisodeJudge) -> None:
         settings = judge.settings if isinstance(judge, Settled) else None
         self._file: TextIO | None = None
+        self._unknown: Counter[str] = Counter()  # verdicts, by their reasons
         self._said: dict[str, Outcome] = {}
         self._path = None if settings is None else out / "verdicts" / f"{type(judge).__name__}-{digest(settings)}.jsonl"
         if self._path is not None:
@@ -118,7 +125,17 @@ class _Said:
         if self._file is not None and said.verdict != "unknown":  # a server that was away is asked again
             self._file.write(entry(Outcome(key=_key(name, trial), result=asdict(said))))
             self._file.flush()
+        if said.verdict == "unknown":
+            self._unknown[said.reason] += 1
         return said.verdict
+
+    def tell(self, asked: int) -> None:
+        """Say in a line on stderr why verdicts are unknown, where any is."""
+        if count := self._unknown.total():
+            usual = self._unknown.most_common(REASONS)
+            told = [f"{reason} ({times}×)" if times > 1 else reason for reason, times in usual]
+            more = " | …" if len(self._unknown) > REASONS else ""
+            print(f"judging: {count} of {asked} verdicts are unknown: {' | '.join(told)}{more}", file=sys.stderr)
 
 
 def _key(name: str, trial: Trial) -> str:

@@ -182,10 +182,15 @@ class Report:
 
 def assembled(
     setting: Setting, names: Sequence[str], trials: Sequence[Trial],
-    rows: Mapping[str, Mapping[int, Mapping[str, Any]]], lost: Mapping[str, str],
+    rows: Mapping[str, Mapping[int, Mapping[str, Any]]], lost: Mapping[str, str], *, starts_digest: str | None = None,
 ) -> Report:  # fmt: skip
-    """Return the report of what jobs gave, by policy and trial."""
+    """Return the report of what jobs gave, by policy and trial.
+
+    Args:
+        starts_digest: of the file of starts; None: it is not known.
+    """
     shared = {key: value for key, value in setting.to_json().items() if key != "action_mode"}
+    shared |= {} if starts_digest is None else {"starts_digest": starts_digest}
     return Report(
         world="oracle" if setting.oracle else "imagination",
         about=shared,

@@ -14,6 +14,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from vap_gym.errors import CheckpointError, VapError, require
+from vap_gym.policies.known import module_digest
 
 ANSWER_TOKENS = 16
 
@@ -69,7 +70,8 @@ class TransformersVlm:
     @property
     def settings(self) -> Mapping[str, Any]:
         """Whom it asks, and how."""
-        return {"model": str(self.model.name_or_path), "temperature": self.temperature, "seed": self.seed}
+        known = {"model": str(self.model.name_or_path), "weights": module_digest(self.model)}
+        return {**known, "temperature": self.temperature, "seed": self.seed}
 
     @torch.no_grad()
     def __call__(self, pictures: Sequence[UInt8[np.ndarray, "H W 3"]], question: str) -> str:

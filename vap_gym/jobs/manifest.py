@@ -56,6 +56,13 @@ def begin(path: Path, settings: Mapping[str, Any]) -> dict[str, Outcome]:
     return found
 
 
+def settings_in(path: Path) -> dict[str, Any] | None:
+    """Return the settings of the run that a manifest is of; None where there is none, or no manifest."""
+    head = next(iter(_lines(path) if path.is_file() else []), None)
+    settings = head.get("settings") if isinstance(head, dict) else None
+    return dict(settings) if isinstance(settings, dict) else None
+
+
 def _differences(before: object, now: Mapping[str, Any]) -> str:
     """In which settings two runs differ, both values told."""
     old, new = (json.loads(json.dumps(table)) for table in (before, dict(now)))  # tuples are lists in JSON

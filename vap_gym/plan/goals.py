@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
+from PIL import Image
 from torch import Tensor
 
 from vap_gym.errors import UnknownNameError, VapError
@@ -91,6 +93,29 @@ def push_from(scene: SceneSpec, object_m: Float[Tensor, "*batch 3"]) -> Float[Te
     radius = 0.8 * float(np.hypot(*scene.target_object.half_extents_m[:2]))
     back = object_m[..., :2] - (radius + BEHIND_M) * ahead
     return torch.cat([back, torch.full_like(back[..., :1], scene.table_z_m + PUSH_HEIGHT_M)], -1)
+
+
+def read_goal(path: str | Path, frame_size_px: tuple[int, int] | None = None) -> UInt8[np.ndarray, "1 H W 3"]:
+    """Read a goal picture for `PictureGoal`, of one slot.
+
+    Args:
+        frame_size_px: (width, height) of the world model's frames, which it must have; None: any.
+
+    Raises:
+        VapError: no picture there, or one of another size.
+    """
+    try:
+        with Image.open(path) as picture:
+            pixels = np.array(picture.convert("RGB"))
+    except OSError as error:
+        raise VapError(f"'{path}' must be a goal picture, got: {error}. Give a PNG of how it shall look.") from error
+    given = (pixels.shape[1], pixels.shape[0])
+    if frame_size_px is not None and given != tuple(frame_size_px):
+        raise VapError(
+            f"A goal picture must be {frame_size_px[0]} × {frame_size_px[1]} px, as the world model's frames are, got "
+            f"'{path}' of {given[0]} × {given[1]}. Take it with the same camera, and scale it."
+        )
+    return pixels[None]
 
 
 class PictureGoal:

@@ -52,6 +52,10 @@ class Outlook(Protocol):
         held for `hold` steps."""
         ...
 
+    def close(self) -> None:
+        """Let go of what it holds, such as a simulator; it is not used again."""
+        ...
+
 
 def of_things(stage: Stage, state: TensorDict, objects_m: Float[Tensor, "1 N 3"]) -> Foresight:
     """Return foresight of things alone where the world model moves such, else in latents."""
@@ -145,6 +149,9 @@ class ImaginedOutlook:
             goal = TaskGoal([self._start.scene])
         return ForesightScore(self._foresight(self.stage, self.state, self.objects_m), goal, hold=hold)
 
+    def close(self) -> None:
+        """Nothing is held that others do not share."""
+
     def _read(self) -> tuple[Tensor, Tensor]:
         """Places and confidences of objects in the newest picture."""
         reading = self.stage.read(self.state, self.stage.imagination.look(self.state).tool_m[:, 0])
@@ -205,3 +212,7 @@ class OracleOutlook:
         if self._task is None:
             raise VapError("The outlook has no episode yet. Call begin(start, seed) first.")
         return ForesightScore(self._foresight, self._task, hold=hold)
+
+    def close(self) -> None:
+        """Leave the simulator."""
+        self._foresight.close()

@@ -33,6 +33,10 @@ class Driver(Protocol):
         """Return the next action."""
         ...
 
+    def close(self) -> None:
+        """Let go of what it holds, such as a simulator; it is not used again."""
+        ...
+
 
 @dataclass(frozen=True, kw_only=True)
 class Horizon:
@@ -109,6 +113,10 @@ class MpcPolicy:
         actions = np.stack([self._next(front_of(observation)) for _ in range(self.chunk)])
         return actions if self.chunk > 1 else actions[0]
 
+    def close(self) -> None:
+        """Let go of what its outlook holds."""
+        self.outlook.close()
+
     def _next(self, frame: UInt8[np.ndarray, "H W 3"]) -> Float[np.ndarray, " A"]:
         assert self._left is not None
         due = self._done % self.horizon.execute == 0 and len(self.plans) < self.horizon.most_plans
@@ -177,6 +185,10 @@ class StraightLine:
         action = np.array([*move, 0.0, 0.0, 0.0, self._closing], np.float32)
         self.outlook.act(action)
         return action
+
+    def close(self) -> None:
+        """Let go of what its outlook holds."""
+        self.outlook.close()
 
 
 def task_bounds(space: Bounds, task: str) -> Bounds:

@@ -1,4 +1,4 @@
-"""By what weights are known again: short digests of files, arrays and modules."""
+"""By what weights are known again: short digests of files, folders, arrays and modules."""
 
 from __future__ import annotations
 
@@ -9,9 +9,14 @@ from typing import Any
 
 import numpy as np
 
+from vap_gym.assets import weights_dir
+from vap_gym.cards import load_env
+
 DIGITS = 16
 BLOCK_BYTES = 2**20
 FEW = 64  # numbers of each tensor that are looked at: training changes them all
+SAID_OF_A_MODEL = ("README.md", "scores.json")  # in a folder of weights, but not what they do
+ENDS_BYTES = 65536  # of each end of a file of weights, by which it is known again
 
 
 def file_digest(path: Path) -> str:
@@ -44,3 +49,47 @@ def module_digest(module: Any) -> str:
         for name, tensor in tensors
         if isinstance(tensor, torch.Tensor)
     )
+
+
+def weights_digest(world_model: str | Path) -> str:
+    """Return what a model's folder is known by: names, sizes and both ends of its files; "" where there is none.
+
+    What is only said of a model (its README.md and scores.json) does not count.
+    """
+    folder = _folder(world_model)
+    return _ends_digest(folder, [path for path in _files(folder) if path.name not in SAID_OF_A_MODEL])
+
+
+def judge_digest(judge: str | Path) -> str:
+    """Return the same of a judge: of the two parts that it is made of in the folder of a world model."""
+    folder = _folder(judge)
+    return _ends_digest(folder, [path for part in ("judge", "codec") for path in _files(folder / part)])
+
+
+def sight_digest(card: str, world_model: str, judge: str) -> str:
+    """Return what a policy is known by that looks through a world model and a judge: the digests of both.
+
+    Args:
+        card: of the env whose world model it is where `world_model` is "".
+    """
+    return f"{weights_digest(world_model or load_env(card).world_model)}+{judge_digest(judge)}"
+
+
+def _folder(model: str | Path) -> Path:
+    return Path(model) if Path(model).is_dir() else weights_dir() / model
+
+
+def _files(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
+def _ends_digest(folder: Path, files: Iterable[Path]) -> str:
+    found, count = hashlib.sha256(), 0
+    for path in sorted(files):
+        size, count = path.stat().st_size, count + 1
+        found.update(f"{path.relative_to(folder)} {size}\n".encode())
+        with path.open("rb") as file:
+            found.update(file.read(ENDS_BYTES))
+            file.seek(max(0, size - ENDS_BYTES))
+            found.update(file.read())
+    return found.hexdigest()[:DIGITS] if count else ""

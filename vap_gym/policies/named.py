@@ -24,7 +24,7 @@ from vap_gym.sim.experts import BEHAVIOURS
 
 LABEL = re.compile(r"([A-Za-z0-9][\w.+-]*)=(.*)", re.DOTALL)
 HELP = """random | expert[:noise=0.2,bias_m=0.02] | failing | play | clumsy | noop
-mpc[:candidates=128,iterations=5,planner=icem,dynamics=imagination|oracle|none]: the planner itself
+mpc[:candidates=128,iterations=5,planner=icem,dynamics=imagination|oracle|none,goal=PICTURE.png]: the planner itself
 sb3:PATH.zip,algorithm=ppo[,action_mode=…]   replay:FOLDER of episodes that an evaluation kept
 things:FOLDER of an agent that vap-gym train-rl wrote[,sees=truth]
 openpi:HOST:PORT[,execute=8]   http://HOST:PORT   python:MODULE:NAME (a Policy, or a function that makes one)"""
@@ -94,12 +94,13 @@ def _mpc(rest: str, card: EnvCard) -> Policy:
     from vap_gym.plan.planned import PlannedPolicy, PlanSettings
     from vap_gym.plan.policy import Horizon
 
-    words = dict.fromkeys(("card", "dynamics", "planner", "foresight", "world_model", "judge", "device"), str)
+    words = dict.fromkeys(("card", "dynamics", "planner", "foresight", "world_model", "judge", "device", "goal"), str)
     lengths = dict.fromkeys(("actions", "hold", "execute", "most_plans"), int)
     keys = split_text(f",{rest}" if rest else "")[1]
     given = read_settings(keys, {**words, **lengths, "candidates": int, "iterations": int}, "mpc")
     horizon = Horizon(budget_s=None, **{key: given.pop(key) for key in lengths if key in given})
-    return PlannedPolicy(PlanSettings(**{"card": card.id, **given}, horizon=horizon))
+    seen = {"foresight": "latents"} if "goal" in given else {}
+    return PlannedPolicy(PlanSettings(**{"card": card.id, **seen, **given}, horizon=horizon))
 
 
 def _sb3(rest: str, card: EnvCard) -> Policy:
@@ -138,7 +139,10 @@ def _python(rest: str, card: EnvCard) -> Policy:
     try:
         found: Any = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
-        raise PolicyError(f"No policy at 'python:{rest}': {error}. Write python:MODULE:NAME.") from error
+        raise PolicyError(
+            f"No policy at 'python:{rest}': {error}. Write python:MODULE:NAME; PYTHONPATH=. before the command lets "
+            "a module of this folder be found."
+        ) from error
     if isinstance(found, type) or not isinstance(found, Policy):
         found = found() if callable(found) else found
     if not isinstance(found, Policy):

@@ -20,7 +20,7 @@ from vap_gym.geometry import Camera
 from vap_gym.kinematics import RobotState
 from vap_gym.loading import build_stage
 from vap_gym.observations import FRONT
-from vap_gym.policies.known import file_digest
+from vap_gym.policies.known import file_digest, sight_digest
 from vap_gym.policies.protocol import Conventions, EpisodeStart, Observations, PolicyError
 from vap_gym.policies.seen import Seen, commands, features
 from vap_gym.rig import Motion, Rig
@@ -125,6 +125,7 @@ class ThingsPolicy:
         )  # fmt: skip
         self.about, self._policy = read_agent(folder)
         self.weights = file_digest(Path(folder) / "policy.pt")
+        self.looks_through = "" if sees == "truth" else sight_digest(self.about.card, world_model, judge)
         self._fps = load_env(self.about.card).fps
         self._rig: Rig | None = None
         self._stage: Stage | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import weakref
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -65,6 +66,8 @@ class Scene:
         self._scratch = tempfile.TemporaryDirectory(prefix="vap_gym_scene_")
         self._urdf = _resolved_urdf(robot, Path(self._scratch.name))
         self._client = self._bullet.connect(self._bullet.DIRECT)
+        self._disconnect = weakref.finalize(self, self._bullet.disconnect, self._client)  # where nobody calls close
+        self._disconnect.atexit = False
         self._builder = Builder(self._bullet, self._client, Path(self._scratch.name))
         self._substeps = round(SUBSTEP_HZ / robot.controller.control_hz)
         self._steps = 0
@@ -81,7 +84,7 @@ class Scene:
     def close(self) -> None:
         """Disconnect from PyBullet and remove scratch files; harmless when called twice."""
         if self._client >= 0:
-            self._bullet.disconnect(self._client)
+            self._disconnect()
             self._client = -1
             self._scratch.cleanup()
 
