@@ -18,12 +18,13 @@ from typing import Any
 
 import numpy as np
 import tyro
+from asked import weights_of
 from rl_figures import CLONE, MEDIOCRE, draw_curves, tables, text_of, told
 
 from vap_gym.cards import load_env, load_robot
 from vap_gym.errors import VapError, unknown_name
 from vap_gym.evaluate import report
-from vap_gym.evaluate.policies import evaluate_policies, weights_digest
+from vap_gym.evaluate.policies import evaluate_policies
 from vap_gym.oracle_env import make_starts
 from vap_gym.policies.things import ThingsPolicy, read_agent
 from vap_gym.rl import RlSettings, SimulatedThings, Steady, ThingVectorEnv, clone_agent, train_agent
@@ -210,13 +211,6 @@ def judged(
     return {
         "outcomes": {name: text_of(values) for name, values in outcomes.items()},
         "training": {name: told(folder) for name, folder in agents.items()},
-    }
-
-
-def weights_of(env: str, world_model: str) -> dict[str, str]:
-    """Return what agents imagine and see with, world model and judge: names and digests of their weights."""
-    return {
-        Path(name).name: weights_digest(name) for name in (world_model or load_env(env).world_model, RlSettings().judge)
     }
 
 

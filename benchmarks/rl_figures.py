@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from asked import met, percent, so_far
 from jaxtyping import Float
 
 from vap_gym.evaluate.report import table
@@ -111,47 +112,33 @@ def against(task: str, outcomes: Mapping[str, Float[Array, " N"]]) -> list[tuple
     """Return what was measured of a task beside what is asked. Fewer seeds or starts than are asked for are told where
     it says what is met."""
     imagined = of_kind(outcomes, "imagined")
-    found: list[tuple[str, Interval | None, int, str, str, str]] = []
+    found: list[tuple[str, Interval | None, int, str, str, str]] = []  # what, figure, seeds, must, aim, met
     if task == "reach":
         solved = over_seeds(imagined)
-        met = "" if solved is None else reached(solved, REACH, "must")
-        found.append(("solved, learned from scratch", solved, len(imagined), f"≥ {100 * REACH:.0f} %", "", met))
+        reached = "" if solved is None else met(solved, must=REACH)
+        found.append(("solved, learned from scratch", solved, len(imagined), f"≥ {100 * REACH:.0f} %", "", reached))
     elif CLONE in outcomes:
-        before, gain, share = rate(outcomes[CLONE]), gains(outcomes, CLONE), share_of_oracle(outcomes, CLONE)
-        low, high = MEDIOCRE
-        met = "must" if low <= before.value <= high else "no"
-        found.append(("solved before, by the clone", before, 0, f"{100 * low:.0f} to {100 * high:.0f} %", "", met))
-        both = gain.get("imagined, all seeds")
-        met = "" if both is None else "must" if both.low > 0 else "no"
-        found.append(("gain of training in imagination", both, len(imagined), "interval above 0", "", met))
-        met = "" if share is None else reached(share, SHARE, "aim")
-        seeds = min(len(imagined), len(of_kind(outcomes, "oracle")))
-        found.append(("its share of the gain in the simulator", share, seeds, "", f"≥ {100 * SHARE:.0f} %", met))
-    return [
-        (
-            task, what, "not measured" if value is None else percent(value), str(seeds or ""),
-            "" if value is None else str(value.samples), must, aim,
-            met + few(seeds, value) if value is not None else "",
+        before, share, (low, high) = rate(outcomes[CLONE]), share_of_oracle(outcomes, CLONE), MEDIOCRE
+        asked = f"{100 * low:.0f} to {100 * high:.0f} %"
+        found.append(
+            ("solved before, by the clone", before, 0, asked, "", "must" if low <= before.value <= high else "no")
         )
-        for what, value, seeds, must, aim, met in found
-    ]  # fmt: skip
-
-
-def reached(value: Interval, bound: float, what: str) -> str:
-    """Return whether a figure is at or above a bound, and whether its whole interval is."""
-    return "no" if value.value < bound else f"{what}, with its interval" if value.low >= bound else what
-
-
-def few(seeds: int, value: Interval) -> str:
-    """Return what is still missing for the figure that was asked for; seeds 0: it has none."""
-    lacks = [f"{seeds} of {SEEDS} seeds"] if 0 < seeds < SEEDS else []
-    lacks += [f"{value.samples} of {STARTS} starts"] if value.samples < STARTS else []
-    return f" (so far: {', '.join(lacks)})" if lacks else ""
-
-
-def percent(value: Interval) -> str:
-    """Return a share and its interval as percentages."""
-    return f"{100 * value.value:.0f} % [{100 * value.low:.0f}, {100 * value.high:.0f}]"
+        gain = gains(outcomes, CLONE).get("imagined, all seeds")
+        sure = gain is not None and gain.low > 0
+        found.append(
+            ("gain of training in imagination", gain, len(imagined), "interval above 0", "", "must" if sure else "no")
+        )
+        reached = "" if share is None else met(share, aim=SHARE)
+        seeds = min(len(imagined), len(of_kind(outcomes, "oracle")))
+        found.append(("its share of the gain in the simulator", share, seeds, "", f"≥ {100 * SHARE:.0f} %", reached))
+    rows = []
+    for what, value, seeds, must, aim, reached in found:
+        if value is None:
+            rows.append((task, what, "not measured", "", "", must, aim, ""))
+            continue
+        reached += so_far(seeds=(seeds or SEEDS, SEEDS), starts=(value.samples, STARTS))
+        rows.append((task, what, percent(value), str(seeds or ""), str(value.samples), must, aim, reached))
+    return rows
 
 
 def told(folder: Path) -> float | None:
