@@ -148,7 +148,8 @@ def run(bench: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) -> Sim
     out = tmp_path_factory.mktemp("planning")
     given: dict[str, Any] = {
         "docs": out / "docs" / "page.md", "tasks": ("reach",), "starts": 1, "steps": 3, "candidates": 4,
-        "iterations": 1, "actions": 2, "hold": 2, "execute": 2, "oracle_candidates": 4, "oracle_iterations": 1, "budget_s": 0.0,
+        "iterations": 1, "actions": 2, "hold": 2, "execute": 2, "oracle_candidates": 4, "oracle_iterations": 1,
+        "budget_s": 0.0,
     }  # fmt: skip
     late = bench.run.main(out / "a", **given, minutes=1e-9)
     first = bench.run.main(out / "a", **given, dynamics=("imagination",), keep=True)
