@@ -1,31 +1,36 @@
 """Planning: push and reach, planned in imagination, in the simulator or not at all, carried out in the simulator.
 
-    python benchmarks/planning.py --out out/planning
+    python benchmarks/planning.py --workers 2 --minutes 110 --keep    # again and again until nothing is left
+    python benchmarks/planning.py --keep --minutes 1e-9 --timed --fan # on an idle machine: seconds, and the picture
 
-Every episode's row is written as soon as it is over, and a run that was stopped goes on where it stood. Starts are
-drawn from seeds that no training has seen. `--timed` adds how long one plan of 64 candidates, 12 steps and 3 iterations
-takes, which needs an idle machine.
+Every episode's row is written beside the page as soon as it is over; a run that was stopped goes on with --keep, if
+settings and weights are the same. Starts are drawn from seeds that no training has seen. `--timed` adds how long one
+plan of 64 candidates, 12 steps and 3 iterations takes.
 """
 
 from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import tyro
+from asked import weights_of
+from planning_figures import KINDS, TASKS, page
 from tqdm import tqdm
 
 from vap_gym.errors import VapError, unknown_name
 from vap_gym.evaluate import report
-from vap_gym.evaluate.trials import wilson
+from vap_gym.jobs.executors import completed
 from vap_gym.loading import build_stage
-from vap_gym.metrics import bootstrap_interval
 from vap_gym.oracle_env import OracleEnv, make_starts
+from vap_gym.pictures import write_png
 from vap_gym.plan import (
     Bounds,
     Cem,
@@ -35,26 +40,32 @@ from vap_gym.plan import (
     MpcPolicy,
     PlanSettings,
     TaskGoal,
+    fan_sheet,
+    imagined_fan,
     of_latents,
     of_things,
     play_episode,
     task_bounds,
 )
-from vap_gym.starts import StartSet
+from vap_gym.plan.policy import Driver
+from vap_gym.starts import Start, StartSet
 
 FIRST_SEED = 3_000_000  # of the starts: training is below 1,000,000, held-out lists and shipped starts are below this
-TASKS = ("reach", "push")
 PER_SET = 3  # tasks take turns in a file of starts: reach, push, lift
-MUST = {"reach": ("success", 0.90, 0.95), "push": ("share of (b)", 0.60, 0.90)}
+REPO = Path(__file__).resolve().parent.parent
+EMPTY = "# Planning\n\n<!-- planning -->\n<!-- /planning -->\n"  # a page
+KNOWS_NO_WEIGHTS = "oracle"  # what was planned in the simulator stays as it is when weights change
+Item = tuple[str, str, int]  # task, what is planned with, start
 
 
 def main(
     out: Path = Path("out/planning"),
     *,
+    docs: Path = REPO / "docs" / "planning.md",
     env: str = "VAP-DROID-v0",
     starts: int = 75,
     tasks: tuple[str, ...] = TASKS,
-    dynamics: tuple[str, ...] = ("imagination", "oracle", "none"),
+    dynamics: tuple[str, ...] = tuple(KINDS),
     candidates: int = 128,
     iterations: int = 5,
     actions: int = 8,
@@ -68,12 +79,18 @@ def main(
     steps: int = 100,
     first_seed: int = FIRST_SEED,
     world_model: str = "",
+    workers: int = 1,
+    minutes: float = 0.0,
+    keep: bool = False,
+    forget: tuple[str, ...] = (),
     timed: bool = False,
-) -> None:
-    """Play the experiment; write planning.json and planning.md.
+    fan: bool = False,
+) -> int:
+    """Play the experiment, or what is left of it; write the page and its rows. Returns how many episodes are left.
 
     Args:
-        out: folder; one for each set of settings.
+        out: folder of the starts.
+        docs: the page whose tables are written; rows go beside it (planning.json), the picture into img/.
         env: the card whose tasks these are.
         starts: of each task.
         tasks: reach, push.
@@ -91,8 +108,18 @@ def main(
         steps: after so many an episode has failed.
         first_seed: of the starts: tune on others than you measure on.
         world_model: a name or folder; the card's by default.
-        timed: also time a plan of 64 candidates, 12 steps and 3 iterations.
+        workers: processes, of one thread each.
+        minutes: after so many no episode is begun; 0: play all.
+        keep: go on from the rows beside the page.
+        forget: what was planned with, whose rows are dropped and played anew, such as imagination none.
+        timed: also time a plan of 64 candidates, 12 steps and 3 iterations; needs an idle machine.
+        fan: also draw what the first plan of a push chose among.
     """
+    began = time.time()
+    for what, given, known in (("task", tasks, TASKS), ("dynamics", (*dynamics, *forget), tuple(KINDS))):
+        for name in given:
+            if name not in known:
+                raise unknown_name(what, name, known)
     horizon = Horizon(actions=actions, hold=hold, execute=execute, most_plans=plans, budget_s=budget_s or None)
     seen = PlanSettings(
         card=env, candidates=candidates, iterations=iterations, horizon=horizon, world_model=world_model
@@ -101,84 +128,144 @@ def main(
         seen, dynamics="oracle", candidates=oracle_candidates, iterations=oracle_iterations,
         horizon=replace(horizon, budget_s=oracle_budget_s or None),
     )  # fmt: skip
-    planned_with = {"imagination": seen, "oracle": simulated, "none": replace(seen, dynamics="none")}
+    made = {"imagination": seen, "oracle": simulated, "none": replace(seen, dynamics="none")}
     settings = {
         "imagination": asdict(seen), "oracle": asdict(simulated), "steps": steps, "first_seed": first_seed,
     }  # fmt: skip
-    out.mkdir(parents=True, exist_ok=True)
-    file = Results(out / "planning.json", settings)
+    weights = weights_of(env, world_model, seen.judge)
+    file = Results.opened(docs.with_suffix(".json"), settings, weights, keep=keep, forget=forget)
     shipped = starts_file(out, env, starts, first_seed)
-    for task in tasks:
-        for kind in dynamics:
-            if kind not in planned_with:
-                raise unknown_name("dynamics", kind, planned_with)
-            play_all(file, planned_with[kind], task, shipped, starts, steps)
+    until_s = began + 60 * minutes if minutes > 0 else float("inf")
+    left = play(
+        file, Episode(made=made, shipped=shipped, steps=steps, until_s=until_s), tasks, dynamics, starts, workers
+    )
+    run = {"machine": report.machine(), "commit": report.commit(), "date": f"{datetime.now(UTC):%Y-%m-%d}",
+           "minutes": round((time.time() - began) / 60, 1), "workers": workers}  # fmt: skip
+    file.write(runs=[*file.table["runs"], run])
     if timed:
         file.write(timed_plan=timed_plan(env, shipped, world_model))
-    text = page(file)
-    report.write(out / "planning.md", text)
+    if fan:
+        draw_fan(seen, shipped, docs.parent / "img" / "fan.png")
+    text = page(file.table)
+    before = docs.read_text(encoding="utf-8") if docs.is_file() else EMPTY
+    report.write(docs, report.filled(before, "planning", text))
     print(text)
+    if left:
+        print(f"{left} episodes are left. Call it again with --keep.")
+    return left
 
 
 class Results:
-    """One JSON file of settings and rows: read if it is there, written whole after every row."""
+    """One JSON file of settings, weights, runs and rows, written whole after every row."""
 
-    def __init__(self, path: Path, settings: dict[str, Any]) -> None:
-        self.path = path
-        self.table: dict[str, Any] = {"settings": settings, "rows": []}
-        if path.is_file():
-            self.table = json.loads(path.read_text(encoding="utf-8"))
-            if self.table["settings"] != settings:
+    def __init__(self, path: Path, table: dict[str, Any]) -> None:
+        self.path, self.table = path, table
+
+    @classmethod
+    def opened(
+        cls, path: Path, settings: Mapping[str, Any], weights: Mapping[str, str], *, keep: bool, forget: Sequence[str]
+    ) -> Results:
+        """Return what is there to go on from, or a new file.
+
+        Raises:
+            VapError: rows that would be written over, or that are of other settings or other weights.
+        """
+        fresh = {"settings": json.loads(json.dumps(settings)), "weights": dict(weights), "runs": [], "rows": []}
+        if not path.is_file():
+            return cls(path, fresh)
+        if not keep:
+            raise VapError(f"'{path}' holds rows already. Go on from them with --keep, or give another --docs.")
+        table = {"weights": {}, "runs": []} | json.loads(path.read_text(encoding="utf-8"))
+        differ = [name for name, value in fresh["settings"].items() if table["settings"].get(name) != value]
+        if differ:
+            told = "; ".join(f"{name} {table['settings'].get(name)}, got {fresh['settings'][name]}" for name in differ)
+            raise VapError(f"'{path}' holds rows of other settings: {told}. Give the same ones, or another --docs.")
+        table["rows"] = [row for row in table["rows"] if row["dynamics"] not in forget]
+        if table["weights"] != fresh["weights"]:
+            rest = sorted({row["dynamics"] for row in table["rows"]} - {KNOWS_NO_WEIGHTS})
+            if rest:
                 raise VapError(
-                    f"'{path}' holds results of other settings: {self.table['settings']}. Give another --out, or the "
-                    "same settings as before."
+                    f"'{path}' holds rows of other weights: {table['weights'] or 'unknown'}, got {fresh['weights']}. "
+                    f"Play them anew: --forget {' '.join(rest)}, or give another --docs."
                 )
+            table.pop("timed_plan", None)
+            table["weights"] = fresh["weights"]
+        return cls(path, table)
 
     def write(self, **parts: Any) -> None:
-        """Set parts of the table and write it, under a temporary name until it is whole."""
+        """Set parts of the table and write it, a line for each row, under a temporary name until it is whole."""
         self.table |= parts
-        report.write(self.path, json.dumps(self.table, indent=1))
-
-    def rows(self, task: str, kind: str) -> list[dict[str, Any]]:
-        """Return the rows of a task and of what was planned with, in the order of their starts."""
-        mine = [row for row in self.table["rows"] if (row["task"], row["dynamics"]) == (task, kind)]
-        return sorted(mine, key=lambda row: int(row["start"]))
+        head = {name: value for name, value in self.table.items() if name != "rows"}
+        rows = ",\n".join(json.dumps(row, separators=(",", ":")) for row in self.table["rows"])
+        report.write(self.path, f'{json.dumps(head, indent=1)[:-2]},\n "rows": [\n{rows}\n]\n}}')
 
 
 def starts_file(out: Path, env: str, starts: int, first_seed: int) -> Path:
-    """Draw the starts, unless they are there."""
+    """Draw the starts, unless they are there. The first ones of more starts are the same."""
     path = out / f"starts_{first_seed}_{starts}.npz"
     if not path.is_file():
+        out.mkdir(parents=True, exist_ok=True)
         make_starts(path, env=env, count=PER_SET * starts, first_seed=first_seed)
     return path
 
 
-def play_all(file: Results, made: PlanSettings, task: str, shipped: Path, count: int, steps: int) -> None:
-    """Play the episodes that are not there yet."""
-    numbers = StartSet(shipped).of_task(task)[:count]
-    done = {row["start"] for row in file.rows(task, made.dynamics)}
-    left = [number for number in numbers if number not in done]
-    if not left:
-        return
-    env, driver = OracleEnv(made.card, task=task, starts=shipped, action_mode=made.action_mode), made.make()
-    for number in tqdm(left, desc=f"{task}, planned with: {made.dynamics}", unit="episode"):
-        played = play_episode(env, driver, seed=number, options={"start": int(number)}, steps=steps)
+@dataclass(frozen=True, kw_only=True)
+class Episode:
+    """Plays one episode, in whatever process; a job of `vap_gym.jobs`."""
+
+    made: Mapping[str, PlanSettings]  # by what is planned with
+    shipped: Path
+    steps: int
+    until_s: float  # time.time() from which on none is begun
+
+    def __call__(self, item: Item) -> dict[str, Any]:
+        """Return the episode's row; nothing where it is too late to begin it."""
+        if time.time() >= self.until_s:
+            return {}
+        task, kind, number = item
+        env, driver = driven(self.made[kind], task, self.shipped)
+        played = play_episode(env, driver, seed=number, options={"start": number}, steps=self.steps)
         made_plans = driver.plans if isinstance(driver, MpcPolicy) else []
-        row = {
-            "task": task, "dynamics": made.dynamics, "start": int(number), "success": played.success,
-            "steps": len(played.progress), "most_progress": max(played.progress),
-            "plan_s": [round(plan.seconds, 3) for plan in made_plans],
+        return {
+            "task": task, "dynamics": kind, "start": number, "success": played.success, "steps": len(played.progress),
+            "most_progress": max(played.progress), "plan_s": [round(plan.seconds, 3) for plan in made_plans],
             "evaluations": [plan.evaluations for plan in made_plans],
         }  # fmt: skip
-        file.write(rows=[*file.table["rows"], row])
-    env.close()
+
+
+@cache
+def driven(made: PlanSettings, task: str, shipped: Path) -> tuple[OracleEnv, Driver]:
+    """Return an env and what drives it, once a process."""
+    return OracleEnv(made.card, task=task, starts=shipped, action_mode=made.action_mode), made.make()
+
+
+def play(file: Results, episode: Episode, tasks: Sequence[str], kinds: Sequence[str], starts: int, workers: int) -> int:
+    """Play the episodes that are not there yet, and write each row at once. Returns how many are left.
+
+    Raises:
+        VapError: an episode that could not be played.
+    """
+    known, done = (
+        StartSet(episode.shipped),
+        {(row["task"], row["dynamics"], row["start"]) for row in file.table["rows"]},
+    )
+    every = [(task, kind, int(n)) for task in tasks for kind in kinds for n in known.of_task(task)[:starts]]
+    left = {f"{task} {kind} {n}": (task, kind, n) for task, kind, n in every if (task, kind, n) not in done}
+    undone = len(left)
+    with tqdm(total=len(every), initial=len(every) - len(left), unit="episode", disable=None) as bar:
+        for key, attempt in completed(episode, left, "processes" if workers > 1 else "serial", workers):
+            if attempt.result is None:
+                raise VapError(f"{key} could not be played: {attempt.error}")
+            if attempt.result:
+                file.write(rows=[*file.table["rows"], attempt.result])
+                undone -= 1
+                bar.update()
+    return undone
 
 
 def timed_plan(env: str, shipped: Path, world_model: str, *, repeats: int = 5) -> dict[str, Any]:
     """Time one plan of 64 candidates, 12 steps and 3 iterations, looking ahead with things and with latents."""
-    stage = build_stage(env, world_model=world_model or None)
-    file = StartSet(shipped)
-    start = file[file.of_task("push")[0]]
+    stage, start = build_stage(env, world_model=world_model or None), first_push(shipped)
     assert start.scene is not None
     state = stage.begin([start], [0])
     seen = ImaginedOutlook(stage)
@@ -186,70 +273,30 @@ def timed_plan(env: str, shipped: Path, world_model: str, *, repeats: int = 5) -
     bounds = task_bounds(Bounds.of(stage.action_space), "push")
     planner = Cem(candidates=64, iterations=3)
     seconds: dict[str, Any] = {}
-    for name, foresight in (("things", of_things), ("latents, every third step", of_latents)):
+    for name, foresight in (("things", of_things), ("latents of every third step", of_latents)):
         score = ForesightScore(foresight(stage, state, seen.objects_m), TaskGoal([start.scene]))
         planner.plan(score, bounds, 12)
         taken = [planner.plan(score, bounds, 12).seconds for _ in range(repeats)]
         seconds[name] = {"p50_s": statistics.median(taken), "worst_s": max(taken)}
-    return seconds | {"machine": report.machine(), "load": report.load_average()}
+    return {"seconds": seconds, "machine": report.machine(), "load": report.load_average()}
 
 
-def page(file: Results) -> str:
-    """Return the results as tables."""
-    rows = file.table["rows"]
-    tasks = list(dict.fromkeys(row["task"] for row in rows))
-    kinds = list(dict.fromkeys(row["dynamics"] for row in rows))
-    cells = [figures(task, kind, file.rows(task, kind)) for task in tasks for kind in kinds if file.rows(task, kind)]
-    header = (
-        "task",
-        "planned with",
-        "success in the simulator",
-        "steps when solved",
-        "plans",
-        "s per plan, p50 / most",
-    )
-    parts = [report.table(header, cells)]
-    ratios = [line for task in tasks if (line := share(task, file))]
-    if ratios:
-        parts.append(
-            report.table(("task", "imagination's success as a share of the simulator's", "must", "aim"), ratios)
-        )
-    if "timed_plan" in file.table:
-        timed = [(k, f"{v['p50_s']:.2f}", f"{v['worst_s']:.2f}") for k, v in file.table["timed_plan"].items() if
-                 isinstance(v, dict)]  # fmt: skip
-        parts.append(report.table(("64 candidates × 12 steps × 3 iterations", "s, p50", "s, worst"), timed))
-        parts.append(f"Timed on {file.table['timed_plan']['machine']}, load {file.table['timed_plan']['load']}.")
-    told = {f"{kind}'s {name}": file.table["settings"][kind][name] for kind in ("imagination", "oracle")
-            for name in ("planner", "candidates", "iterations", "foresight", "horizon")}  # fmt: skip
-    return "\n\n".join([*parts, report.stamp(**told)])
+def draw_fan(made: PlanSettings, shipped: Path, path: Path) -> None:
+    """Draw the futures that the first plan of a push chose among, as they are imagined."""
+    stage, start = made.stage(), first_push(shipped)
+    policy = made.make(stage)
+    assert isinstance(policy, MpcPolicy)
+    policy.begin(start, seed=0)
+    policy(start.frame)
+    fan = imagined_fan(stage, stage.begin([start], [0]), policy.plans[0], hold=made.horizon.hold)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_png(path, fan_sheet(fan, title=f"{start.instruction}: futures that a plan chose among"))
 
 
-def figures(task: str, kind: str, rows: Sequence[dict[str, Any]]) -> tuple[str, ...]:
-    """Return a table's row of one task and of what was planned with."""
-    rate = wilson(sum(row["success"] for row in rows), len(rows))
-    steps = [row["steps"] for row in rows if row["success"]]
-    seconds = [s for row in rows for s in row["plan_s"]]
-    plans = [len(row["plan_s"]) for row in rows]
-    return (
-        task, kind, f"{100 * rate.value:.0f} % [{100 * rate.low:.0f}, {100 * rate.high:.0f}] of {len(rows)}",
-        f"{statistics.median(steps):.0f}" if steps else "", f"{statistics.mean(plans):.1f}" if seconds else "",
-        f"{statistics.median(seconds):.2f} / {max(seconds):.2f}" if seconds else "",
-    )  # fmt: skip
-
-
-def share(task: str, file: Results) -> tuple[str, ...] | None:
-    """Return how much of the simulator's success imagination has, from starts that both were tried from."""
-    imagined, oracle = (
-        {row["start"]: float(row["success"]) for row in file.rows(task, kind)} for kind in ("imagination", "oracle")
-    )
-    both = sorted(imagined.keys() & oracle.keys())
-    if not both or not any(oracle[i] for i in both):
-        return None
-    pairs = np.array([(imagined[i], oracle[i]) for i in both])
-    found = bootstrap_interval(pairs, statistic=lambda p: float(p[:, 0].sum() / max(p[:, 1].sum(), 1.0)))
-    kind, must, aim = MUST[task]
-    bound = (f"≥ {100 * must:.0f} %", f"≥ {100 * aim:.0f} %") if kind != "success" else ("", "")
-    return (task, f"{100 * found.value:.0f} % [{100 * found.low:.0f}, {100 * found.high:.0f}]", *bound)
+def first_push(shipped: Path) -> Start:
+    """Return the first start of a push."""
+    file = StartSet(shipped)
+    return file[file.of_task("push")[0]]
 
 
 if __name__ == "__main__":

@@ -3,11 +3,14 @@
     python benchmarks/rl.py --data data/droid --out runs/rl
 
 All agents see pictures only when they are tried in the simulator, from starts that no training has seen, the same for
-all. Every part is kept: a run that was stopped goes on where it stood. Writes rl.json and the table of docs/rl.md.
+all. Every part is kept: a run that was stopped goes on where it stood. Folders of what was trained or tried with the
+world model's and the judge's weights end in a mark of these: with others it is done anew. Cloned agents, and those that
+were trained in the simulator, know no weights. Writes rl.json, and tables and curves of docs/rl.md.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,13 +18,13 @@ from typing import Any
 
 import numpy as np
 import tyro
+from asked import weights_of
+from rl_figures import CLONE, MEDIOCRE, draw_curves, tables, text_of, told
 
 from vap_gym.cards import load_env, load_robot
 from vap_gym.errors import VapError, unknown_name
 from vap_gym.evaluate import report
 from vap_gym.evaluate.policies import evaluate_policies
-from vap_gym.evaluate.policies_report import Report
-from vap_gym.evaluate.trials import mean_over_starts, paired_difference
 from vap_gym.oracle_env import make_starts
 from vap_gym.policies.things import ThingsPolicy, read_agent
 from vap_gym.rl import RlSettings, SimulatedThings, Steady, ThingVectorEnv, clone_agent, train_agent
@@ -30,8 +33,8 @@ from vap_gym.starts import StartSet
 
 FIRST_SEED = 4_000_000  # of the starts that agents are tried from; those that a clone is chosen by follow the last one
 PER_SET = 3  # tasks take turns in a file of starts: reach, push, lift
-MEDIOCRE = (0.2, 0.5)
 PARTS = ("push", "reach")
+CURVES_TITLE = "A push trained in imagination: what it seems to solve, and what it solves"
 REPO = Path(__file__).resolve().parent.parent
 
 
@@ -52,7 +55,8 @@ def main(
     moments: int = 400,
     max_spread_m: float = 0.03,
     oracle_slots: int = 16,
-    check_every: int = 0,
+    check_every: int = 5,
+    workers: int = 1,
     env: str = "VAP-DROID-v0",
     world_model: str = "",
     docs: Path = REPO / "docs" / "rl.md",
@@ -75,55 +79,55 @@ def main(
         moments: recorded moments to begin from.
         max_spread_m: imagined episodes are given up above this.
         oracle_slots: episodes side by side in the simulator; the updates are as large as in imagination.
-        check_every: rounds between tries in the oracle while training, for the curves; 0: none.
+        check_every: rounds between tries of the first push that is trained in imagination, there and in the simulator,
+            for its curves; 0: none.
+        workers: processes that agents are tried in.
         env: the card.
         world_model: a name or folder; the card's by default.
-        docs: the page whose table is written.
+        docs: the page whose tables are written; the curves go into img/ beside it.
     """
     for part in parts:
         if part not in PARTS:
             raise unknown_name("part of the experiment", part, PARTS)
     out.mkdir(parents=True, exist_ok=True)
+    weights = weights_of(env, world_model)
+    mark = marked(weights)
     common: dict[str, Any] = {
         "card": env, "horizon": horizon, "hold": hold, "max_spread_m": max_spread_m, "world_model": world_model,
-        "check_every": check_every,
+        "data": str(data), "moments": moments,
     }  # fmt: skip
-    settings = {**common, "seeds": seeds, "starts": starts, "kl": kl, "moments": moments}
+    settings = {**common, "seeds": seeds, "starts": starts, "kl": kl}
     kept = out / "rl.json"
-    before = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else {}
-    results: dict[str, Any] = {part: before[part] for part in PARTS if part in before}  # of parts that are not run now
-    if "push" in parts:
-        cloned, choice = mediocre(out, data, env, episodes, hold, chosen_by, starts)
-        agents = {"cloned": cloned}
-        own = {
-            "task": "push",
-            "data": str(data),
-            "moments": moments,
-            "steps": push_steps,
-            "init": str(cloned),
-            "kl": kl,
-        }
-        rounds = 64 * 32
-        for seed in range(seeds):
-            agents[f"imagined-{seed}"] = trained(out, f"push-imagined-{seed}", seed=seed, **own, **common)
-            agents[f"oracle-{seed}"] = trained(
-                out, f"push-oracle-{seed}", seed=seed, world="oracle", slots=oracle_slots,
-                round_steps=rounds // oracle_slots, **own, **common,
-            )  # fmt: skip
-        results["push"] = {"settings": settings, "choice": choice} | judged(
-            out, "push", agents, env, starts, world_model, "cloned"
-        )
-    if "reach" in parts:
-        agents = {
-            f"imagined-{seed}": trained(
-                out, f"reach-imagined-{seed}", seed=seed, task="reach", data=str(data), moments=moments,
-                steps=reach_steps, **common,
-            )
-            for seed in range(seeds)
-        }  # fmt: skip
-        results["reach"] = {"settings": settings} | judged(out, "reach", agents, env, starts, world_model, None)
-    report.write(kept, json.dumps(results, indent=1))
-    text = f"{tables(results)}\n\n{report.stamp()}"
+    results = still_true(kept, weights)
+    for part in parts:
+        choice: dict[str, float] = {}
+        if part == "push":
+            cloned, choice = mediocre(out, data, env, episodes, hold, chosen_by, starts)
+            agents = {CLONE: cloned}
+            own = {"task": "push", "steps": push_steps, "init": str(cloned), "kl": kl, **common}
+            for seed in range(seeds):
+                agents[f"imagined-{seed}"] = trained(
+                    out, f"push-imagined-{seed}", mark=mark, seed=seed, check_every=0 if seed else check_every, **own
+                )
+                agents[f"oracle-{seed}"] = trained(
+                    out, f"push-oracle-{seed}", seed=seed, world="oracle", slots=oracle_slots,
+                    round_steps=64 * 32 // oracle_slots, **(own | {"world_model": ""}),
+                )  # fmt: skip
+        else:
+            agents = {
+                f"imagined-{seed}": trained(
+                    out, f"reach-imagined-{seed}", mark=mark, seed=seed, task="reach", steps=reach_steps, **common
+                )
+                for seed in range(seeds)
+            }
+        figures = judged(out, part, agents, env, starts, world_model, mark, workers)
+        results[part] = {"settings": settings, "weights": weights, "choice": choice} | figures
+        results[part]["measured"] = report.stamp()
+        report.write(kept, json.dumps(results, indent=1))
+    text, picture = tables(results), docs.parent / "img" / "rl_push.png"
+    if "push" in results and draw_curves(out / f"push-imagined-0-{mark}", picture, title=CURVES_TITLE):
+        text += f"\n\n![{CURVES_TITLE}](img/{picture.name})"
+    text += "".join(f"\n\n{part}: {results[part]['measured']}" for part in PARTS if part in results)
     report.write(out / "rl.md", text)
     if docs.is_file():
         report.write(docs, report.filled(docs.read_text(encoding="utf-8"), "rl", text))
@@ -161,71 +165,68 @@ def mediocre(
     )
 
 
-def trained(out: Path, name: str, **settings: Any) -> Path:
-    """Train an agent, or go on with it, or take the one that is there."""
-    folder = out / name
+def trained(out: Path, name: str, *, mark: str = "", **given: Any) -> Path:
+    """Train an agent, or go on with it, or take the one that is there, if it is of the same settings.
+
+    Args:
+        out: folder of all agents.
+        name: of the agent.
+        mark: of the weights that it is trained with (`marked`), a part of its folder's name; "": it is trained without.
+        given: see `RlSettings`.
+
+    Raises:
+        VapError: an agent there that was trained otherwise.
+    """
+    folder, settings = out / (f"{name}-{mark}" if mark else name), RlSettings(**given)
+    if not folder.exists():
+        for other in [
+            path for path in sorted(out.glob(f"{name}*")) if path.name == name or path.name[:-8] == f"{name}-"
+        ]:
+            print(f"{name}: '{other}' was trained with other weights, and is left alone. Trained anew in '{folder}'.")
     if not (folder / "agent.json").is_file():
-        train_agent(RlSettings(**settings), folder, resume=(folder / "settings.json").is_file())
+        train_agent(settings, folder, resume=(folder / "settings.json").is_file())
+        return folder
+    theirs = RlSettings.read(folder / "settings.json")
+    differ = [name for name, value in vars(settings).items() if value != getattr(theirs, name)]
+    if differ:
+        told = "; ".join(f"{name} {getattr(theirs, name)!r}, got {getattr(settings, name)!r}" for name in differ)
+        raise VapError(f"'{folder}' holds an agent of other settings: {told}. Give the same ones, or another --out.")
     return folder
 
 
 def judged(
-    out: Path, task: str, agents: Mapping[str, Path], env: str, starts: int, world_model: str, before: str | None
+    out: Path, task: str, agents: Mapping[str, Path], env: str, starts: int, world_model: str, mark: str, workers: int
 ) -> dict[str, Any]:
-    """Try agents in the simulator, from pictures, and return their rates and what they gained over `before`."""
+    """Try agents in the simulator, from pictures; return what each came to from each start, and in its training."""
     path = out / f"starts_{starts}.npz"
     if not path.is_file():
         make_starts(path, env=env, count=PER_SET * starts, first_seed=FIRST_SEED)
     numbers = StartSet(path).of_task(task)[:starts]
     found = evaluate_policies(
         {name: ThingsPolicy(folder, world_model=world_model) for name, folder in agents.items()},
-        env.replace("-v", "-Oracle-v"), out=out / f"evaluated-{task}", starts=numbers, starts_file=path, task=task,
-        clips=24,
+        env.replace("-v", "-Oracle-v"), out=out / f"evaluated-{task}-{mark}", starts=numbers, starts_file=path,
+        task=task, clips=24, workers=workers,
     )  # fmt: skip
-    rates = {name: str(found.rate(name)) for name in agents}
-    training = {name: told(folder) for name, folder in agents.items()}
-    return {"rates": rates, "training": training} | ({} if before is None else {"gains": gains(found, before)})
-
-
-def told(folder: Path) -> float | None:
-    """What share of its last training episodes an agent solved, as training itself has it."""
-    log = folder / "log.jsonl"
-    if not log.is_file():
-        return None
-    rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()][-5:]
-    shares = [row["success"] for row in rows if "success" in row]
-    return float(np.mean(shares)) if shares else None
-
-
-def gains(found: Report, before: str) -> dict[str, str]:
-    """Paired gains over `before`: of each agent, and of each kind over its seeds, whole starts being drawn."""
     outcomes = dict(zip(found.policies, found.outcomes(), strict=True))
-    gained = {
-        name: str(paired_difference(values, outcomes[before], starts=found.starts))
-        for name, values in outcomes.items() if name != before
-    }  # fmt: skip
-    for kind in ("imagined", "oracle"):
-        mine = [values for name, values in outcomes.items() if name.startswith(f"{kind}-")]
-        mean = np.mean([values - outcomes[before] for values in mine], 0)
-        known = np.isfinite(mean)
-        gained[f"{kind}, all seeds"] = str(mean_over_starts(mean[known], np.arange(int(known.sum()))))
-    return gained
+    return {
+        "outcomes": {name: text_of(values) for name, values in outcomes.items()},
+        "training": {name: told(folder) for name, folder in agents.items()},
+    }
 
 
-def tables(results: Mapping[str, Any]) -> str:
-    """Return what came out as markdown."""
-    rows = []
-    for task in PARTS:
-        if task not in results:
-            continue
-        part = results[task]
-        for name, rate in part["rates"].items():
-            share = part["training"][name]
-            gained = part.get("gains", {}).get(name, "")
-            rows.append((task, name, rate, gained, "" if share is None else f"{100 * share:.0f} %"))
-        rows += [(task, name, "", gained, "") for name, gained in part.get("gains", {}).items() if "," in name]
-    header = ("task", "agent", "solved in the simulator", "gain over the clone", "solved in its last training episodes")
-    return report.table(header, rows)
+def marked(weights: Mapping[str, str]) -> str:
+    """Return these weights' mark in the names of folders, so that nothing is mixed with what other weights gave."""
+    return hashlib.sha256(json.dumps(dict(weights), sort_keys=True).encode()).hexdigest()[:8]
+
+
+def still_true(kept: Path, weights: Mapping[str, str]) -> dict[str, Any]:
+    """Return the parts of an rl.json that were measured with these weights, and say which were not."""
+    before = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else {}
+    found = {part: before[part] for part in PARTS if part in before and before[part].get("weights") == dict(weights)}
+    for part in PARTS:
+        if part in before and part not in found:
+            print(f"{part}: '{kept}' has figures of other weights. They are left out; run it anew: --parts {part}.")
+    return found
 
 
 if __name__ == "__main__":

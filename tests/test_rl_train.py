@@ -104,6 +104,18 @@ def test_a_clone_is_gone_on_with_near_to_it(clone: Path, tmp_path: Path) -> None
     assert torch.equal(before["action_net.weight"], weights(tmp_path / "critic")["action_net.weight"])
 
 
+def test_tries_while_training_are_imagined_beside_the_simulator_and_change_nothing(tmp_path: Path) -> None:
+    settings = replace(SMALL, steps=64, check_every=1, check_starts=2, check_steps=8)
+    train_agent(settings, tmp_path / "tried", quiet=True)
+    rows = logged(tmp_path / "tried")
+    assert len(rows) == 2
+    assert all(0.0 <= row[name] <= 1.0 for row in rows for name in ("imagined", "oracle"))
+    train_agent(replace(settings, check_every=0), tmp_path / "untried", quiet=True)
+    assert not {"imagined", "oracle"} & logged(tmp_path / "untried")[0].keys()
+    mine, theirs = weights(tmp_path / "tried"), weights(tmp_path / "untried")
+    assert all(torch.equal(value, theirs[name]) for name, value in mine.items())
+
+
 @pytest.mark.parametrize("sees", ["pictures", "truth"])
 def test_an_agent_acts_in_the_simulator(clone: Path, sees: str) -> None:
     starts = load_starts(ID, None)

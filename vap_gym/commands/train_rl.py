@@ -98,7 +98,8 @@ def main(
         gamma: discount of a decision.
         learning_rate: of the algorithm.
         round_steps: decisions of each slot from one update to the next.
-        check_every: try the agent in the oracle every so many rounds (needs PyBullet); 0: never.
+        check_every: try the agent every so many rounds, in the oracle (needs PyBullet) and, where it is trained there,
+            in imagination; 0: never.
         check_starts: from so many shipped starts.
         check_steps: control steps of such a try.
         world_model: a name or folder; the card's by default.

@@ -43,7 +43,8 @@ class RlSettings:
         critic_rounds: rounds in which only the critic learns, where the agent is not from scratch.
         gamma, learning_rate: of the algorithm.
         round_steps: decisions of each slot between two updates (PPO) or checkpoints (SAC).
-        check_every: rounds from one try in the oracle to the next; 0: only at the end. Needs PyBullet.
+        check_every: rounds from one try in the oracle to the next, beside it the same in imagination where that is
+            trained in; the last round is tried, too; 0: never. Needs PyBullet.
         check_starts: so many of the card's starts are tried.
         check_steps: control steps of such a try.
         world_model, judge: names or folders; the card's world model by default.

@@ -22,11 +22,11 @@ from vap_gym.rl.clone import FIRST_LOG_STD, NET
 from vap_gym.rl.sb3 import Sb3VecEnv
 from vap_gym.rl.scores import tried
 from vap_gym.rl.settings import RlSettings
-from vap_gym.rl.worlds import check_env, starts_of, training_env
+from vap_gym.rl.worlds import check_envs, starts_of, training_env
 from vap_gym.train.run import Run
 
 LAST_ROUNDS = 5  # over which what a training came to is averaged
-CURVES = (("success", "oracle"), ("reward",), ("untrusted", "steps_each"), ("distance", "spread"))
+CURVES = (("success", "imagined", "oracle"), ("reward",), ("untrusted", "steps_each"), ("distance", "spread"))
 
 
 def train_agent(settings: RlSettings, out: str | Path, *, resume: bool = False, quiet: bool = False) -> dict[str, Any]:
@@ -59,15 +59,15 @@ def train_agent(settings: RlSettings, out: str | Path, *, resume: bool = False, 
     model = _model(settings, Sb3VecEnv(env), state)
     if reference is not None and state is None:
         _begin_with(model, reference, settings)
-    checker = check_env(settings) if settings.check_every else None
+    checks = check_envs(settings) if settings.check_every else {}
     done, rounds = (0, 0) if state is None else (int(state["step"]), int(state["round"]))
     bar = tqdm(total=settings.steps, initial=min(done, settings.steps), unit="step", disable=quiet, desc=settings.task)
     while done < settings.steps:
         row = _round(model, settings, reference, rounds)
         rounds, done = rounds + 1, int(model.num_timesteps)
         last = done >= settings.steps
-        if checker is not None and (last or rounds % settings.check_every == 0):
-            row["oracle"] = float(np.mean(tried(model.policy, checker)))
+        if checks and (last or rounds % settings.check_every == 0):
+            row |= {name: float(np.mean(tried(model.policy, check))) for name, check in checks.items()}
         run.log(done, **row)
         run.save({"step": done, "round": rounds} | _packed(model, settings))
         run.draw_curves(CURVES)
@@ -78,8 +78,8 @@ def train_agent(settings: RlSettings, out: str | Path, *, resume: bool = False, 
         task=settings.task, algorithm=settings.algorithm, card=settings.card, hold=settings.hold, steps=done
     ).save(folder, model.policy)
     env.close()
-    if checker is not None:
-        checker.close()
+    for check in checks.values():
+        check.close()
     return _result(run, folder, done, time.perf_counter() - began)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from vap_gym.cards import load_env, load_robot
@@ -66,11 +67,17 @@ def training_env(settings: RlSettings, starts: Sequence[Start]) -> ThingVectorEn
     )  # fmt: skip
 
 
-def check_env(settings: RlSettings, *, slots: int = 4) -> ThingVectorEnv:
-    """Return whole episodes in the simulator, from shipped starts of the task, as agents are tried in them."""
+def check_envs(settings: RlSettings, *, slots: int = 4) -> dict[str, ThingVectorEnv]:
+    """Return whole episodes from shipped starts of the task, in which agents are tried: "oracle", in the simulator, and
+    for an agent that is trained in imagination "imagined", the same there, from those starts whose object is found."""
     shipped = load_starts(settings.card, None)
     starts = [shipped[i] for i in task_starts(shipped, settings.task)[: settings.check_starts]]
-    return ThingVectorEnv(
-        simulated(settings.card, starts, min(slots, len(starts)), noise=False),
-        horizon=settings.check_steps, hold=settings.hold, steady=Steady(1, 1), autoreset_mode="Disabled",
-    )  # fmt: skip
+    worlds = {"oracle": simulated(settings.card, starts, min(slots, len(starts)), noise=False)}
+    if settings.world == "imagination":
+        worlds["imagined"] = dynamics_of(replace(settings, noise=False, max_spread_m=0.0, slots=len(starts)), starts)
+    return {
+        name: ThingVectorEnv(
+            world, horizon=settings.check_steps, hold=settings.hold, steady=Steady(1, 1), autoreset_mode="Disabled"
+        )
+        for name, world in worlds.items()
+    }
