@@ -31,7 +31,7 @@ from vap_gym.cards import load_env
 from vap_gym.errors import VapError
 from vap_gym.evaluate import report
 from vap_gym.evaluate.clips import fingerprint
-from vap_gym.evaluate.drift import ENV, Streamed, Told, check_worlds, chosen, measure, play_batch, read_worlds
+from vap_gym.evaluate.drift import ENV, Streamed, Told, check_worlds, chosen, measure, read_worlds
 from vap_gym.evaluate.drift_kept import Drift, draw, tables
 from vap_gym.video.causal import CausalVideoNetwork
 from vap_gym.video.presets import preset
@@ -137,9 +137,11 @@ def measured(
 ) -> Iterator[tuple[tuple[Streamed, int], np.ndarray]]:
     """Yield worlds and batches with their PSNR (dB), (N, K); the oracle's episodes are played first."""
     batches = sorted({first for _, first in left})
-    for _ in report.each(partial(play_batch, told), batches, workers=workers, late=late):
-        pass
-    yield from zip(left, report.each(partial(measure, told), left, workers=workers, late=late))
+    jobs: list[tuple[Streamed | None, int]] = [*((None, first) for first in batches), *left]
+    found = report.each(partial(measure, told), jobs, workers=workers, late=late)
+    for (world, first), psnr in zip(jobs, found):
+        if world is not None and psnr is not None:
+            yield (world, first), psnr
 
 
 def write(drift: Drift, page: Path) -> None:

@@ -15,6 +15,7 @@ from vap_gym.errors import CardError, CheckpointError, VapError
 from vap_gym.evaluate.drift import read_worlds
 from vap_gym.evaluate.drift_kept import CODEC, FROZEN, Drift, tables
 from vap_gym.evaluate.policies import weights_digest
+from vap_gym.sim.generate import main as generate
 from vap_gym.train.run import load_recipe
 from vap_gym.train.video_parts import build_network, load_codec
 from vap_gym.train.video_recipe import VideoRecipe
@@ -36,6 +37,13 @@ def bench(repo: Path) -> Iterator[Any]:
         yield streaming
 
 
+@pytest.fixture(scope="module")
+def variants(bench: Any) -> Any:
+    import video_variants
+
+    return video_variants
+
+
 def random_stream(folder: Path, seed: int) -> Path:
     """A small streamed model of the size that envs have, with random weights."""
     with torch.random.fork_rng():
@@ -51,6 +59,7 @@ def random_stream(folder: Path, seed: int) -> Path:
 @pytest.fixture(scope="module")
 def run(bench: Any, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     """Two episodes of three steps: speed and one world, then another world beside it, which has no time at first."""
+    pytest.importorskip("pybullet", reason="the oracle needs pybullet")
     out = tmp_path_factory.mktemp("streaming")
     page, folder = out / "docs" / "page.md", random_stream(out / "random", 0)
     page.parent.mkdir()
@@ -161,3 +170,24 @@ def test_recipes_of_streams_differ_in_what_is_compared_alone() -> None:
         assert differ == {"rollout": set(), "frames": {"forcing"}}.get(name, {"model"}), name
     with pytest.raises(CardError):
         load_recipe(VideoRecipe, STREAMS / "nowhere.toml")
+
+
+def test_variants_are_trained_for_a_time_and_told_with_their_scores(
+    variants: Any, repo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("pybullet", reason="the oracle needs pybullet")
+    threads = torch.get_num_threads()
+    generate(tmp_path / "data", episodes=2, frames=40, workers=1, first_seed=640_000)
+    capsys.readouterr()
+    try:
+        variants.main(
+            str(tmp_path / "data"), codec=str(repo / "vap_gym" / "weights" / "tiny" / "codec"), episodes=1, held_out=1,
+            cpu_seconds=0.1, batch_size=1, only="pure, patch 4", cache=str(tmp_path / "cache"), out=tmp_path / "out",
+        )  # fmt: skip
+    finally:
+        torch.set_num_threads(threads)
+    (line,) = (json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{"))
+    assert line["variant"] == "pure, patch 4, residual"
+    assert line["steps"] >= 1
+    assert np.isfinite(line["loss"])
+    assert (tmp_path / "out" / "variant_pure_patch_4_residual.png").is_file()

@@ -100,17 +100,14 @@ def true_clips(told: Told, first: int) -> Clips:
     return played(part, robot=robot, steps=told.steps, cache=told.cache / name, workers=1)
 
 
-def play_batch(told: Told, first: int) -> None:
-    """Put a batch of true episodes into the cache."""
-    torch.set_num_threads(told.threads)
-    true_clips(told, first)
-
-
-def measure(told: Told, job: tuple[Streamed, int]) -> Float[np.ndarray, "N K"]:
-    """Return the PSNR (dB) of a world's frames at every step of the batch that begins with that number."""
+def measure(told: Told, job: tuple[Streamed | None, int]) -> Float[np.ndarray, "N K"] | None:
+    """Return the PSNR (dB) of a world's frames at every step of the batch that begins with that number; without a world
+    only see to it that the batch is in the cache."""
     world, first = job
     torch.set_num_threads(told.threads)
     clips = true_clips(told, first)
+    if world is None:
+        return None
     truth = clips.frames[:, 1:]
     if world.name == FROZEN:
         return psnr_by_step(np.repeat(clips.frames[:, :1], clips.steps, axis=1), truth)

@@ -15,6 +15,10 @@ from vap_gym.metrics import Interval
 from vap_gym.trust.calibration import OFF_M
 
 SURE = 0.8  # of episodes are kept, in the table
+WORTH = ("", "signal", "known", "PSNR off by", "groups off by", "ρ, picture", "risk, groups off by", "Brier score",
+         "ρ, objects")  # fmt: skip
+PARTS = ("", "signal", "mean", "frames", "expected PSNR [dB]", "true", "expected risk", "object off",
+         "object error [cm]")  # fmt: skip
 
 
 def page(checked: dict[str, Checked], world_model: str, episodes: int, samples: int, picture: str) -> str:
@@ -98,43 +102,13 @@ Adherence is how far the judge sees the gripper from where the kinematics put it
 such frames are on average is expected. "Off by" is of single frames, "groups off by" of the mean of frames of which
 much the same was expected (the calibration error); ρ is Spearman's, of what was expected and what happened.
 
-{
-        table(
-            [
-                "",
-                "signal",
-                "known",
-                "PSNR off by",
-                "groups off by",
-                "ρ, picture",
-                "risk, groups off by",
-                "Brier score",
-                "ρ, objects",
-            ],
-            worth,
-        )
-    }
+{table(WORTH, worth)}
 
 {_verdict(checked)}
 
 Frames in four equal parts by how much of a signal there is, with intervals of 95 %:
 
-{
-        table(
-            [
-                "",
-                "signal",
-                "mean",
-                "frames",
-                "expected PSNR [dB]",
-                "true",
-                "expected risk",
-                "object off",
-                "object error [cm]",
-            ],
-            parts,
-        )
-    }
+{table(PARTS, parts)}
 """
 
 
@@ -190,9 +164,7 @@ def plot(checked: dict[str, Checked], path: Path) -> None:
             low, high = min(axis.get_xlim()[0], axis.get_ylim()[0]), max(axis.get_xlim()[1], axis.get_ylim()[1])
             axis.plot([low, high], [low, high], color="grey", linewidth=0.8)
         alone = "" if name is None else f", {name.split(' [')[0]} alone"
-        psnr_axis.set(
-            xlabel="expected PSNR [dB]", ylabel="true PSNR [dB]", title=f"Expected and true PSNR{alone}"
-        )  # fmt: skip
+        psnr_axis.set(xlabel="expected PSNR [dB]", ylabel="true PSNR [dB]", title=f"Expected and true PSNR{alone}")
         risk_axis.set(
             xlabel="expected risk", ylabel="share of frames",
             title=f"An object is off by more than {100 * OFF_M:.0f} cm{alone}",
