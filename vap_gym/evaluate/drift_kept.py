@@ -110,10 +110,11 @@ class Drift:
         return sorted(self.rows, key=lambda name: list(BESIDE).index(name) + 1 if name in BESIDE else 0)
 
     def psnr(self) -> dict[str, Float[np.ndarray, "N K"]]:
-        """PSNR (dB) by world, of those episodes that all of them have rows of."""
+        """PSNR (dB) by world, of those episodes and steps that all of them have."""
         names = self.worlds()
         both = sorted(set.intersection(*(set(self.rows[name]) for name in names))) if names else []
-        return {name: np.array([self.rows[name][n] for n in both]) for name in names} if both else {}
+        steps = min((len(self.rows[name][n]) for name in names for n in both), default=0)
+        return {name: np.array([self.rows[name][n][:steps] for n in both]) for name in names} if both else {}
 
 
 def tables(drift: Drift, picture: str = "") -> str:
