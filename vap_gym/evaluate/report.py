@@ -18,7 +18,8 @@ import torch
 from vap_gym.assets import ROOT
 from vap_gym.errors import VapError
 
-S, T = TypeVar("S"), TypeVar("T")
+S = TypeVar("S")
+T = TypeVar("T")
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
