@@ -50,9 +50,14 @@ def main(
     learning_rate: float = 1e-3,
     only: str = "",
     cache: str = "runs/cache",
+    out: Path = Path("out"),
 ) -> None:
-    """Train every variant (or those whose name has `only` in it) for a time and print one JSON line for each."""
+    """Train every variant (or those whose name has `only` in it) for a time and print one JSON line for each.
+
+    Strips of what each imagines go into the folder `out`.
+    """
     torch.set_num_threads(1)
+    out.mkdir(parents=True, exist_ok=True)
     common = VideoRecipe(
         data=[{"path": data, "episodes": episodes + held_out, "held_out": held_out, "max_stride": 3}],
         codec=codec, steps=1, batch_size=batch_size, score_clips=8, cache=cache,
@@ -85,7 +90,7 @@ def main(
             losses.append(float(value.detach()))
             step += 1
         with Averaged(network, ema), autocast(place):
-            shown = Path("out") / f"variant_{name.replace(' ', '_').replace(',', '')}.png"
+            shown = out / f"variant_{name.replace(' ', '_').replace(',', '')}.png"
             inputs = partial(_inputs, network, text_of)
             scores = score(network, decoder, held, inputs, clips=8, evaluations=1, picture=shown)
         row = {"variant": name, "parameters_m": sum(p.numel() for p in network.parameters()) / 1e6, "steps": step}

@@ -11,12 +11,13 @@ import pytest
 import torch
 
 from vap_gym.cards import load_env, load_robot
-from vap_gym.errors import VapError
+from vap_gym.errors import CheckpointError, VapError
 from vap_gym.evaluate import clips as clips_module
 from vap_gym.evaluate import fidelity
 from vap_gym.evaluate.clips import Clips, fingerprint, played
 from vap_gym.evaluate.fidelity_figures import gap_closed, interval, last_seen, segmentation, share_by_episode, things
-from vap_gym.evaluate.fidelity_page import ROWS, headline, page
+from vap_gym.evaluate.fidelity_kept import Fidelity
+from vap_gym.evaluate.fidelity_page import BESIDE, ROWS, headline, page
 from vap_gym.evaluate.fidelity_rollout import Sight, begun, imagine, look, subject
 from vap_gym.evaluate.fidelity_truth import FIRST_OBJECT
 from vap_gym.evaluate.heldout import ENVS, HeldOut, list_path, load_heldout, write_list
@@ -229,6 +230,8 @@ def test_the_page_tells_every_env_and_what_is_asked(monkeypatch: pytest.MonkeyPa
     assert "0.5 [0.4, 0.6]" in line
     assert "n/a" in line
     assert "≥ 60 % (DROID), ≥ 50 %" in text
+    assert "| ≤ 35 % " in text
+    assert "| ≥ 0.55 " in text
     assert "simulator told" not in text
     assert "simulator told" in page({"VAP-DROID-v0": report}, "tiny", 0, truth="things")
     said = headline({"VAP-DROID-v0": report, "VAP-Hand-v0": blind})
@@ -237,6 +240,43 @@ def test_the_page_tells_every_env_and_what_is_asked(monkeypatch: pytest.MonkeyPa
     read = json.loads(fidelity.as_json({"VAP-Hand-v0": blind}))["VAP-Hand-v0"]
     assert read["st_iou"] == {"value": 0.5, "low": 0.4, "high": 0.6}
     assert read["adherence_px"] is None
+
+
+def test_every_figure_that_is_asked_for_is_marked_with_what_it_meets() -> None:
+    def said(key: str, value: float, env: str = "VAP-RT1-v0") -> str:
+        row = next(row for row in ROWS if row.key == key)
+        return row.met(env, Interval(value=value, low=0.0, high=9.0, level=0.95, samples=3))
+
+    assert [said("gap_closed", x) for x in (0.499, 0.5, 0.8)] == ["missed", "must", "aim"]
+    assert [said("gap_closed", x, "VAP-DROID-v0") for x in (0.59, 0.61)] == ["missed", "must"]
+    assert [said("adherence_px", x) for x in (1.51, 1.5, 0.8)] == ["missed", "must", "aim"]
+    assert [said("moved_error_share", x) for x in (0.4, 0.3, 0.1)] == ["missed", "must", "aim"]
+    assert said("adherence_px", float("nan")) == ""
+    assert ROWS[3].met("VAP-RT1-v0", None) == ""
+    assert BESIDE[0].met("VAP-RT1-v0", Interval(value=1.0, low=0.0, high=9.0, level=0.95, samples=3)) == ""
+
+
+def test_the_page_is_made_anew_from_the_figures_that_are_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    figure = Interval(value=0.7, low=0.4, high=0.9, level=0.95, samples=3)
+    report: dict[str, Any] = {row.key: figure for row in ROWS} | {"adherence_px": None}
+    report |= {
+        "env": "VAP-RT1-v0", "episodes": 3, "evaluations": 1, "untouched_objects": 2, "moved_objects": 1,
+        "objects_seen": 0.5, "objects_shown": 0.9, "psnr_by_step": {"imagined": [30.0] * 24},
+    }  # fmt: skip
+    kept = Fidelity(measured={"VAP-RT1-v0": report}, world_model="tiny", evaluations=0, origin="Measured elsewhere.")
+    kept.save(tmp_path / "kept.json")
+    assert Fidelity.load(tmp_path / "kept.json") == kept
+    fidelity.main(figures=tmp_path / "kept.json", out=tmp_path / "page.md")
+    text = (tmp_path / "page.md").read_text()
+    assert capsys.readouterr().out.strip() == text.strip()
+    assert text.rstrip().endswith("Measured elsewhere.")
+    assert "| 0.7 [0.4, 0.9] · aim" in text
+    assert "| 70 % [40, 90] · missed" in text
+    (tmp_path / "other.json").write_text('{"format": "other"}')
+    with pytest.raises(CheckpointError, match="holds no figures of fidelity.*bench fidelity"):
+        fidelity.main(figures=tmp_path / "other.json", out=tmp_path / "page.md")
 
 
 def test_long_episodes_are_the_first_of_the_main_kinds(repo: Path) -> None:

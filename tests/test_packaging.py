@@ -55,6 +55,12 @@ def tracked(repo: Path, *folders: str) -> set[str]:
     return set(run("git", "ls-files", "-z", *folders, cwd=repo).split("\0")) - {""}
 
 
+def test_all_shipped_weights_together_are_40_mb_at_most(repo: Path) -> None:
+    sizes = {name: (repo / name).stat().st_size for name in tracked(repo, "*.safetensors")}
+    assert {Path(name).parent.name for name in sizes} >= {"codec", "dynamics", "judge"}
+    assert sum(sizes.values()) <= 40e6, sizes
+
+
 def test_wheel_holds_code_robots_envs_weights_and_nothing_else(built: tuple[Path, Path], repo: Path) -> None:
     with zipfile.ZipFile(built[1]) as archive:
         names = set(archive.namelist())

@@ -14,8 +14,13 @@ from vap_gym import VapEnv, VapVectorEnv
 from vap_gym.assets import weights_dir
 from vap_gym.commands.telling import json_text
 from vap_gym.errors import CheckpointError, VapError
+from vap_gym.evaluate.clips import played
+from vap_gym.evaluate.fidelity_rollout import subject
+from vap_gym.evaluate.heldout import load_heldout
 from vap_gym.evaluate.report import plain
-from vap_gym.evaluate.trust import object_errors
+from vap_gym.evaluate.trust import object_errors, watch
+from vap_gym.evaluate.trust_alone import ADHERENCE, DOUBT, SPREAD, Alone, singly
+from vap_gym.evaluate.trust_page import page, plot
 from vap_gym.evaluate.trust_scores import check, kept
 from vap_gym.trust import SIGNALS, Calibration, TrustSignals
 from vap_gym.trust.calibration import FILE, features, read, write
@@ -240,7 +245,73 @@ def test_a_check_tells_good_signals_from_bad_ones() -> None:
     assert told.ranks["thing_spread_m"][1] == pytest.approx(1.0)
     assert abs(told.ranks["filled"][1]) < 0.15
     assert "spread over samples" not in told.ranks
+    assert "adherence" not in told.ranks
+    assert list(told.alone) == [DOUBT]
     assert told.psnr_off_db < 0.4 * told.psnr_usual_db
     for one in told.psnr_bins:
         assert abs(one.expected - one.happened.value) < 1.0
     assert json.loads(json_text(plain(told)))["object_kept"]["by_doubt"] == told.object_kept.by_doubt.tolist()
+
+
+def test_a_single_signal_is_calibrated_alone_and_told_apart_from_one_that_says_nothing(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+
+    def episodes(count: int) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
+        spread = rng.exponential(3.0, (count, 24))
+        noise, nothing = rng.normal(size=(2, count, 24))
+        seen = {SPREAD: spread, ADHERENCE: np.where(rng.random((count, 24)) < 0.2, np.nan, np.exp(nothing))}
+        return seen, 34.0 - spread + noise, np.where(spread > 5, 0.05, 0.01)
+
+    fitted_on, fitted_psnr, fitted_error = episodes(90)
+    seen, psnr, error_m = episodes(60)
+    found = singly(fitted_on, fitted_psnr, fitted_error > 0.03, seen, psnr, error_m)
+    spread, adherence = found[SPREAD], found[ADHERENCE]
+    assert (spread.known, round(adherence.known, 1)) == (1.0, 0.8)
+    assert spread.psnr_rho > 0.8
+    assert abs(adherence.psnr_rho) < 0.1
+    assert spread.psnr_off_db < 0.6 * adherence.psnr_off_db
+    assert spread.brier < 0.5 * adherence.brier
+    assert max(spread.psnr_apart_db, adherence.psnr_apart_db) < 0.6  # also what says nothing is calibrated
+    assert max(spread.risk_apart, adherence.risk_apart) < 0.08
+    assert len(spread.parts) == len(adherence.parts) == 4
+    assert sum(part.share for part in adherence.parts) == pytest.approx(adherence.known)
+    assert np.all(np.diff([part.signal for part in spread.parts]) > 0)
+    assert np.all(np.diff([part.psnr.happened.value for part in spread.parts]) < 0)
+    assert spread.parts[-1].risk.happened.value > 0.5
+    assert spread.parts[-1].error_m > spread.parts[0].error_m == pytest.approx(0.01)
+
+    signals = drawn(60 * 24).reshape(60, 24, -1)
+    told = check(fitted(), signals, seen[SPREAD], psnr, error_m, adherence_px=seen[ADHERENCE], alone=found)
+    assert told.ranks["spread over samples"][0] > 0.8
+    assert abs(told.ranks["adherence"][0]) < 0.1
+    text = page({"VAP-DROID-v0": told}, "tiny", 90, 4, "trust.png")
+    assert text.count(f"| {SPREAD} ") == text.count(f"| {ADHERENCE} ") == 5  # itself, and four parts
+    assert "in 0 of 1 envs" in text  # a doubt that is of other signals
+    plot({"VAP-DROID-v0": told}, tmp_path / "trust.png")
+    assert (tmp_path / "trust.png").stat().st_size > 20_000
+
+
+def test_a_signal_that_is_never_known_is_left_out_and_a_frame_that_is_not_gets_what_such_frames_were() -> None:
+    nothing, psnr, error_m = np.full((3, 24), np.nan), np.full((3, 24), 30.0), np.zeros((3, 24))
+    told = {ADHERENCE: nothing, SPREAD: nothing}
+    assert singly(told, psnr, error_m > 0.03, told, psnr, error_m) == {}
+    signal = np.array([1.0, 2.0, np.nan, np.nan])
+    alone = Alone.fit(signal, np.array([30.0, 28.0, 20.0, 22.0]), np.array([False, False, True, True]))
+    assert alone is not None
+    expected = alone(np.array([[1.0, 2.0, np.nan]]))
+    assert expected.psnr_db == pytest.approx(np.array([[30.0, 28.0, 21.0]]))
+    assert expected.object_risk[0, 2] > 0.9 > 0.1 > expected.object_risk[0, 0]
+
+
+def test_a_watched_clip_tells_where_the_gripper_is_seen_and_how_far_samples_are_apart(repo: Path) -> None:
+    pytest.importorskip("pybullet", reason="the oracle needs pybullet")
+    listed = load_heldout(repo / "benchmarks" / "heldout.toml")
+    clips = played([item for item in listed if item.kind == "contact"][:2], robot="panda_robotiq", steps=3, workers=1)
+    seen = watch(subject(ID, "tiny"), clips, samples=2)
+    assert seen.adherence_px.shape == seen.spread_grey.shape == seen.psnr_db.shape == (2, 3)
+    assert np.nanmedian(seen.adherence_px) < 8
+    assert ((seen.spread_grey > 0) & (seen.spread_grey < 60)).all()
+    found = singly(seen.single, seen.psnr_db, seen.off, seen.single, seen.psnr_db, seen.error_m)
+    assert list(found) == [ADHERENCE, SPREAD]
+    assert all(1 <= len(one.parts) <= 4 for one in found.values())
+    assert np.isnan(watch(subject(ID, "tiny"), clips).spread_grey).all()

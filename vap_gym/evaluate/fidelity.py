@@ -27,6 +27,7 @@ from vap_gym.evaluate.fidelity_figures import (
     st_iou,
     things,
 )
+from vap_gym.evaluate.fidelity_kept import Fidelity
 from vap_gym.evaluate.fidelity_page import headline, page
 from vap_gym.evaluate.fidelity_rollout import Subject, imagine, look, subject
 from vap_gym.evaluate.fidelity_truth import Truth
@@ -62,11 +63,12 @@ def main(
     evaluations: int = 0,
     truth: Truth = "",
     workers: int = 1,
+    figures: Path | None = None,
     json: bool = False,
 ) -> None:
     """Print the fidelity table: imagination against the oracle, 24 and 100 steps from the first frame.
 
-    The page is written where all envs are measured in full.
+    The page is written where all envs are measured in full, and all figures beside it (fidelity.json).
 
     Args:
         world_model: name or folder of the world model, with its judge.
@@ -83,18 +85,28 @@ def main(
             at first and how large, "moves" also where they go.
         workers: processes, each measuring one env at a time on its share of the cores: faster than one by one, but the
             time that is told then says little.
+        figures: of an earlier run, such as docs/fidelity.json: the page is made of them, and nothing is measured.
         json: print all figures as JSON instead.
     """
+    if figures is not None:
+        kept = Fidelity.load(figures)
+        text = page(kept.measured, kept.world_model, kept.evaluations, origin=kept.origin)
+        print(as_json(kept.measured) if json else text)
+        reports.write(out, text)
+        return
     told: dict[str, Any] = {"judge": judge, "batch": batch, "limit": limit, "evaluations": evaluations, "truth": truth}
     job = partial(_measured, world_model, heldout, cache, max(1, torch.get_num_threads() // workers), told)
     measured: dict[str, Report] = {}
     for report in reports.each(job, env or ENVS, workers=workers):
         measured[str(report["env"])] = report
         print(f"{report['env']}: {report['seconds']:.0f} s", file=sys.stderr, flush=True)
-    text = page(measured, world_model, evaluations, truth=truth)
+    origin = reports.stamp()
+    text = page(measured, world_model, evaluations, truth=truth, origin=origin)
     print(as_json(measured) if json else text)
     if not limit and not truth and not env:
         reports.write(out, text)
+        found = Fidelity(measured=measured, world_model=world_model, evaluations=evaluations, origin=origin)
+        found.save(out.with_suffix(".json"))
     if scores is not None:
         reports.write(scores, _dumps(headline(measured)))
 

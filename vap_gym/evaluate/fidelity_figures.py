@@ -65,12 +65,19 @@ def st_iou(made: Bool[np.ndarray, "N T H W"], true: Bool[np.ndarray, "N T H W"])
 
 def adherence(report: Report, clips: Clips, seen: Sight, real: Sight) -> None:
     """How far the gripper is seen from where it was commanded to be, where that is in the picture: median px."""
+    for name, sight in (("", seen), ("_judge", real)):
+        off_px = adherence_by_step(clips, sight)
+        per_episode = np.array([np.nanmedian(row) for row in off_px[np.isfinite(off_px).any(axis=1)]])
+        report[f"adherence_px{name}"] = interval(per_episode, statistic=lambda v: float(np.median(v)))
+
+
+def adherence_by_step(clips: Clips, seen: Sight) -> Float[np.ndarray, "N S"]:
+    """Return how far the gripper is seen from where it was commanded to be, px, after each step; NaN where that is not
+    in the picture."""
     commanded = _pixels(clips, clips.tool_m[:, 1:, None], slice(1, None))[:, :, 0]
     inside = np.all((commanded > 0) & (commanded < _size(clips)), axis=-1)
-    for name, sight in (("", seen), ("_judge", real)):
-        off_px = np.where(inside, np.linalg.norm(sight.tool_px - commanded, axis=-1), np.nan)
-        per_episode = np.array([np.nanmedian(row) for row in off_px[np.any(inside, axis=1)]])
-        report[f"adherence_px{name}"] = interval(per_episode, statistic=lambda v: float(np.median(v)))
+    off_px: np.ndarray = np.where(inside, np.linalg.norm(seen.tool_px - commanded, axis=-1), np.nan)
+    return off_px
 
 
 def things(report: Report, clips: Clips, first: Sight, seen: Sight, real: Sight, *, suffix: str = "") -> None:

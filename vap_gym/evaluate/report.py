@@ -6,8 +6,9 @@ import multiprocessing
 import os
 import platform
 import subprocess
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import fields, is_dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,6 +20,7 @@ import torch
 from vap_gym.assets import ROOT
 from vap_gym.errors import VapError
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 
@@ -95,16 +97,36 @@ def plain(value: object) -> Any:
     return [plain(one) for one in value] if isinstance(value, list | tuple) else value
 
 
-def each(measure: Callable[[str], T], names: Sequence[str], *, workers: int = 1) -> Iterator[T]:
-    """Yield what is measured of each name, in their order; by so many processes, one name at a time each.
+def each(
+    measure: Callable[[S], T], names: Sequence[S], *, workers: int = 1, late: Callable[[], bool] | None = None
+) -> Iterator[T]:
+    """Yield what is measured of each name (or whatever tells what is measured), in their order; by so many processes,
+    one name at a time each.
 
-    `measure` must be picklable where there are several.
+    `measure` and names must be picklable where there are several. Once `late` says so nothing new is begun; what was
+    begun is still yielded.
     """
     if workers <= 1:
-        yield from map(measure, names)
+        for name in names:
+            if late is not None and late():
+                return
+            yield measure(name)
         return
+    ahead = len(names) if late is None else workers
+    begun: deque[Future[T]] = deque()
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        yield from pool.map(measure, names)
+        try:
+            for name in names:
+                if late is not None and late():
+                    break
+                begun.append(pool.submit(measure, name))
+                if len(begun) > ahead:
+                    yield begun.popleft().result()
+            while begun:
+                yield begun.popleft().result()
+        finally:
+            for future in begun:
+                future.cancel()
 
 
 def write(path: Path, text: str) -> None:

@@ -17,9 +17,10 @@ from vap_gym.errors import VapError
 from vap_gym.evaluate import report as reports
 from vap_gym.evaluate.clips import Clips, played
 from vap_gym.evaluate.fidelity import load_bench
-from vap_gym.evaluate.fidelity_figures import psnr_by_step
-from vap_gym.evaluate.fidelity_rollout import Subject, begun, subject
+from vap_gym.evaluate.fidelity_figures import adherence_by_step, psnr_by_step
+from vap_gym.evaluate.fidelity_rollout import Subject, begun, look, subject
 from vap_gym.evaluate.heldout import COUNTS, ENVS, MAIN_KINDS, choose, load_heldout, short_name, write_list
+from vap_gym.evaluate.trust_alone import ADHERENCE, SPREAD, singly
 from vap_gym.evaluate.trust_page import page, plot
 from vap_gym.evaluate.trust_scores import Checked, check
 from vap_gym.trust import SIGNALS, Calibration, SampleSpread, TrustSignals
@@ -35,6 +36,7 @@ class Watched:
 
     signals: Float[np.ndarray, "N S F"]
     spread_grey: Float[np.ndarray, "N S"]  # over samples; NaN where none were asked for
+    adherence_px: Float[np.ndarray, "N S"]  # as the judge sees it; NaN where the gripper is not in the picture
     psnr_db: Float[np.ndarray, "N S"]
     error_m: Float[np.ndarray, "N S"]  # of the object that is furthest off
 
@@ -42,6 +44,11 @@ class Watched:
     def off(self) -> Bool[np.ndarray, "N S"]:
         """Where an object is not where it is shown."""
         return self.error_m > OFF_M
+
+    @property
+    def single(self) -> dict[str, Float[np.ndarray, "N S"]]:
+        """The signals that are looked at alone; more of either is worse."""
+        return {ADHERENCE: self.adherence_px, SPREAD: self.spread_grey}
 
 
 def main(
@@ -63,7 +70,8 @@ def main(
         world_model: name or folder of the world model.
         env: ids or paths of env cards; none: the four that are shipped.
         episodes: of each env, to calibrate on.
-        samples: how many roll-outs with other noise the spread is measured over.
+        samples: how many roll-outs with other noise the spread is measured over; 0: none. 4 take almost four times as
+            long as none, a fifth of it where the spread alone is calibrated.
         cache: folder in which the oracle's clips are kept between runs.
         out: the markdown page; its picture goes into the folder img beside it.
         limit: check on about so many held-out episodes only (0: all).
@@ -105,14 +113,19 @@ def _measured(told: _Told, env: str) -> tuple[Calibration, Checked]:
     """One env's calibration, and what it is worth on the held-out episodes."""
     torch.set_num_threads(told.threads)
     measured = subject(env, told.world_model)
-    fitted = watch(measured, training_clips(env, told.episodes, cache=told.cache), batch=told.batch)
+    fitted = watch(
+        measured, training_clips(env, told.episodes, cache=told.cache), batch=told.batch, samples=told.samples
+    )
     flat = fitted.signals.reshape(-1, fitted.signals.shape[-1])
     calibration = Calibration.fit(flat, fitted.psnr_db.reshape(-1), fitted.off.reshape(-1))
     bench = load_bench(env, cache=told.cache, long=False)
     rows = np.flatnonzero(np.isin(bench.kinds, MAIN_KINDS))
     rows = rows[:: max(1, len(rows) // told.limit)] if told.limit else rows
     seen = watch(measured, bench.clips.pick(rows), batch=told.batch, samples=told.samples)
-    return calibration, check(calibration, seen.signals, seen.spread_grey, seen.psnr_db, seen.error_m)
+    alone = singly(fitted.single, fitted.psnr_db, fitted.off, seen.single, seen.psnr_db, seen.error_m)
+    checked = check(calibration, seen.signals, seen.spread_grey, seen.psnr_db, seen.error_m,
+                    adherence_px=seen.adherence_px, alone=alone)  # fmt: skip
+    return calibration, checked
 
 
 def training_clips(env: str, episodes: int, *, cache: Path | None = Path("runs")) -> Clips:
@@ -136,13 +149,14 @@ def training_clips(env: str, episodes: int, *, cache: Path | None = Path("runs")
 
 
 def watch(measured: Subject, clips: Clips, *, batch: int = 32, samples: int = 0) -> Watched:
-    """Imagine clips, and note every step's signals and errors; with `samples` roll-outs also how far they spread."""
+    """Imagine clips, and note every step's signals and errors, and where the judge sees the gripper; with `samples`
+    roll-outs also how far they spread."""
     signals = TrustSignals(measured.world)
     spread = SampleSpread(measured.world, samples) if samples else None
     N, S = len(clips), clips.steps
     made = np.empty((N, S, *clips.frames.shape[2:]), np.uint8)
     told, error_m = np.empty((N, S, len(SIGNALS))), np.empty((N, S))
-    grey = np.full((N, S), np.nan)
+    grey, off_px = np.full((N, S), np.nan), np.full((N, S), np.nan)
     for i in range(0, N, batch):
         part, rows = clips.pick(slice(i, i + batch)), slice(i, min(i + batch, N))
         imagination, state = begun(measured, part, first=i)
@@ -159,9 +173,12 @@ def watch(measured: Subject, clips: Clips, *, batch: int = 32, samples: int = 0)
             places_m.append(_places(state))
             if spread is not None:
                 grey[rows, t] = spread.step(state, motion, frames[:, 0]).numpy()
+        if measured.stage.knows_gripper:
+            off_px[rows] = adherence_by_step(part, look(measured, made[rows], part, slice(1, None)))
         there = state["world_thing_there"].numpy()
         error_m[rows] = object_errors(np.stack(places_m, 1), there, part.objects_m, table_m=measured.table_m)
-    return Watched(signals=told, spread_grey=grey, psnr_db=psnr_by_step(made, clips.frames[:, 1:]), error_m=error_m)
+    psnr_db = psnr_by_step(made, clips.frames[:, 1:])
+    return Watched(signals=told, spread_grey=grey, adherence_px=off_px, psnr_db=psnr_db, error_m=error_m)
 
 
 def object_errors(

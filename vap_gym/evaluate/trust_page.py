@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from vap_gym.errors import require
 from vap_gym.evaluate.report import stamp, table
+from vap_gym.evaluate.trust_alone import ADHERENCE, DOUBT, SPREAD, Worth
+from vap_gym.evaluate.trust_bins import Bin
 from vap_gym.evaluate.trust_scores import COVERAGE, Checked, Kept
+from vap_gym.metrics import Interval
 from vap_gym.trust.calibration import OFF_M
 
 SURE = 0.8  # of episodes are kept, in the table
+WORTH = ("", "signal", "known", "PSNR off by", "groups off by", "ρ, picture", "risk, groups off by", "Brier score",
+         "ρ, objects")  # fmt: skip
+PARTS = ("", "signal", "mean", "frames", "expected PSNR [dB]", "true", "expected risk", "object off",
+         "object error [cm]")  # fmt: skip
 
 
 def page(checked: dict[str, Checked], world_model: str, episodes: int, samples: int, picture: str) -> str:
@@ -62,8 +71,63 @@ noise, the only one that costs much):
 
 {table(["", "signal", "ρ, picture", "ρ, objects", "gained, picture", "gained, objects"], ranks)}
 
+{_alone(checked)}
 {stamp()}
 """
+
+
+def _alone(checked: dict[str, Checked]) -> str:
+    """What single signals are worth, beside the doubt."""
+    if not any(len(one.alone) > 1 for one in checked.values()):
+        return ""
+    worth, parts = [], []
+    for env, one in checked.items():
+        for name, it in one.alone.items():
+            worth.append([
+                env, name, f"{100 * it.known:.0f} %", f"{it.psnr_off_db:.2f} dB", f"{it.psnr_apart_db:.2f} dB",
+                f"{it.psnr_rho:+.2f}", f"{it.risk_apart:.3f}", f"{it.brier:.3f}", f"{it.risk_rho:+.2f}",
+            ])  # fmt: skip
+            parts += [
+                [
+                    env, name, f"{part.signal:.2f}", f"{100 * part.share:.0f} %", f"{part.psnr.expected:.1f}",
+                    _told(part.psnr.happened), f"{100 * part.risk.expected:.0f} %",
+                    _told(part.risk.happened, 100.0, "%"), f"{100 * part.error_m:.2f}",
+                ]
+                for part in it.parts
+            ]  # fmt: skip
+    return f"""## Adherence and spread alone
+
+What each tells alone, calibrated as the doubt is, on the same episodes: monotone curves to the PSNR and to the risk.
+Adherence is how far the judge sees the gripper from where the kinematics put it; where that is not in the picture, what
+such frames are on average is expected. "Off by" is of single frames, "groups off by" of the mean of frames of which
+much the same was expected (the calibration error); ρ is Spearman's, of what was expected and what happened.
+
+{table(WORTH, worth)}
+
+{_verdict(checked)}
+
+Frames in four equal parts by how much of a signal there is, with intervals of 95 %:
+
+{table(PARTS, parts)}
+"""
+
+
+def _verdict(checked: dict[str, Checked]) -> str:
+    """Say in how many envs the doubt is better than any single signal."""
+    rows = [one.alone for one in checked.values() if len(one.alone) > 1]
+
+    def best(figure: Callable[[Worth], float]) -> int:
+        return sum(figure(row[DOUBT]) < min(figure(it) for name, it in row.items() if name != DOUBT) for row in rows)
+
+    return (
+        f"The doubt is nearer to the frames' PSNR than each of them in {best(lambda it: it.psnr_off_db)} of "
+        f"{len(rows)} envs, and has the lowest Brier score in {best(lambda it: it.brier)} of {len(rows)}."
+    )
+
+
+def _told(value: Interval, scale: float = 1.0, unit: str = "") -> str:
+    told = [f"{scale * x:.0f}" if unit else f"{scale * x:.1f}" for x in (value.value, value.low, value.high)]
+    return f"{told[0]}{' ' if unit else ''}{unit} [{told[1]}, {told[2]}]"
 
 
 def _gained(kept: Kept, at: int, scale: float) -> list[str]:
@@ -79,33 +143,53 @@ def plot(checked: dict[str, Checked], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, 4, figsize=(16, 4), layout="constrained")
+    names = [name for name in (ADHERENCE, SPREAD) if any(name in one.alone for one in checked.values())]
+    height = 2 if names else 1
+    figure, every = pyplot.subplots(height, 4, figsize=(16, 4 * height), layout="constrained", squeeze=False)
+    axes, below = every[0], every[1:].reshape(-1)
+    panels = [(axes[0], axes[1], None), *((*below[2 * i : 2 * i + 2], name) for i, name in enumerate(names))]
     for number, (env, one) in enumerate(checked.items()):
         colour = f"C{number}"
-        for axis, bins in ((axes[0], one.psnr_bins), (axes[1], one.risk_bins)):
-            x, y = [b.expected for b in bins], [b.happened.value for b in bins]
-            low = [max(0.0, b.happened.value - b.happened.low) for b in bins]
-            high = [max(0.0, b.happened.high - b.happened.value) for b in bins]
-            axis.errorbar(x, y, yerr=[low, high], color=colour, marker="o", markersize=4, capsize=2, label=env)
+        for psnr_axis, risk_axis, name in panels:
+            told = one if name is None else one.alone.get(name)
+            if told is not None:
+                _reliability(psnr_axis, told.psnr_bins, colour, env)
+                _reliability(risk_axis, told.risk_bins, colour, env)
         for axis, kept, scale in ((axes[2], one.object_kept, 100.0), (axes[3], one.picture_kept, -1.0)):
             axis.plot(COVERAGE, scale * kept.by_doubt, color=colour, label=env)
             axis.plot(COVERAGE, scale * kept.by_error, color=colour, linestyle=":")
             axis.axhline(scale * kept.random, color=colour, linewidth=0.7, linestyle="--")
-    for axis in axes[:2]:
-        low, high = min(axis.get_xlim()[0], axis.get_ylim()[0]), max(axis.get_xlim()[1], axis.get_ylim()[1])
-        axis.plot([low, high], [low, high], color="grey", linewidth=0.8)
-    told = (
-        ("expected PSNR [dB]", "true PSNR [dB]", "Expected and true PSNR"),
-        ("expected risk", "share of frames", f"An object is off by more than {100 * OFF_M:.0f} cm"),
-        ("share of episodes kept", "object error at step 24 [cm]", "Solid: by doubt, dotted: by the truth"),
-        ("share of episodes kept", "PSNR [dB]", "Dashed: at random"),
-    )
-    for axis, (x_label, y_label, title) in zip(axes, told, strict=True):
-        axis.set(xlabel=x_label, ylabel=y_label, title=title)
+    for psnr_axis, risk_axis, name in panels:
+        for axis in (psnr_axis, risk_axis):
+            low, high = min(axis.get_xlim()[0], axis.get_ylim()[0]), max(axis.get_xlim()[1], axis.get_ylim()[1])
+            axis.plot([low, high], [low, high], color="grey", linewidth=0.8)
+        alone = "" if name is None else f", {name.split(' [')[0]} alone"
+        psnr_axis.set(xlabel="expected PSNR [dB]", ylabel="true PSNR [dB]", title=f"Expected and true PSNR{alone}")
+        risk_axis.set(
+            xlabel="expected risk", ylabel="share of frames",
+            title=f"An object is off by more than {100 * OFF_M:.0f} cm{alone}",
+        )  # fmt: skip
+    axes[2].set(
+        xlabel="share of episodes kept", ylabel="object error at step 24 [cm]",
+        title="Solid: by doubt, dotted: by the truth",
+    )  # fmt: skip
+    axes[3].set(xlabel="share of episodes kept", ylabel="PSNR [dB]", title="Dashed: at random")
+    for axis in figure.axes:
         axis.grid(alpha=0.3)
+    for axis in below[2 * len(names) :]:
+        axis.set_axis_off()
     axes[0].legend(fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.part.png")
     figure.savefig(temporary, dpi=80)
     pyplot.close(figure)
     temporary.replace(path)
+
+
+def _reliability(axis: Any, bins: Sequence[Bin], colour: str, label: str) -> None:
+    low = [max(0.0, b.happened.value - b.happened.low) for b in bins]
+    high = [max(0.0, b.happened.high - b.happened.value) for b in bins]
+    axis.errorbar(
+        [b.expected for b in bins], [b.happened.value for b in bins], yerr=[low, high], color=colour, marker="o",
+        markersize=4, capsize=2, label=label,
+    )  # fmt: skip

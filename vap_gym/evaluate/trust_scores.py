@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
 
-from vap_gym.metrics import Interval, bootstrap_interval, spearman
+from vap_gym.evaluate.trust_alone import DOUBT as CARRIED
+from vap_gym.evaluate.trust_alone import Worth, worth
+from vap_gym.evaluate.trust_bins import Bin, rho
 from vap_gym.trust import SIGNALS, Calibration
 from vap_gym.trust.calibration import OFF_M
 
-BINS = 8
 COVERAGE = np.linspace(0.1, 1.0, 19)
 DOUBT = {"step": 1, "changed": 1, "thing_spread_m": 1, "thing_moved_m": 1, "near_m": -1, "filled": 1}  # +: more, worse
-
-
-@dataclass(frozen=True, kw_only=True)
-class Bin:
-    """Frames for which much the same was expected."""
-
-    expected: float
-    happened: Interval  # episodes are resampled
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +50,8 @@ class Checked:
     off_share: float  # of frames
     picture_kept: Kept
     object_kept: Kept
+    alone: dict[str, Worth]
+    """What single signals are worth alone, and the doubt that envs carry beside them."""
 
 
 def check(
@@ -64,38 +60,48 @@ def check(
     spread_grey: Float[np.ndarray, "N S"],
     psnr_db: Float[np.ndarray, "N S"],
     error_m: Float[np.ndarray, "N S"],
+    *,
+    adherence_px: Float[np.ndarray, "N S"] | None = None,
+    alone: Mapping[str, Worth] | None = None,
 ) -> Checked:
-    """Hold what is expected of N episodes' S frames against what happened."""
+    """Hold what is expected of N episodes' S frames against what happened.
+
+    Args:
+        adherence_px: where it is not known (NaN) it ranks in the middle. None: the judge does not know the gripper.
+        alone: see `trust_alone.singly`.
+    """
     told = calibration(signals)
     off = (error_m > OFF_M).astype(float)
     doubts = {name: DOUBT[name] * signals[..., i] for i, name in enumerate(SIGNALS)}
     if np.isfinite(spread_grey).all():
         doubts["spread over samples"] = spread_grey
+    if adherence_px is not None and np.isfinite(adherence_px).any():
+        doubts["adherence"] = np.where(np.isfinite(adherence_px), adherence_px, np.nanmedian(adherence_px))
     doubts["expected PSNR"] = -told.psnr_db
     doubts["object risk"] = told.object_risk
     picture, thing = -psnr_db, error_m
     ranks = {
         name: (
-            _rho(doubt, picture), _rho(doubt, thing),
+            rho(doubt, picture), rho(doubt, thing),
             kept(doubt.mean(1), picture.mean(1)).gained, kept(doubt[:, -1], thing[:, -1]).gained,
         )
         for name, doubt in doubts.items()
     }  # fmt: skip
-    risk_bins = _bins(told.object_risk, off)
-    weights = _weights(told.object_risk)
+    carried = worth(told, psnr_db, error_m)
     return Checked(
         episodes=len(signals),
         ranks=ranks,
-        psnr_bins=_bins(told.psnr_db, psnr_db),
-        risk_bins=risk_bins,
-        psnr_off_db=float(np.abs(told.psnr_db - psnr_db).mean()),
+        psnr_bins=carried.psnr_bins,
+        risk_bins=carried.risk_bins,
+        psnr_off_db=carried.psnr_off_db,
         psnr_usual_db=float(np.abs(psnr_db.mean() - psnr_db).mean()),
-        risk_off=float(sum(w * abs(b.expected - b.happened.value) for w, b in zip(weights, risk_bins, strict=True))),
-        brier=float(np.square(told.object_risk - off).mean()),
+        risk_off=carried.risk_apart,
+        brier=carried.brier,
         brier_usual=float(np.square(off.mean() - off).mean()),
         off_share=float(off.mean()),
         picture_kept=kept(-told.psnr_db.mean(1), picture.mean(1)),
         object_kept=kept(told.object_risk[:, -1], thing[:, -1]),
+        alone={**(alone or {}), CARRIED: carried},
     )
 
 
@@ -109,33 +115,3 @@ def kept(doubt: Float[np.ndarray, " N"], error: Float[np.ndarray, " N"]) -> Kept
     return Kept(
         by_doubt=means(np.argsort(doubt, kind="stable")), by_error=means(np.argsort(error)), random=float(error.mean())
     )
-
-
-def _rho(doubt: np.ndarray, error: np.ndarray) -> float:
-    if np.ptp(doubt) == 0 or np.ptp(error) == 0:
-        return 0.0
-    return float(spearman(doubt.reshape(-1), error.reshape(-1)))
-
-
-def _groups(expected: np.ndarray) -> list[np.ndarray]:
-    """Frames in groups of much the same expectation: equally many, ties kept together."""
-    flat = expected.reshape(-1)
-    edges = np.unique(np.quantile(flat, np.linspace(0, 1, BINS + 1)[1:-1]))
-    which = np.searchsorted(edges, flat, side="right")
-    return [np.flatnonzero(which == i) for i in range(len(edges) + 1) if (which == i).any()]
-
-
-def _weights(expected: np.ndarray) -> list[float]:
-    return [len(group) / expected.size for group in _groups(expected)]
-
-
-def _bins(expected: np.ndarray, happened: np.ndarray) -> list[Bin]:
-    steps = expected.shape[1]
-    bins = []
-    for group in _groups(expected):
-        of = group // steps  # frames of an episode are no independent samples
-        values = happened.reshape(-1)[group]
-        pairs = np.array([[values[of == i].sum(), (of == i).sum()] for i in np.unique(of)])
-        said = bootstrap_interval(pairs, resamples=500, statistic=lambda v: float(v[:, 0].sum() / v[:, 1].sum()))
-        bins.append(Bin(expected=float(expected.reshape(-1)[group].mean()), happened=said))
-    return bins

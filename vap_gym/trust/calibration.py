@@ -68,8 +68,8 @@ class Calibration:
                            f"{len(off)}. Give one of each per frame.")  # fmt: skip
         told = features(signals)
         return Calibration(
-            psnr=_bent(told, _linear(told, psnr_db), psnr_db),
-            risk=_bent(told, _logistic(told, off), off.astype(float), shrunk=SHRUNK),
+            psnr=bent(told, _linear(told, psnr_db), psnr_db),
+            risk=bent(told, _logistic(told, off), off.astype(float), shrunk=SHRUNK),
         )
 
 
@@ -87,6 +87,26 @@ def features(signals: Float[np.ndarray, "*batch S"]) -> Float[np.ndarray, "*batc
         ],
         -1,
     )
+
+
+def bent(
+    told: Float[np.ndarray, "N F"], weights: Float[np.ndarray, " F1"], goal: Float[np.ndarray, " N"],
+    *, shrunk: float = 0.0,
+) -> Curve:  # fmt: skip
+    """Return the monotone curve of a weighted sum of features (the bias last) that fits best, at a few knots.
+
+    Args:
+        shrunk: towards the mean of `goal`, 0 to 1.
+    """
+    from scipy.optimize import isotonic_regression
+
+    score = told @ weights[:-1] + weights[-1]
+    order = np.argsort(score, kind="stable")
+    fitted = isotonic_regression(goal[order]).x
+    groups = np.array_split(np.arange(len(order)), min(KNOTS, len(order)))
+    x = [float(score[order][group].mean()) for group in groups]
+    y = [float((1 - shrunk) * fitted[group].mean() + shrunk * goal.mean()) for group in groups]
+    return Curve(weights=tuple(weights.tolist()), x=tuple(x), y=tuple(y))
 
 
 def read(folder: Path, robot: str) -> Calibration | None:
@@ -175,19 +195,6 @@ def _logistic(told: np.ndarray, goal: np.ndarray) -> np.ndarray:
     bounds = [(0.0, None)] * (x.shape[1] - 1) + [(-20.0, 20.0)]
     found = minimize(loss, np.zeros(x.shape[1]), jac=True, method="L-BFGS-B", bounds=bounds)
     return _undone(found.x, middle, scale)
-
-
-def _bent(told: np.ndarray, weights: np.ndarray, goal: np.ndarray, *, shrunk: float = 0.0) -> Curve:
-    """The monotone curve that fits best, at a few knots."""
-    from scipy.optimize import isotonic_regression
-
-    score = told @ weights[:-1] + weights[-1]
-    order = np.argsort(score, kind="stable")
-    fitted = isotonic_regression(goal[order]).x
-    groups = np.array_split(np.arange(len(order)), min(KNOTS, len(order)))
-    x = [float(score[order][group].mean()) for group in groups]
-    y = [float((1 - shrunk) * fitted[group].mean() + shrunk * goal.mean()) for group in groups]
-    return Curve(weights=tuple(weights.tolist()), x=tuple(x), y=tuple(y))
 
 
 def _standardised(told: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
