@@ -155,7 +155,7 @@ def objective(forcing: str, *, pure_noise: float, snr_shift_scale: float = 1.0) 
 
 
 class Forced:
-    """The objective of the causal variant, see `video_forcing`. With "rollout" the network must not be wrapped by DDP."""
+    """The objective of the causal variant, see `video_forcing`. With "rollout" DDP must not be around the network."""
 
     def __init__(self, forcing: str, *, pure_noise: float, snr_shift_scale: float = 1.0) -> None:
         self.forcing, self.pure_noise, self.snr_shift_scale = forcing, pure_noise, snr_shift_scale

@@ -108,8 +108,8 @@ class VideoRecipe:
             )
         if any(one.max_stride > 1 for one in self.sets) and not self.settings.intervals:
             raise CardError(
-                "max_stride above 1 makes clips of several rates, and this model is not told which (intervals = false). "
-                "Set max_stride = 1, or intervals = true in [model]."
+                "max_stride above 1 makes clips of several rates, and this model is not told which (intervals = "
+                "false). Set max_stride = 1, or intervals = true in [model]."
             )
         if not self.data:
             raise CardError("data must name at least one set, got none. Make one: vap-gym data generate data/droid")
