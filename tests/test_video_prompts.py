@@ -152,7 +152,7 @@ def test_a_stream_without_an_instruction_hears_the_empty_one_as_in_training(tmp_
     told = model(text="t5")
     told.text = spoken()
     told.save_pretrained(tmp_path / "model")
-    world = StreamWorld.from_pretrained(tmp_path / "model")
+    world = StreamWorld.from_pretrained(tmp_path / "model", dtype=torch.float32)
     empty = spoken().encode([""])
     frames = torch.zeros(1, *SIZE[::-1], 3, dtype=torch.uint8)
     state = world.start(frames, frames, torch.tensor([0]))

@@ -84,6 +84,11 @@ def pictures(*shape: int, size: tuple[int, int] = SIZE, seed: int = 0) -> Tensor
     return torch.randint(0, 256, (*shape, *size[::-1], 3), dtype=torch.uint8, generator=rng)
 
 
+def apart(one: Tensor, other: Tensor) -> int:
+    """The largest difference in grey levels."""
+    return int((one.int() - other.int()).abs().max())
+
+
 # --- one door ---
 
 
@@ -209,9 +214,11 @@ def test_clips_one_by_one_are_clips_at_once_and_those_of_the_model(prediction: s
     assert all(torch.equal(at_once[key], whole[key]) for key in world.state_keys)
     clip = torch.cat([told[:1, None], prompts[:1, :4]], 1)
     seed: Any = torch.tensor([5]) if prediction == "x0" else 5
-    assert torch.equal(model.generate(first[:1], clip, seed=seed, steps=2)[:, 1:], one[:1])
-    alone, _ = world.predict(state[1:], prompts[1:])
-    torch.testing.assert_close(alone["latent"], at_once["latent"][1:], rtol=1e-3, atol=1e-3)  # whoever is beside it
+    assert apart(model.generate(first[:1], clip, seed=seed, steps=2)[:, 1:], one[:1]) <= 1
+    _, alone = world.predict(state[1:], prompts[1:, :4])
+    assert alone is not None
+    assert apart(alone, one[1:]) <= 1  # whoever is beside it
+    assert apart(one[:1], one[1:]) > 20
     assert torch.equal(at_once["picture"], frames[:, -1])
     assert world.decode(at_once["latent"]).shape == at_once["picture"].shape
     with pytest.raises(VapError, match=r"must have shape \(2, 4·k, H, W, 3\)"):
