@@ -54,13 +54,15 @@ def build_stage(
     env_card = load_env(card)
     named = env_card.world_model if world_model is None else world_model
     options = tuple(sorted((world_model_kwargs or {}).items()))
-    if options and not isinstance(named, str | Path):
+    if isinstance(named, str | Path):
+        world = load_world(str(named), str(device), checked_dtype(dtype), options)
+    elif options:
         raise VapError(
             f"world_model_kwargs are for world models that are named, got a {type(named).__name__}. Give them where it "
             "is made."
         )
-    loaded = isinstance(named, str | Path)
-    world = load_world(str(named), str(device), checked_dtype(dtype), options) if loaded else named
+    else:
+        world = named
     card_of_robot = load_robot(env_card.robot if robot is None else robot)
     settings: dict[str, Any] = {
         "action_mode": action_mode or env_card.action_mode,

@@ -157,7 +157,7 @@ class ClipWorld:
             return clips[:, 1:]
         alone = []  # one by one, since "v" models draw the noise of a batch together
         for i, seed in enumerate(seeds.tolist()):
-            mine = {name: x[i : i + 1] if isinstance(x, Tensor) else x for name, x in given.items()}
+            mine: dict[str, Any] = {k: x[i : i + 1] if isinstance(x, Tensor) else x for k, x in given.items()}
             alone.append(self.model.generate(memory["picture"][i : i + 1], seed=seed, text=self._text(1), **mine))
         return torch.cat(alone)[:, 1:]
 

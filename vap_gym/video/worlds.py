@@ -70,7 +70,7 @@ def load_world_model(
         return StreamWorld.from_pretrained(folder, evaluations=evaluations, text=text, device=device, dtype=dtype)
     if kind == CLASS:  # its branches are there; other weights get new ones
         _refuse(kind, source, {"condition": condition})
-    branches = {} if condition is None else {"condition": condition}
+    branches: dict[str, Any] = {} if condition is None else {"condition": condition}
     model = VideoModel.from_pretrained(
         source, device=device, dtype=dtype, text_encoder=text_encoder, text_cache=text_cache, lora=lora,
         local_files_only=local_files_only, **branches,
