@@ -26,12 +26,13 @@ if TYPE_CHECKING:
     from vap_gym.starts import Start, StartSet, save_starts
     from vap_gym.twin import Twin
     from vap_gym.vector import VapVectorEnv
+    from vap_gym.video.worlds import load_world_model
     from vap_gym.world.model import WorldModel
 
 __all__ = [
     "Camera", "Controller", "Imagination", "Judge", "OracleEnv", "Rig", "Skeleton", "Start", "StartSet", "Twin",
     "VapEnv", "VapError", "VapVectorEnv", "WorldModel", "agreement", "evaluate", "evaluate_policies", "known_envs",
-    "known_robots", "load_env", "load_robot", "read_state", "save_starts", "write_state",
+    "known_robots", "load_env", "load_robot", "load_world_model", "read_state", "save_starts", "write_state",
 ]  # fmt: skip
 
 _HOME = {
@@ -39,6 +40,7 @@ _HOME = {
     "OracleEnv": "oracle_env", "Rig": "imagine", "Skeleton": "prompts.skeleton", "Start": "starts",
     "StartSet": "starts", "Twin": "twin", "VapEnv": "env", "VapVectorEnv": "vector", "WorldModel": "world.model",
     "agreement": "evaluate.agreement_reports", "evaluate_policies": "evaluate.policies",
+    "load_world_model": "video.worlds",
     "read_state": "imagine", "save_starts": "starts", "write_state": "imagine",
 }  # fmt: skip
 

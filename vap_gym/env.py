@@ -32,11 +32,14 @@ class VapEnv(gym.Env[Observation, np.ndarray]):
 
     Args:
         card: id or path of the env card whose defaults the others override. None means the card's own.
-        world_model: a name ("tiny"), a checkpoint folder, or a `World`. One that imagines c control steps at once (the
-            `chunk` of a `StreamWorld` on a codec that is c× in time) makes a step of the env a chunk of c actions:
-            `action_space` is (c, A), and observation and info are those after the last of them.
+        world_model: a name ("tiny"), a checkpoint folder, a hub id, or a `World`; see `vap_gym.load_world_model`. One
+            that imagines c control steps at once (the `chunk` of a `StreamWorld` on a codec that is c× in time, or of a
+            `ClipWorld`) makes a step of the env a chunk of c actions: `action_space` is (c, A), and observation and
+            info are those after the last of them.
+        world_model_kwargs: further arguments of `load_world_model`, such as {"causal": "untrained"}.
         device, dtype: where and in which precision the world model runs; None is the model's own precision.
-        prompt: "skeleton", "mesh", "depth" or "none" (see docs/prompts.md).
+        prompt: "skeleton", "mesh", "depth" or "none" (see docs/prompts.md). None: what the world model was trained on
+            where it says so, else the card's. One that contradicts the world model is refused.
         action_mode: "cartesian_velocity", "cartesian_delta", "cartesian_pose", "joint_velocity" or "joint_position".
         obs_type: "pixels" or "pixels_agent_pos".
         robot: a robot's name or the path of its folder.
@@ -62,6 +65,7 @@ class VapEnv(gym.Env[Observation, np.ndarray]):
         card: str = "VAP-DROID-v0",
         *,
         world_model: str | Path | World | None = None,
+        world_model_kwargs: Mapping[str, Any] | None = None,
         device: str = "cpu",
         dtype: str | None = None,
         prompt: str | None = None,
@@ -82,10 +86,10 @@ class VapEnv(gym.Env[Observation, np.ndarray]):
         if render_mode not in (None, *self.metadata["render_modes"]):
             raise unknown_name("render_mode", str(render_mode), self.metadata["render_modes"])
         self._made_with: dict[str, Any] = {
-            "card": card, "world_model": world_model, "device": device, "dtype": dtype, "prompt": prompt,
-            "action_mode": action_mode, "obs_type": obs_type, "robot": robot, "judge": judge, "reward": reward,
-            "trust_samples": trust_samples, "max_adherence_px": max_adherence_px, "min_trust": min_trust,
-            "views": views,
+            "card": card, "world_model": world_model, "world_model_kwargs": world_model_kwargs, "device": device,
+            "dtype": dtype, "prompt": prompt, "action_mode": action_mode, "obs_type": obs_type, "robot": robot,
+            "judge": judge, "reward": reward, "trust_samples": trust_samples, "max_adherence_px": max_adherence_px,
+            "min_trust": min_trust, "views": views,
         }  # fmt: skip
         self._own: dict[str, Any] = {"camera": camera, "task": task, "starts": starts}
         self._stage = build_stage(**self._made_with)

@@ -26,13 +26,29 @@ STATE_FORMAT = "vap_gym state 1"
 
 
 class Imagination:
-    """A rig and a world model that see the same prompts. Holds weights and settings only."""
+    """A rig and a world model that see the same prompts. Holds weights and settings only.
+
+    A world model may say which kind of prompt it knows (`prompt`), and whether its skeletons have their drop line
+    (`height_cue`): others are refused, but for "none", which leaves prompts out as training sometimes did.
+    """
 
     def __init__(self, *, rig: Rig, world: World, device: torch.device | str = "cpu") -> None:
         if tuple(world.frame_size_px) != tuple(rig.frame_size_px):
             raise VapError(
                 f"The world model imagines frames of {tuple(world.frame_size_px)} px (width, height), the rig draws "
                 f"prompts of {tuple(rig.frame_size_px)}. Make the rig with frame_size_px=world.frame_size_px."
+            )
+        known, cue = getattr(world, "prompt", rig.prompt), getattr(world, "height_cue", rig.height_cue)
+        if rig.prompt not in (known, "none"):
+            takes = f"prompts of the kind '{known}'" if known != "none" else "no pictures of the robot"
+            raise VapError(
+                f"The world model was trained on {takes}, got prompt='{rig.prompt}'. "
+                f"Leave prompt out, or give '{known}'{'' if known == 'none' else ' (or none, for black ones)'}."
+            )
+        if rig.prompt == "skeleton" and rig.height_cue != cue:
+            raise VapError(
+                f"The world model was trained on skeletons {'with' if cue else 'without'} their drop line, got a rig "
+                f"with height_cue={rig.height_cue}. Make it with height_cue={cue}."
             )
         self.rig = rig
         self.world = world

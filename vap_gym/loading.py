@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 
 from vap_gym.assets import weights_dir
 from vap_gym.cards import EnvCard, load_env, load_robot
-from vap_gym.errors import VapError
+from vap_gym.errors import VapError, unknown_name
 from vap_gym.imagine import Imagination
 from vap_gym.interfaces import Judge, World
 from vap_gym.photo import RESET_OPTIONS, check_names, read_camera, start_from_photo
@@ -31,6 +32,7 @@ def build_stage(
     card: str,
     *,
     world_model: str | Path | World | None = None,
+    world_model_kwargs: Mapping[str, Any] | None = None,
     device: str = "cpu",
     dtype: str | None = None,
     prompt: str | None = None,
@@ -44,15 +46,29 @@ def build_stage(
     min_trust: float | None = None,
     views: object = (),
 ) -> Stage:
-    """Return the stage that a card and its overrides describe; None takes the card's own."""
+    """Return the stage that a card and its overrides describe; None takes the card's own.
+
+    A world model that says which prompts it was trained on is given those where `prompt` is None, whatever the card
+    has.
+    """
     env_card = load_env(card)
     named = env_card.world_model if world_model is None else world_model
-    world = load_world(str(named), str(device), checked_dtype(dtype)) if isinstance(named, str | Path) else named
+    options = tuple(sorted((world_model_kwargs or {}).items()))
+    if isinstance(named, str | Path):
+        world = load_world(str(named), str(device), checked_dtype(dtype), options)
+    elif options:
+        raise VapError(
+            f"world_model_kwargs are for world models that are named, got a {type(named).__name__}. Give them where it "
+            "is made."
+        )
+    else:
+        world = named
     card_of_robot = load_robot(env_card.robot if robot is None else robot)
     settings: dict[str, Any] = {
         "action_mode": action_mode or env_card.action_mode,
-        "prompt": prompt or env_card.prompt,
+        "prompt": prompt or getattr(world, "prompt", env_card.prompt),
         "frame_size_px": world.frame_size_px,
+        "height_cue": getattr(world, "height_cue", True),
     }
     rig = Rig(card_of_robot, **settings)
     world_of_robot = fitted(world, rig)
@@ -121,20 +137,18 @@ def load_doubt(named: object, world: World, robot: str, min_trust: float | None)
 
 
 @lru_cache(maxsize=8)
-def load_world(name: str, device: str, dtype: torch.dtype | None) -> World:
-    """Return a world model by name or folder; every env of this process shares it. Its index says of which kind."""
-    from vap_gym.world.checkpoint import read_json
-    from vap_gym.world.model import INDEX, WorldModel
+def load_world(name: str, device: str, dtype: torch.dtype | None, options: tuple[tuple[str, Any], ...] = ()) -> World:
+    """Return a world model by name, folder or hub id; every env of this process that has the same options shares it.
 
-    index = Path(name) / INDEX
-    named = read_json(index) if index.is_file() else {}
-    if named.get("_class_name") in ("StreamWorld", "VideoModel"):
-        from vap_gym.video.world import StreamWorld
+    `options` are further arguments of `load_world_model`. Raises UnknownNameError for one that it has not.
+    """
+    from vap_gym.video.worlds import load_world_model
 
-        kind = StreamWorld.from_pretrained if named["_class_name"] == "StreamWorld" else StreamWorld.of_video_model
-        return kind(name, device=device, dtype=dtype)
-
-    return WorldModel.from_pretrained(name, device=device, dtype=dtype)
+    known = set(signature(load_world_model).parameters) - {"source", "device", "dtype"}
+    for key, _ in options:
+        if key not in known:
+            raise unknown_name("option of a world model", key, known)
+    return load_world_model(name, device=device, dtype=dtype, **dict(options))
 
 
 @lru_cache(maxsize=8)

@@ -55,14 +55,16 @@ class Rig:
         action_mode: str,
         prompt: str = "skeleton",
         frame_size_px: tuple[int, int],
+        height_cue: bool = True,
         stand_in: RobotCard | None = None,
     ) -> None:
-        self._prompter = Prompter(robot, prompt, frame_size_px=frame_size_px)
+        self._prompter = Prompter(robot, prompt, frame_size_px=frame_size_px, height_cue=height_cue)
         self.robot = robot
         self.controller = Controller(robot, action_mode)
         self.skeleton = self._prompter.skeleton
         self.body = Body(robot, stand_in=stand_in)
         self.prompt = prompt
+        self.height_cue = height_cue
         self.frame_size_px = frame_size_px
         self._links = self.controller.chain.subchain([robot.tip_link, robot.gripper.tool_link])
         named = (*robot.arm_joints, *(joint.name for joint in robot.gripper.joints))

@@ -60,6 +60,7 @@ class Twin:
         card: str = "VAP-DROID-v0",
         *,
         world_model: str | Path | World | None = None,
+        world_model_kwargs: Mapping[str, Any] | None = None,
         device: str = "cpu",
         dtype: str | None = None,
         prompt: str | None = None,
@@ -72,21 +73,10 @@ class Twin:
         reward: str = "progress",
         views: Sequence[str] | Mapping[str, object] = (),
     ) -> None:
-        self.oracle = OracleEnv(
-            card,
-            prompt=prompt,
-            action_mode=action_mode,
-            obs_type=obs_type,
-            robot=robot,
-            task=task,
-            starts=starts,
-            reward=reward,
-            views=views,
-            render_mode="rgb_array",
-        )
         self.imagined = VapEnv(
             card,
             world_model=world_model,
+            world_model_kwargs=world_model_kwargs,
             device=device,
             dtype=dtype,
             prompt=prompt,
@@ -94,6 +84,18 @@ class Twin:
             obs_type=obs_type,
             robot=robot,
             judge=judge,
+            reward=reward,
+            views=views,
+            render_mode="rgb_array",
+        )
+        self.oracle = OracleEnv(
+            card,
+            prompt=self.imagined.stage.rig.prompt,  # maybe the world model's own
+            action_mode=action_mode,
+            obs_type=obs_type,
+            robot=robot,
+            task=task,
+            starts=starts,
             reward=reward,
             views=views,
             render_mode="rgb_array",

@@ -57,6 +57,7 @@ class VapVectorEnv(VectorEnv[Observation, np.ndarray, np.ndarray]):
         max_episode_steps: int | None = None,
         autoreset_mode: str | AutoresetMode = AutoresetMode.NEXT_STEP,
         world_model: str | Path | World | None = None,
+        world_model_kwargs: Mapping[str, Any] | None = None,
         device: str = "cpu",
         dtype: str | None = None,
         prompt: str | None = None,
@@ -79,10 +80,10 @@ class VapVectorEnv(VectorEnv[Observation, np.ndarray, np.ndarray]):
         if render_mode not in (None, *self.metadata["render_modes"]):
             raise unknown_name("render_mode of a vector env", str(render_mode), self.metadata["render_modes"])
         self._made_with: dict[str, Any] = {
-            "card": card, "world_model": world_model, "device": device, "dtype": dtype, "prompt": prompt,
-            "action_mode": action_mode, "obs_type": obs_type, "robot": robot, "judge": judge, "reward": reward,
-            "trust_samples": trust_samples, "max_adherence_px": max_adherence_px, "min_trust": min_trust,
-            "views": views,
+            "card": card, "world_model": world_model, "world_model_kwargs": world_model_kwargs, "device": device,
+            "dtype": dtype, "prompt": prompt, "action_mode": action_mode, "obs_type": obs_type, "robot": robot,
+            "judge": judge, "reward": reward, "trust_samples": trust_samples, "max_adherence_px": max_adherence_px,
+            "min_trust": min_trust, "views": views,
         }  # fmt: skip
         self._own: dict[str, Any] = {"camera": camera, "task": task, "starts": starts}
         self._stage = build_stage(**self._made_with)

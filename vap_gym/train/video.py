@@ -20,7 +20,7 @@ from vap_gym.train.video_loss import Inputs, noise_of, objective, without_some
 from vap_gym.train.video_parts import build_network, encoder, load_codec, save_model
 from vap_gym.train.video_recipe import VideoRecipe
 from vap_gym.train.video_score import score
-from vap_gym.train.video_state import Averaged, load_state, save_state
+from vap_gym.train.video_state import Averaged, load_state, save_state, sharded
 from vap_gym.train.video_text import TextOf
 from vap_gym.video.clips import pictures_of
 from vap_gym.video.network import VideoNetwork
@@ -54,10 +54,15 @@ def train_video(recipe: VideoRecipe, out: Path, *, resume: bool = False, device:
     """
     accelerator = _accelerator(recipe, device)
     is_main, rank, ranks = accelerator.is_main_process, accelerator.process_index, accelerator.num_processes
-    if ranks > 1 and recipe.forcing != "none":
+    if ranks > 1 and recipe.forcing == "rollout":
         raise CardError(
-            f"forcing = '{recipe.forcing}' goes through the network frame by frame and is for one process, got "
-            f"{ranks}. Start one, or use forcing = 'none'."
+            f"forcing = 'rollout' goes through the network frame by frame and is for one process, got {ranks}. Start "
+            "one, or use forcing = 'frames'."
+        )
+    if sharded(accelerator) and recipe.forcing != "none":
+        raise CardError(
+            f"forcing = '{recipe.forcing}' goes through the layers inside of blocks, which FSDP keeps in shards. Start "
+            "copies on every process (torchrun), or use forcing = 'none'."
         )
     run = Run(out, resume=resume) if is_main else None
     accelerator.wait_for_everyone()
@@ -125,7 +130,7 @@ def train_video(recipe: VideoRecipe, out: Path, *, resume: bool = False, device:
                 print(f"video step {done}/{recipe.steps} loss {shown:.4f} {count / seconds:.2f} clips/s", flush=True)
             losses, since, cpu_since = [], time.monotonic(), time.process_time()
         if done % recipe.save_every == 0 or done == recipe.steps:
-            _save(accelerator, run, parts, recipe, done, codec=codec, held=held, inputs=inputs)
+            _save(accelerator, run, parts, recipe, done, codec=codec, held=held, inputs=inputs, text=text_of.empty)
             since, cpu_since = time.monotonic(), time.process_time()
     accelerator.end_training()
     return run.told()
@@ -222,7 +227,10 @@ def _save(accelerator: Any, run: Run, parts: dict[str, Any], recipe: VideoRecipe
         weights = accelerator.get_state_dict(model)  # all of them, on the main process
         if accelerator.is_main_process:
             kept = {name: w.detach().cpu() for name, w in weights.items()}
-            save_model(plain, scored["codec"], kept, run.folder / "model", snr_shift_scale=recipe.snr_shift_scale)
+            save_model(
+                plain, scored["codec"], kept, run.folder / "model", snr_shift_scale=recipe.snr_shift_scale,
+                text=scored["text"],
+            )  # fmt: skip
     if accelerator.is_main_process:
         run.log(done, **scores)
         run.draw_curves([("loss",), tuple(k for k in scores if k.startswith("psnr")), ("clips_per_s",)])

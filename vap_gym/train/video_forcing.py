@@ -47,11 +47,13 @@ def forcing_loss(
     control: str = "once",
     snr_shift_scale: float = 1.0,
     compare: Compare = weighted_error,
+    wrapped: torch.nn.Module | None = None,
 ) -> Tensor:
     """Return the loss of predicting frames 1, 2, … of a clip, each with a noise level of its own.
 
     Args:
         network: the causal network; it predicts clean latents or v, as its settings say.
+        wrapped: the network as it is called where something is around it: DDP sums gradients of what went through it.
         clean: latents; frame 0 is the anchor.
         rng: of levels and noise; on the CPU.
         prompts, action, text, states, interval: conditions, see `CausalVideoNetwork.forward`.
@@ -67,8 +69,6 @@ def forcing_loss(
     B, F = clean.shape[:2]
     if F < 2:
         raise VapError(f"A clip must have at least 2 latent frames, the anchor and one to predict, got {F}.")
-    if action is None:
-        action = network.action_of(prompts, clean)
     level = torch.sigmoid(torch.randn(B, F - 1, generator=rng))
     level = torch.where(torch.rand(B, F - 1, generator=rng) < pure_noise, 1.0, level).to(clean)
     noise = torch.randn(clean[:, 1:].shape, generator=rng).to(clean)
@@ -82,11 +82,14 @@ def forcing_loss(
             past, past_times = clean[:, 1:], torch.zeros_like(past_times)
         noisy, times = torch.cat([past, noisy], 1), torch.cat([past_times, times], 1)
         places += places[1:]
-    predicted = network(
+    if action is not None:
+        action = action[:, places]
+    predicted = (network if wrapped is None else wrapped)(
         torch.cat([clean[:, :1], noisy], 1),
         network.spread(clean[:, 0], len(places)),
         torch.cat([torch.zeros_like(times[:, :1]), times], 1),
-        action=None if action is None else action[:, places],
+        prompts=prompts if action is None else None,  # encoded inside, where DDP sees it
+        action=action,
         text=text,
         states=states,
         interval=interval,

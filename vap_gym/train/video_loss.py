@@ -13,6 +13,7 @@ import torch
 from diffusers import CogVideoXDDIMScheduler
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from vap_gym.errors import unknown_name
 from vap_gym.video.presets import VideoConfig
@@ -154,7 +155,7 @@ def objective(forcing: str, *, pure_noise: float, snr_shift_scale: float = 1.0) 
 
 
 class Forced:
-    """The objective of the causal variant, see `video_forcing`. The network must not be wrapped by DDP."""
+    """The objective of the causal variant, see `video_forcing`. With "rollout" DDP must not be around the network."""
 
     def __init__(self, forcing: str, *, pure_noise: float, snr_shift_scale: float = 1.0) -> None:
         self.forcing, self.pure_noise, self.snr_shift_scale = forcing, pure_noise, snr_shift_scale
@@ -171,7 +172,8 @@ class Forced:
         said: dict[str, Any] = {name: given.conditions.get(name) for name in ("prompts", "text", "states", "interval")}
         shared: dict[str, Any] = {"rng": rng, "weight": given.weights[:, :, None], "compare": compare}
         noised: dict[str, Any] = {"pure_noise": self.pure_noise, "snr_shift_scale": self.snr_shift_scale}
-        value = forcing_loss(network, given.latents, **noised, **said, **shared)
+        inner = network.module if isinstance(network, DistributedDataParallel) else network
+        value = forcing_loss(inner, given.latents, **noised, **said, **shared, wrapped=network)
         if self.forcing == "frames":
             return value
         stream = Stream(network, snr_shift_scale=self.snr_shift_scale)

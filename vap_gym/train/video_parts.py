@@ -21,6 +21,7 @@ from vap_gym.video.clips import ClipCodec, check_codec, encode_clip, pictures_of
 from vap_gym.video.lora import add_lora, has_lora, plain_state
 from vap_gym.video.network import VideoNetwork
 from vap_gym.video.pretrained import load_parts, save_parts
+from vap_gym.video.text import TextSource
 from vap_gym.world.codec import FrameCodec
 
 
@@ -101,17 +102,24 @@ def model_folder(run: str) -> str | Path:
 
 
 def save_model(
-    network: VideoNetwork, codec: ClipCodec, weights: dict[str, Tensor], folder: Path, *, snr_shift_scale: float = 1.0
+    network: VideoNetwork,
+    codec: ClipCodec,
+    weights: dict[str, Tensor],
+    folder: Path,
+    *,
+    snr_shift_scale: float = 1.0,
+    text: TextSource | None = None,
 ) -> None:
     """Write a `VideoModel` with LoRA merged, so that it is loaded like one that never had any; whole or not at all.
 
-    `weights` are written in their own dtype, from where they are: no second network is made of them.
+    `weights` are written in their own dtype, from where they are: no second network is made of them. `text` is written
+    where it holds embeddings: that of the empty instruction is what the model was shown where words were left out.
     """
     scheduler = v_scheduler(snr_shift_scale=snr_shift_scale) if network.settings.prediction == "v" else None
     temporary, old = (folder.with_name(f".{folder.name}.{end}") for end in ("tmp", "old"))
     for path in (temporary, old):
         shutil.rmtree(path, ignore_errors=True)
-    save_parts(temporary, network, merged(network, weights), codec, scheduler=scheduler)
+    save_parts(temporary, network, merged(network, weights), codec, scheduler=scheduler, text=text)
     if folder.exists():
         folder.rename(old)
     temporary.rename(folder)

@@ -106,6 +106,11 @@ class VideoRecipe:
             raise CardError(
                 "forcing = 'rollout' makes frames at the recorded rate, got a set with max_stride above 1. Set it to 1."
             )
+        if any(one.max_stride > 1 for one in self.sets) and not self.settings.intervals:
+            raise CardError(
+                "max_stride above 1 makes clips of several rates, and this model is not told which (intervals = "
+                "false). Set max_stride = 1, or intervals = true in [model]."
+            )
         if not self.data:
             raise CardError("data must name at least one set, got none. Make one: vap-gym data generate data/droid")
         settings = self.settings
@@ -115,11 +120,13 @@ class VideoRecipe:
                 "many, e.g. clips = 20000."
             )
         settings.latent_frames(self.frames)
+        if settings.height_cue != self.height_cue:
+            raise CardError("height_cue is a key of the recipe itself, got another one in [model]. Leave it out there.")
 
     @property
     def settings(self) -> VideoConfig:
         """The network's."""
-        changes = dict(self.model)
+        changes = {"height_cue": self.height_cue, **self.model}
         if "base_config" in changes:  # some of its keys, the others as in the preset
             changes["base_config"] = {**preset(self.preset).base_config, **changes["base_config"]}
         return preset(self.preset, **changes)

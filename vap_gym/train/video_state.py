@@ -22,7 +22,7 @@ def save_state(accelerator: Any, run: Run, parts: dict[str, Any], *, step: int, 
     """Write all that a resumed run needs under a temporary name, and put it in place."""
     meta = {"step": step, "recipe": asdict(recipe), "processes": accelerator.num_processes}
     model, optimizer, ema = parts["model"], parts["optimizer"], parts["ema"]
-    if not _sharded(accelerator):
+    if not sharded(accelerator):
         if accelerator.is_main_process:
             weights = accelerator.unwrap_model(model).state_dict()
             run.save(meta | {"model": weights, "optimizer": optimizer.state_dict(), "ema": ema.shadow})
@@ -69,7 +69,7 @@ def load_state(accelerator: Any, run: Run, parts: dict[str, Any], *, recipe: Vid
             "its batches would be others. Start as many."
         )
     model, optimizer, ema = parts["model"], parts["optimizer"], parts["ema"]
-    if not _sharded(accelerator):
+    if not sharded(accelerator):
         accelerator.unwrap_model(model).load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         for name, value in state["ema"].items():
@@ -110,7 +110,8 @@ def _defaults() -> dict[str, Any]:
     return made | {f.name: f.default for f in fields(VideoRecipe) if f.default is not MISSING}
 
 
-def _sharded(accelerator: Any) -> bool:
+def sharded(accelerator: Any) -> bool:
+    """Whether weights are in shards (FSDP), not in copies."""
     return str(accelerator.distributed_type).endswith("FSDP")
 
 

@@ -15,6 +15,7 @@ from vap_gym.data.episodes import EpisodeSet
 from vap_gym.train.video_recipe import VideoRecipe
 from vap_gym.train.video_store import Store
 from vap_gym.video.network import VideoNetwork
+from vap_gym.video.text import CachedText
 
 
 class TextOf:
@@ -51,6 +52,11 @@ class TextOf:
                     if _name(task) not in store:
                         writer.append(_name(task), encoder.encode([task])[0].float().cpu().numpy().astype(np.float16))
         self._kept = {task: torch.from_numpy(store[_name(task)].astype(np.float32)) for task in tasks}
+
+    @property
+    def empty(self) -> CachedText | None:
+        """The embedding of the empty instruction, to be kept with the model; None where its text is no embedding."""
+        return CachedText({"": self._kept[""]}) if self._kind == "t5" else None
 
     def __call__(self, tasks: Sequence[str]) -> Float[Tensor, "B L E"] | Int64[Tensor, "B L"] | None:
         """Return numbers or embeddings of instructions."""

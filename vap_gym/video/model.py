@@ -211,7 +211,7 @@ class VideoModel:
         Args:
             image: the first frames.
             prompts: pictures of the condition for all T frames, the first included.
-            text: instructions, or their embeddings (B, L, E).
+            text: instructions, or their embeddings (B, L, E); None: the empty one, as training leaves words out.
             negative_text: what guidance pushes away from ("v" models); default: the empty instruction.
             states: of the robot at all T frames, for models of condition "raw_state"; None: zeros, as training leaves
                 them out.
@@ -236,6 +236,8 @@ class VideoModel:
             states = torch.zeros(batch, count, self.settings.state_width)
         is_v = self.settings.prediction == "v"
         embedded = self._text(text, batch)
+        if embedded is None and self.settings.text == "t5":
+            embedded = self._empty(batch)
         with self._arithmetic():
             if is_v and generator is None:
                 if isinstance(seed, Tensor):

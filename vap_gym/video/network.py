@@ -51,6 +51,7 @@ class VideoNetwork(ModelMixin, ConfigMixin):
         residual: bool = False,
         stem_width: int = 0,
         stem_blocks: int = 1,
+        height_cue: bool = True,
         state_width: int = 8,
         intervals: bool = False,
         text: str = "none",

@@ -42,6 +42,7 @@ class VideoConfig:
         stem_width: channels of the convolutions around the transformer at latent size (twice that at half of it, where
             the transformer works); 0: none, pure CogVideoX.
         stem_blocks: residual blocks on either side at each of both sizes.
+        height_cue: skeletons are drawn with their drop line to the table; envs draw them as this says.
         state_width: numbers that tell a robot's state; "raw_state" only.
         intervals: whether the number of control steps from frame to frame is an input.
         text: "none", "words" (`words.Vocabulary`, learned here) or "t5" (embeddings from CogVideoX's text encoder).
@@ -66,6 +67,7 @@ class VideoConfig:
     residual: bool = False
     stem_width: int = 0
     stem_blocks: int = 1
+    height_cue: bool = True
     state_width: int = 8
     intervals: bool = False
     text: str = "none"
@@ -118,6 +120,11 @@ class VideoConfig:
     def prompt_channels(self) -> int:
         """P: channels of the pictures of the condition; 0 where it has none."""
         return {"skeleton": 3, "mesh": 3, "depth": 1}.get(self.condition, 0)
+
+    @property
+    def prompt(self) -> str:
+        """The kind of prompt (`prompts.kinds`) that is drawn for it; "none" where its condition is no picture."""
+        return self.condition if self.condition in PICTURES else "none"
 
     @property
     def group(self) -> int:
@@ -239,6 +246,9 @@ PRESETS: dict[str, VideoConfig] = {
 
 HUB_IDS = {"cogvideox-5b": "THUDM/CogVideoX-5b-I2V", "cogvideox-1.5-5b": "THUDM/CogVideoX1.5-5B-I2V"}
 """Where the base weights of the large presets are published; their text encoder and codec with them."""
+
+RECIPES = {"tiny": "tiny_video_base", "small": "small_video"}
+"""Presets of which no weights are shipped or published, and what trains them."""
 
 
 def preset(name: str, **changes: Any) -> VideoConfig:

@@ -24,7 +24,7 @@ from vap_gym.video.loading import (
 )
 from vap_gym.video.lora import load_lora, save_lora
 from vap_gym.video.network import VideoNetwork
-from vap_gym.video.presets import HUB_IDS, VideoConfig
+from vap_gym.video.presets import HUB_IDS, RECIPES, VideoConfig
 from vap_gym.video.sampler import Scheduler
 from vap_gym.video.text import CachedText, T5Text, TextSource
 from vap_gym.world.checkpoint import read_json, replaced_text
@@ -78,7 +78,7 @@ def load_parts(
         raise CheckpointError(
             f"'{folder}' must hold a {CLASS} or a {STOCK}, but holds a {kind}. "
             + (
-                f"Load it with {OTHERS[str(kind)]}."
+                f"Load it with {OTHERS[str(kind)]}, or any kind with vap_gym.load_world_model.{_untrained(str(source))}"
                 if kind in OTHERS
                 else f"CogVideoX's image-to-video weights are in {', '.join(HUB_IDS.values())}."
             )
@@ -134,8 +134,10 @@ def is_video_model(folder: Path) -> bool:
     return (folder / INDEX).is_file() and read_json(folder / INDEX).get("_class_name") in (CLASS, STOCK)
 
 
-def find(source: str | Path, *, text_encoder: bool = False, local_files_only: bool = False) -> Path:
-    """Return the folder of a model by folder, shipped name, preset name or hub id."""
+def find(
+    source: str | Path, *, what: str = "video model", text_encoder: bool = False, local_files_only: bool = False
+) -> Path:
+    """Return the folder of a model by folder, shipped name, preset name or hub id; `what` is how errors call it."""
     folder = Path(source)
     if not folder.is_dir():
         name = str(source)
@@ -143,14 +145,28 @@ def find(source: str | Path, *, text_encoder: bool = False, local_files_only: bo
         if not (folder / INDEX).is_file():
             owner, slash, rest = HUB_IDS.get(name, name).partition("/")
             if not (slash and owner not in ("", ".", "..", "~") and "/" not in rest and rest):
-                shipped = [p.parent.name for p in weights_dir().glob(f"*/{INDEX}") if is_video_model(p.parent)]
-                raise unknown_name("video model", name, [*shipped, *HUB_IDS])
+                if name in RECIPES:
+                    raise CheckpointError(_untrained(name).strip())
+                folders = [p.parent for p in weights_dir().glob(f"*/{INDEX}")]
+                shipped = [one.name for one in folders if what == "world model" or is_video_model(one)]
+                raise unknown_name(what, name, [*shipped, "small", *HUB_IDS])
             folder = hub_folder(f"{owner}/{rest}", text_encoder=text_encoder, local_files_only=local_files_only)
     if not (folder / INDEX).is_file():
         raise CheckpointError(
             f"'{folder}' must hold {INDEX}, but does not. Give a folder from save_pretrained, ours or diffusers'."
         )
     return folder
+
+
+def _untrained(name: str) -> str:
+    """Say of a preset that is no more than a recipe what makes weights of it; nothing of others."""
+    if name not in RECIPES:
+        return ""
+    return (
+        f" The video model '{name}' is a recipe without weights: none are shipped or published. Train it (vap-gym "
+        f"train video {RECIPES[name]} --out runs/{name}) and load runs/{name}/model, or take random weights: "
+        f"VideoNetwork.of(preset('{name}'))."
+    )
 
 
 def _ours(

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from vap_gym.errors import CheckpointError, unknown_name
+from vap_gym.errors import CheckpointError, UnknownNameError, unknown_name_message
 
 
 @runtime_checkable
@@ -116,5 +116,7 @@ class CachedText:
         """Look up instructions. Raises UnknownNameError for one that was not embedded."""
         for text in texts:
             if text not in self.embeddings:
-                raise unknown_name("cached instruction", text, self.embeddings)
+                known = (one or "the empty one" for one in self.embeddings)
+                told = unknown_name_message("cached instruction", text, known)
+                raise UnknownNameError(f"{told} Others need T5 (text_encoder=True) or a text_cache that has them.")
         return torch.stack([self.embeddings[text] for text in texts])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +13,13 @@ from diffusers.models.modeling_utils import ModelMixin
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
-from vap_gym.errors import CheckpointError, VapError
+from vap_gym.errors import CheckpointError, VapError, unknown_name
 from vap_gym.video.causal import CausalVideoNetwork
+from vap_gym.video.clips import check_codec
+from vap_gym.video.given import check_frames, load_text, save_text, told_states, told_words
+from vap_gym.video.lora import has_lora, merge_lora
+from vap_gym.video.model import VideoModel
+from vap_gym.video.pretrained import find
 from vap_gym.video.stream import TRAJECTORY, Stream
 from vap_gym.world.checkpoint import load_part, read_json, replaced_text, save_part
 from vap_gym.world.codec import FrameCodec, to_frames, to_pictures
@@ -28,9 +34,8 @@ CODECS: dict[str, type[ModelMixin]] = {
     "FrameCodec": FrameCodec,
     "AutoencoderKLCogVideoX": AutoencoderKLCogVideoX,
 }
-RECENT = (
-    2  # latents before the newest that CogVideoX's decoder is shown: its own way to make 4 frames of one takes three
-)
+CAUSAL = ("trained", "untrained")
+RECENT = 2  # latents before the newest that CogVideoX's decoder is shown: its own way to make 4 frames takes three
 
 
 class StreamWorld:
@@ -44,7 +49,9 @@ class StreamWorld:
         network, codec: the causal model; frames ↔ latents.
         evaluations: network evaluations per latent frame when none is named at a call, 1 to 4.
         window, control, snr_shift_scale: see `Stream`.
-        text: what is told to models that take words; or, for others, embeddings (1, L, E). None: no instruction.
+        text: what is told to models that take words, None: the empty instruction; or embeddings (1, L, E), which models
+            with text="t5" must be given: no instruction is one, too, see `of_video_model`.
+        causal: "untrained" where the weights never learned to see the past only: a warning says so.
         dtype: bfloat16 or float32 arithmetic; None takes bfloat16 where the device multiplies it natively.
     """
 
@@ -58,18 +65,27 @@ class StreamWorld:
         control: str = "once",
         snr_shift_scale: float = 1.0,
         text: str | Tensor | None = None,
+        causal: str = "trained",
         device: torch.device | str = "cpu",
         dtype: torch.dtype | None = None,
     ) -> None:
         settings = network.settings
-        strides = (1, 4) if isinstance(codec, FrameCodec) else (4, 8)
-        channels = int(codec.config["latent_channels"])
-        if (settings.time_stride, settings.space_stride) != strides or settings.latent_channels != channels:
-            raise CheckpointError(
-                f"The network is for a codec that is {settings.time_stride}× in time and {settings.space_stride}× in "
-                f"space with {settings.latent_channels} channels, got {type(codec).__name__}, {strides[0]}× and "
-                f"{strides[1]}× with {channels}. Load both from one folder."
+        check_codec(
+            codec, time_stride=settings.time_stride, space_stride=settings.space_stride,
+            latent_channels=settings.latent_channels,
+        )  # fmt: skip
+        if settings.text == "t5" and not isinstance(text, Tensor):
+            raise VapError(
+                "A model with text='t5' must be told embeddings (1, L, E), be it of the empty instruction, got "
+                f"{text!r}. Load it by from_pretrained, or give text=model.text.encode(['']) of its VideoModel."
             )
+        if causal == "untrained":
+            warnings.warn(
+                "The weights of a model of whole clips are streamed as they are: they never learned to see the past "
+                "only. Train them so (vap-gym train video with forcing = 'frames') before you trust a frame.",
+                stacklevel=2,
+            )
+        self.causal = causal
         self.device = checked_device(device)
         self.dtype = dtype or native_dtype(self.device)
         self.network = network.to(self.device).eval().requires_grad_(False)
@@ -82,6 +98,16 @@ class StreamWorld:
         self.frame_size_px = settings.frame_size_px
 
     @property
+    def prompt(self) -> str:
+        """The kind of prompt that it was trained on; "none" for models that are told states, words or nothing."""
+        return self.network.settings.prompt  # type: ignore[no-any-return]
+
+    @property
+    def height_cue(self) -> bool:
+        """Whether the skeletons that it was trained on had their drop line."""
+        return self.network.settings.height_cue  # type: ignore[no-any-return]
+
+    @property
     def state_keys(self) -> tuple[str, ...]:
         """What a state holds."""
         trajectory = [f"trajectory_{i}" for i in range(TRAJECTORY)] if self.network.trajectory is not None else []
@@ -92,60 +118,105 @@ class StreamWorld:
 
     @staticmethod
     def from_pretrained(
-        folder: str | Path, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+        source: str | Path,
+        *,
+        causal: str = "trained",
+        evaluations: int | None = None,
+        text: str | Tensor | None = None,
+        text_cache: str | Path | None = None,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype | None = None,
     ) -> StreamWorld:
-        """Load a folder that `save_pretrained` wrote.
+        """Load a folder that `save_pretrained` wrote, or a video model as a stream.
+
+        Args:
+            source: a folder of ours; or what `VideoModel.from_pretrained` takes: its folders, diffusers', a hub id.
+            causal: see `of_video_model`.
+            evaluations, text: other ones than the folder has.
+            text_cache: see `VideoModel.from_pretrained`.
 
         Raises:
-            CheckpointError: where files are missing, cut short, tampered with, or do not fit the configuration.
+            CheckpointError: where files are missing, cut short, tampered with, or do not fit the configuration; where
+                the model sees whole clips at once and `causal` does not say that this is known.
         """
-        folder = Path(folder)
-        if not (folder / INDEX).is_file():
-            raise CheckpointError(f"'{folder}' must hold {INDEX}, but does not. Give a folder from save_pretrained.")
+        folder = find(source)
         index = read_json(folder / INDEX)
+        if index.get("_class_name") != "StreamWorld":
+            model = VideoModel.from_pretrained(source, text_cache=text_cache, device=device, dtype=dtype)
+            return StreamWorld.of_video_model(model, causal=causal, evaluations=evaluations, text=text, dtype=dtype)
         kind = str(index.get("codec"))
-        if index.get("_class_name") != "StreamWorld" or kind not in CODECS:
+        if kind not in CODECS:
             raise CheckpointError(
-                f"'{folder / INDEX}' must be of a StreamWorld with a codec of {', '.join(CODECS)}, "
-                f"got {index.get('_class_name')} with {kind}. Give a folder from StreamWorld.save_pretrained."
+                f"'{folder / INDEX}' must be of a StreamWorld with a codec of {', '.join(CODECS)}, got {kind}. "
+                "Give a folder from StreamWorld.save_pretrained."
             )
         codec: Any = load_part(CODECS[kind], folder, "codec", index)
+        kept = index.get("sha256", {}).get("text")
+        own = index.get("text") if kept is None else load_text(folder, str(kept))
         return StreamWorld(
             load_part(CausalVideoNetwork, folder, "network", index),
             codec,
-            evaluations=int(index.get("evaluations", 1)),
+            evaluations=int(index.get("evaluations", 1)) if evaluations is None else evaluations,
             window=index.get("window"),
             control=str(index.get("control", "once")),
             snr_shift_scale=float(index.get("snr_shift_scale", 1.0)),
-            text=index.get("text"),
+            text=own if text is None else text,
+            causal=str(index.get("causal", "trained")),
             device=device,
             dtype=dtype,
         )
 
     @staticmethod
     def of_video_model(
-        folder: str | Path, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+        model: VideoModel,
+        *,
+        causal: str = "trained",
+        evaluations: int | None = None,
+        text: str | Tensor | None = None,
+        dtype: torch.dtype | None = None,
     ) -> StreamWorld:
-        """Load the folder of a `VideoModel` that was trained to be streamed: with a recipe's `forcing`.
+        """Return a stream of a video model's weights.
+
+        Args:
+            model: one that was trained to be streamed (with a recipe's `forcing`), or any other with
+            causal: "untrained": the weights of a model of whole clips, made to see the past only. They have to be
+                trained so before frames are good; a warning says so. LoRA that is attached is merged.
+            evaluations: network evaluations per latent frame; default 1.
+            text: the instruction; None: the empty one, as training leaves words out.
 
         Raises:
-            CheckpointError: as `from_pretrained`, and where the model sees whole clips at once.
+            CheckpointError: the model sees whole clips at once and `causal` is "trained".
+            VapError: nothing to embed words with; or no block-causal form (CogVideoX 1.5).
         """
-        from vap_gym.video.model import VideoModel
-
-        model = VideoModel.from_pretrained(folder, device=device, dtype=dtype)
-        if not isinstance(model.network, CausalVideoNetwork):
-            raise CheckpointError(
-                f"'{folder}' holds a model of whole clips, which has no next frame. Train one that has: "
-                "vap-gym train video with forcing = 'rollout'."
-            )
+        network = model.network
+        if causal not in CAUSAL:
+            raise unknown_name("kind of causal weights", causal, CAUSAL)
+        if not isinstance(network, CausalVideoNetwork):
+            if causal == "trained":
+                raise CheckpointError(
+                    f"'{model.name}' holds a model of whole clips, which has no next frame. Train one that has: "
+                    "vap-gym train video with forcing = 'frames' or 'rollout'. Or take a clip a step "
+                    "(vap_gym.load_world_model), or stream its weights untrained: causal='untrained'."
+                )
+            if has_lora(network):
+                merge_lora(network)
+            network = CausalVideoNetwork.with_weights_of(network)
+        else:
+            causal = "trained"
         scale = 1.0 if model.scheduler is None else float(model.scheduler.config.get("snr_shift_scale", 1.0))
-        return StreamWorld(model.network, model.codec, snr_shift_scale=scale, device=device, dtype=dtype)
+        return StreamWorld(
+            network,
+            model.codec,
+            evaluations=1 if evaluations is None else evaluations,
+            snr_shift_scale=scale,
+            text=told_words(model, text),
+            causal=causal,
+            device=model.device,
+            dtype=dtype,
+        )
 
     def save_pretrained(self, folder: str | Path, *, dtype: torch.dtype = torch.float16, **notes: Any) -> None:
         """Write network and codec as diffusers folders, with an index that holds settings and sha256."""
-        if isinstance(self.text, Tensor):
-            raise VapError("A text that is embeddings is not saved. Save with text=None and give it when loading.")
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         index: dict[str, Any] = {
@@ -155,11 +226,14 @@ class StreamWorld:
             "window": self.stream.window,
             "control": self.stream.control,
             "snr_shift_scale": self.stream.snr_shift_scale,
-            "text": self.text,
+            "text": None if isinstance(self.text, Tensor) else self.text,
+            "causal": self.causal,
             **notes,
         }
         parts: dict[str, ModelMixin] = {"network": self.network, "codec": self.codec}
         index["sha256"] = {name: save_part(part, folder, name, dtype) for name, part in parts.items()}
+        if isinstance(self.text, Tensor):
+            index["sha256"]["text"] = save_text(folder, self.text)
         replaced_text(folder / INDEX, json.dumps(index, indent=2) + "\n")
 
     # --- pictures and latents ---
@@ -307,23 +381,14 @@ class StreamWorld:
         return pictures.unflatten(0, prompts.shape[:2])  # type: ignore[no-any-return]
 
     def _told(self, states: Tensor | None, slots: int, frames: int) -> Float[Tensor, "B K S"] | None:
-        """The states that the network is told; None where it is told by pictures or nothing."""
-        settings = self.network.settings
-        if settings.condition != "raw_state":
-            return None
-        shape = (slots, frames, settings.state_width)
-        if states is None or tuple(states.shape) != shape:
-            raise VapError(
-                f"A model of condition 'raw_state' must be told states {shape}, "
-                f"got {None if states is None else tuple(states.shape)}. Give `rig.Motion.states`."
-            )
-        return states.to(self.device, self._weights)
+        told = told_states(self.network.settings, states, slots, frames)
+        return None if told is None else told.to(self.device, self._weights)
 
     def _text(self, batch: int) -> Tensor | None:
         if self.text is None:
             return None
         if isinstance(self.text, Tensor):
-            return self.text.to(self.device).expand(batch, -1, -1)
+            return self.text.to(self.device, self._weights).expand(batch, -1, -1)
         if self.network.vocabulary is None:
             raise VapError("This model has no vocabulary: it takes text as embeddings (1, L, E) or None, got words.")
         return self.network.vocabulary.encode([self.text] * batch).to(self.device)  # type: ignore[no-any-return]
@@ -332,9 +397,4 @@ class StreamWorld:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16)
 
     def _check(self, frames: Tensor, what: str) -> None:
-        width, height = self.frame_size_px
-        if frames.dtype != torch.uint8 or frames.shape[-3:] != (height, width, 3):
-            raise VapError(
-                f"{what} must be uint8 (…, {height}, {width}, 3), got {frames.dtype} {tuple(frames.shape)}. "
-                "Crop and resize them first."
-            )
+        check_frames(frames, what, self.frame_size_px)

@@ -68,7 +68,8 @@ def read_index(file: Path, kind: str) -> dict[str, Any]:
     if (found := index.get("_class_name", kind)) != kind:
         loads = "vap_gym.video." + ("world.StreamWorld" if found == "StreamWorld" else "model.VideoModel")
         raise CheckpointError(
-            f"'{file.parent}' must hold a {kind}, but holds a {found}. Load it with {loads}.from_pretrained."
+            f"'{file.parent}' must hold a {kind}, but holds a {found}. Load it with "
+            f"vap_gym.load_world_model('{file.parent}') for envs, or with {loads}.from_pretrained."
         )
     return index
 

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 from vap_gym.assets import weights_dir
-from vap_gym.errors import CheckpointError, VapError, unknown_name
+from vap_gym.errors import CheckpointError, UnknownNameError, VapError, unknown_name_message
 from vap_gym.world.appearance import FirstSight, RobotAppearance, first_sight, kept, sight_of
 from vap_gym.world.checkpoint import load_part, read_index, save_part
 from vap_gym.world.codec import FrameCodec, to_frames, to_pictures
@@ -158,6 +158,8 @@ class WorldModel:
     ) -> WorldModel:
         """Load a shipped model by name ("tiny") or a folder that `save_pretrained` wrote.
 
+        Models of the video family are of other classes; `vap_gym.load_world_model` loads any of them.
+
         Raises:
             UnknownNameError: for a name that is not shipped.
             CheckpointError: where files are missing, cut short, tampered with, or do not fit the configuration.
@@ -167,7 +169,11 @@ class WorldModel:
             shipped = weights_dir() / str(name_or_folder)
             if not (shipped / INDEX).is_file():
                 known = sorted(p.parent.name for p in weights_dir().glob(f"*/{INDEX}"))
-                raise unknown_name("world model", str(name_or_folder), known)
+                raise UnknownNameError(
+                    f"{unknown_name_message('world model', str(name_or_folder), known)} Models of the video family "
+                    "(cogvideox-5b and others, folders and hub ids) are of other classes: "
+                    f"vap_gym.load_world_model('{name_or_folder}') loads any."
+                )
             folder = shipped
         if not (folder / INDEX).is_file():
             raise CheckpointError(f"'{folder}' must hold {INDEX}, but does not. Give a folder from save_pretrained.")
