@@ -89,7 +89,7 @@ def _alone(checked: dict[str, Checked]) -> str:
             ])  # fmt: skip
             parts += [
                 [
-                    env, name, f"{part.signal:.2f}", f"{100 * part.share:.0f} %", f"{part.psnr.expected:.1f}",
+                    env, name, f"{part.signal:.3g}", f"{100 * part.share:.0f} %", f"{part.psnr.expected:.1f}",
                     _told(part.psnr.happened), f"{100 * part.risk.expected:.0f} %",
                     _told(part.risk.happened, 100.0, "%"), f"{100 * part.error_m:.2f}",
                 ]
