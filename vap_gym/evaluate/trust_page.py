@@ -163,12 +163,12 @@ def plot(checked: dict[str, Checked], path: Path) -> None:
         for axis in (psnr_axis, risk_axis):
             low, high = min(axis.get_xlim()[0], axis.get_ylim()[0]), max(axis.get_xlim()[1], axis.get_ylim()[1])
             axis.plot([low, high], [low, high], color="grey", linewidth=0.8)
-        alone = "" if name is None else f", {name.split(' [')[0]} alone"
-        psnr_axis.set(xlabel="expected PSNR [dB]", ylabel="true PSNR [dB]", title=f"Expected and true PSNR{alone}")
-        risk_axis.set(
-            xlabel="expected risk", ylabel="share of frames",
-            title=f"An object is off by more than {100 * OFF_M:.0f} cm{alone}",
-        )  # fmt: skip
+        of_psnr, of_risk = "Expected and true PSNR", f"An object is off by more than {100 * OFF_M:.0f} cm"
+        if name is not None:
+            alone = f"{name.split(' [')[0].capitalize()} alone"
+            of_psnr, of_risk = f"{alone}: PSNR", f"{alone}: objects"
+        psnr_axis.set(xlabel="expected PSNR [dB]", ylabel="true PSNR [dB]", title=of_psnr)
+        risk_axis.set(xlabel="expected risk", ylabel="share of frames", title=of_risk)
     axes[2].set(
         xlabel="share of episodes kept", ylabel="object error at step 24 [cm]",
         title="Solid: by doubt, dotted: by the truth",
