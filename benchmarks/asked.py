@@ -1,8 +1,8 @@
 """What benchmarks share: what is asked of a figure beside what was measured, and with which weights that was."""
 
 from vap_gym.cards import load_env
-from vap_gym.evaluate.policies import weights_digest
 from vap_gym.metrics import Interval
+from vap_gym.policies.known import weights_digest
 
 
 def percent(value: Interval) -> str:

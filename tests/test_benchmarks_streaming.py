@@ -14,7 +14,7 @@ from vap_gym.assets import weights_dir
 from vap_gym.errors import CardError, CheckpointError, VapError
 from vap_gym.evaluate.drift import read_worlds
 from vap_gym.evaluate.drift_kept import CODEC, FROZEN, Drift, tables
-from vap_gym.evaluate.policies import weights_digest
+from vap_gym.policies.known import weights_digest
 from vap_gym.sim.generate import main as generate
 from vap_gym.train.run import load_recipe
 from vap_gym.train.video_parts import build_network, load_codec

@@ -17,10 +17,10 @@ from vap_gym.evaluate.clips import Clips, fingerprint, played
 from vap_gym.evaluate.drift_kept import BESIDE, CODEC, FROZEN
 from vap_gym.evaluate.fidelity_figures import psnr_by_step
 from vap_gym.evaluate.heldout import MAIN_KINDS, HeldOut, load_heldout
-from vap_gym.evaluate.policies import weights_digest
 from vap_gym.geometry import Camera
 from vap_gym.imagine import Imagination
 from vap_gym.loading import build_stage
+from vap_gym.policies.known import weights_digest
 from vap_gym.world.codec import FrameCodec, to_frames, to_pictures
 
 ENV = "VAP-DROID-v0"
