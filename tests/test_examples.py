@@ -77,6 +77,11 @@ CASES = {
         says="| trained",
         simulator=True,
     ),
+    "13_paper_model": Case(
+        words="--out OUT --frames 5 --steps 4",
+        writes=("frames.png", "model/model_index.json"),
+        says="the env draws the same prompts: True",
+    ),
 }
 
 
