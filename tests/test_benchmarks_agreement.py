@@ -205,6 +205,11 @@ def test_other_models_stand_beside_the_own_one_over_the_same_starts() -> None:
     assert other.trials == one.same.trials == 20 * len(RATES)
     text = tables(outcomes, [one])
     assert "imagined, the first 20 starts" in text
+    fewer = made_up()
+    fewer.units = {key: unit for key, unit in fewer.units.items() if not key.startswith("replay/push/b")}
+    assert "open-loop replay of the true episodes' actions (4 of 5 policies)" in tables(
+        fewer, [study(fewer, "push", true_trials=(8,))]
+    )
     assert text.count("not trained") == 2
 
 

@@ -190,6 +190,8 @@ def _otherwise(studies: Sequence[Study]) -> str:
         kinds |= {what: one.others[key] or "not trained" for key, what in OTHERS.items()}
         for what, found in kinds.items():
             cells = (found, "", "", "") if isinstance(found, str) else _cells(found)
+            if not isinstance(found, str) and found.policies < one.main.policies:
+                what += f" ({found.policies} of {one.main.policies} policies)"
             rows.append((one.task, what, *cells))
     return table(("task", "what", "Pearson", "Spearman", "MMRV", "verdicts right"), rows)
 
