@@ -181,6 +181,8 @@ def test_the_page_tells_every_figure_and_its_bounds(tmp_path: Path) -> None:
     json.dumps(one.to_json())
     draw(outcomes, [one], tmp_path / "agreement.png")
     assert (tmp_path / "agreement.png").stat().st_size > 10_000
+    outcomes.units = {key: unit for key, unit in outcomes.units.items() if not key.startswith("replay/push/b")}
+    assert "actions (4 of 5 policies)" in tables(outcomes, [study(outcomes, "push", true_trials=(8,))])
     page = "# Page\n\n<!-- agreement -->\nold\n<!-- /agreement -->\n\nAfter.\n"
     assert filled(page, "agreement", "new") == page.replace("old", "new")
     with pytest.raises(VapError, match="must hold"):
@@ -205,11 +207,6 @@ def test_other_models_stand_beside_the_own_one_over_the_same_starts() -> None:
     assert other.trials == one.same.trials == 20 * len(RATES)
     text = tables(outcomes, [one])
     assert "imagined, the first 20 starts" in text
-    fewer = made_up()
-    fewer.units = {key: unit for key, unit in fewer.units.items() if not key.startswith("replay/push/b")}
-    assert "open-loop replay of the true episodes' actions (4 of 5 policies)" in tables(
-        fewer, [study(fewer, "push", true_trials=(8,))]
-    )
     assert text.count("not trained") == 2
 
 
