@@ -16,8 +16,8 @@ from vap_gym.errors import VapError
 from vap_gym.evaluate.clips import Clips, fingerprint, played
 from vap_gym.evaluate.drift_kept import BESIDE, CODEC, FROZEN
 from vap_gym.evaluate.fidelity_figures import psnr_by_step
+from vap_gym.evaluate.fidelity_rollout import started
 from vap_gym.evaluate.heldout import MAIN_KINDS, HeldOut, load_heldout
-from vap_gym.geometry import Camera
 from vap_gym.imagine import Imagination
 from vap_gym.loading import build_stage
 from vap_gym.policies.known import weights_digest
@@ -120,18 +120,7 @@ def measure(told: Told, job: tuple[Streamed | None, int]) -> Float[np.ndarray, "
 
 def imagined(imagination: Imagination, clips: Clips, *, first: int = 0, evaluations: int | None = None) -> np.ndarray:
     """Return the frames after each clip's first, uint8 (N, K, H, W, 3); noise seeds are counted from `first`."""
-    state = imagination.start(
-        torch.from_numpy(clips.frames[:, 0]),
-        q=torch.from_numpy(clips.joints_rad[:, 0]).float(),
-        gripper=torch.from_numpy(clips.closedness[:, 0]).float(),
-        camera=Camera(
-            K=torch.from_numpy(clips.K).float(),
-            T_world_camera=torch.from_numpy(clips.T_world_camera[:, 0]).float(),
-            frame_size_px=imagination.rig.frame_size_px,
-        ),
-        seed=torch.arange(first, first + len(clips)),
-        sway=torch.from_numpy(clips.sway).float(),
-    )
+    state = started(imagination, clips, first=first)
     actions, chunk = torch.from_numpy(clips.actions).float(), getattr(imagination.world, "chunk", 1)
     made = []
     for t in range(0, clips.steps - clips.steps % chunk, chunk):

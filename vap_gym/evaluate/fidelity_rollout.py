@@ -98,10 +98,9 @@ def imagine(
     return made
 
 
-def begun(subject: Subject, clips: Clips, *, first: int = 0) -> tuple[Imagination, TensorDict]:
-    """Return an env's imagination and its state after the clips' first frames; noise seeds are counted from `first`."""
-    imagination = subject.stage.imagination
-    state = imagination.start(
+def started(imagination: Imagination, clips: Clips, *, first: int = 0) -> TensorDict:
+    """Return the state after the clips' first frames; noise seeds are counted from `first`."""
+    return imagination.start(
         torch.from_numpy(clips.frames[:, 0]),
         q=torch.from_numpy(clips.joints_rad[:, 0]).float(),
         gripper=torch.from_numpy(clips.closedness[:, 0]).float(),
@@ -113,6 +112,12 @@ def begun(subject: Subject, clips: Clips, *, first: int = 0) -> tuple[Imaginatio
         seed=torch.arange(first, first + len(clips)),
         sway=torch.from_numpy(clips.sway).float(),
     )
+
+
+def begun(subject: Subject, clips: Clips, *, first: int = 0) -> tuple[Imagination, TensorDict]:
+    """Return an env's imagination and its state after the clips' first frames; noise seeds are counted from `first`."""
+    imagination = subject.stage.imagination
+    state = started(imagination, clips, first=first)
     if subject.truth:
         base, filler = int(subject.world.things.config.base), subject.world.appearance.filler
         state = with_true_things(state, clips, table_m=subject.table_m, base=base, filler=filler)
