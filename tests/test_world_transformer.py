@@ -180,3 +180,19 @@ def test_plain_attention_respects_a_mask() -> None:
     assert torch.equal(words, words_again)
     assert torch.equal(seen[:, :4], again[:, :4])
     assert not torch.equal(seen[:, 4:], again[:, 4:])
+
+
+def test_plain_attention_in_bfloat16_training_is_that_of_inference_and_has_its_gradients() -> None:
+    model = made()
+    attention, rng = model.base.transformer_blocks[0].attn1, torch.Generator().manual_seed(0)
+    attention.set_processor(PlainAttention())
+    video, nothing = torch.randn(2, 30, 32, generator=rng), torch.zeros(2, 0, 32)
+    with torch.autocast("cpu", torch.bfloat16):
+        trained, _ = attention(hidden_states=video, encoder_hidden_states=nothing)
+        with torch.no_grad():
+            used, _ = attention(hidden_states=video, encoder_hidden_states=nothing)
+    assert torch.equal(trained, used)
+    (halved,) = torch.autograd.grad(trained.float().square().sum(), attention.to_k.weight)
+    exact, _ = attention(hidden_states=video, encoder_hidden_states=nothing)
+    (full,) = torch.autograd.grad(exact.square().sum(), attention.to_k.weight)
+    assert (halved - full).norm() < 0.05 * full.norm()
