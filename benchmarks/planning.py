@@ -94,7 +94,8 @@ def main(
         env: the card whose tasks these are.
         starts: of each task.
         tasks: reach, push.
-        dynamics: what is planned with: imagination, oracle, none.
+        dynamics: what is planned with: imagination, few (imagination, with as few candidates as the simulator), oracle,
+            none.
         candidates: action sequences in an iteration.
         iterations: of a plan.
         actions: of a plan.
@@ -128,7 +129,8 @@ def main(
         seen, dynamics="oracle", candidates=oracle_candidates, iterations=oracle_iterations,
         horizon=replace(horizon, budget_s=oracle_budget_s or None),
     )  # fmt: skip
-    made = {"imagination": seen, "oracle": simulated, "none": replace(seen, dynamics="none")}
+    few = replace(seen, candidates=oracle_candidates, iterations=oracle_iterations)
+    made = {"imagination": seen, "few": few, "oracle": simulated, "none": replace(seen, dynamics="none")}
     settings = {
         "imagination": asdict(seen), "oracle": asdict(simulated), "steps": steps, "first_seed": first_seed,
     }  # fmt: skip

@@ -15,7 +15,10 @@ from vap_gym.metrics import Interval, bootstrap_interval
 
 Rows = Sequence[Mapping[str, Any]]
 TASKS = ("reach", "push")
-KINDS = {"imagination": "imagination", "oracle": "the simulator", "none": "no model"}
+KINDS = {
+    "imagination": "imagination", "few": "imagination, as few candidates as the simulator", "oracle": "the simulator",
+    "none": "no model",
+}  # fmt: skip
 REACH, PUSH = (0.90, 0.95), (0.60, 0.90)  # must and aim: success of a reach; a push's, as a share of the simulator's
 PLAN_S, PLANS = 5.0, 8  # an episode's plans at most
 TIMED_S = (20.0, 6.0)  # must and aim: one plan of 64 candidates, 12 steps and 3 iterations
@@ -60,11 +63,11 @@ def figures(task: str, kind: str, rows: Rows) -> tuple[str, ...]:
     )  # fmt: skip
 
 
-def share(rows: Rows, task: str) -> Interval | None:
+def share(rows: Rows, task: str, kind: str = "imagination") -> Interval | None:
     """Return how much of the simulator's success imagination has, from starts that both were tried from; whole starts
     are drawn. None: there is no such start, or the simulator solved none."""
     imagined, oracle = (
-        {row["start"]: float(row["success"]) for row in of(rows, task, kind)} for kind in ("imagination", "oracle")
+        {row["start"]: float(row["success"]) for row in of(rows, task, name)} for name in (kind, "oracle")
     )
     both = sorted(imagined.keys() & oracle.keys())
     if not any(oracle[i] for i in both):
@@ -85,6 +88,8 @@ def against(held: Mapping[str, Any]) -> list[tuple[str, ...]]:
         found.append(_asked(task, "success, planned in imagination", alone, must, aim))
         must, aim = PUSH if task == "push" else (None, None)
         found.append(_asked(task, "the same, as a share of planned in the simulator", both, must, aim))
+        if (few := share(rows, task, "few")) is not None:
+            found.append(_asked(task, "the same, of as few candidates as the simulator", few, None, None))
         seconds, plans = (
             max((s for row in mine for s in row["plan_s"]), default=0.0),
             max(len(r["plan_s"]) for r in mine),

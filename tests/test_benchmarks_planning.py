@@ -57,6 +57,8 @@ def test_the_share_is_of_the_simulators_success_from_the_same_starts(bench: Simp
     assert bench.figures.share(rows("push", "imagination", 45), "push") is None
     assert bench.figures.share(made, "reach") is None
     assert bench.figures.share(rows("push", "imagination", 5) + rows("push", "oracle", 0), "push") is None
+    few = bench.figures.share([*made, *rows("push", "few", 30)], "push", "few")
+    assert few.value == pytest.approx(0.5)
 
 
 def test_a_reach_is_asked_for_by_itself_and_a_push_as_a_share(bench: SimpleNamespace) -> None:
@@ -148,7 +150,7 @@ def run(bench: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) -> Sim
     out = tmp_path_factory.mktemp("planning")
     given: dict[str, Any] = {
         "docs": out / "docs" / "page.md", "tasks": ("reach",), "starts": 1, "steps": 3, "candidates": 4,
-        "iterations": 1, "actions": 2, "hold": 2, "execute": 2, "oracle_candidates": 4, "oracle_iterations": 1,
+        "iterations": 1, "actions": 2, "hold": 2, "execute": 2, "oracle_candidates": 3, "oracle_iterations": 1,
         "budget_s": 0.0,
     }  # fmt: skip
     late = bench.run.main(out / "a", **given, minutes=1e-9)
@@ -159,11 +161,12 @@ def run(bench: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) -> Sim
 
 
 def test_a_run_is_stopped_and_gone_on_with(bench: SimpleNamespace, run: SimpleNamespace) -> None:
-    assert run.left == (3, 0, 0)
+    assert run.left == (4, 0, 0)
     held = json.loads(run.docs.with_suffix(".json").read_text())
     assert held["rows"][0] == run.first[0]
-    assert [one["dynamics"] for one in held["rows"]] == ["imagination", "oracle", "none"]
-    assert [len(one["plan_s"]) for one in held["rows"]] == [2, 2, 0]
+    assert [one["dynamics"] for one in held["rows"]] == ["imagination", "few", "oracle", "none"]
+    assert [len(one["plan_s"]) for one in held["rows"]] == [2, 2, 2, 0]
+    assert held["rows"][1]["evaluations"] == held["rows"][2]["evaluations"]
     assert len(held["runs"]) == 3
     assert held["weights"] == bench.asked.weights_of("VAP-DROID-v0", "")
     text = run.docs.read_text()
