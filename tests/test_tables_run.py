@@ -183,6 +183,12 @@ def test_a_changed_recipe_is_not_taken_for_a_done_one(runs: Path, plan_file: Pat
     assert state_of(jobs["mesh-droid"]) == MISSING
     earlier = changed(plan_file, tmp_path, "warmup_steps = 1", "warmup_steps = 2")
     assert {state_of(job) for job in jobs_of(load_plan(earlier).only(["1"]), runs)} == {OTHER}
+    usual = changed(plan_file, tmp_path, "warmup_steps = 1", "warmup_steps = 1\npure_noise = 0.5\nbf16 = true")
+    assert {state_of(job) for job in jobs_of(load_plan(usual).only(["1"]), runs)} == {
+        DONE
+    }  # as where they are left out
+    noisy = changed(plan_file, tmp_path, "warmup_steps = 1", "warmup_steps = 1\npure_noise = 0.9")
+    assert {state_of(job) for job in jobs_of(load_plan(noisy).only(["1"]), runs)} == {OTHER}
     quiet = changed(plan_file, tmp_path, "log_every = 1", "log_every = 2")
     assert {state_of(job) for job in jobs_of(load_plan(quiet).only(["1"]), runs)} == {DONE}
 
@@ -311,7 +317,7 @@ def test_every_training_of_the_committed_plan_can_start_from_its_base(repo: Path
     little = {"stem_width": 8, "trajectory_width": 8, "base_config": base_config}
     jobs: dict[str, Job] = {}
     for name, run in whole.runs.items():
-        small = replace(run, recipe={**run.recipe, "lora_rank": min(2, run.recipe["lora_rank"])})
+        small = replace(run, recipe={**run.recipe, "lora_rank": min(2, run.recipe.get("lora_rank", 0))})
         small = replace(small, recipe={**small.recipe, "model": {**run.recipe["model"], **little}})
         base = jobs[run.base] if run.base else None
         jobs[name] = Job(run=small, seed=0, folder=tmp_path / name / "0", base=base, data={}, held={})

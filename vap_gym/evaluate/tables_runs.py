@@ -4,7 +4,7 @@
 <folder>/<name>/<seed>/manifest.json   key, recipe, base, data, steps, samples, hours, and whether it is done
 <folder>/<name>/<seed>/…               the run itself: log, curves, states, model
 ```
-The key is a hash of the whole recipe, of the data and of the key of the training that it starts from.
+The key is a hash of the recipe, but for what is as usual in it, of the data and of the key of the training before.
 """
 
 from __future__ import annotations
@@ -50,7 +50,9 @@ class Job:
     def told(self) -> dict[str, Any]:
         """All that its outcome follows from, as JSON."""
         base = self.base.key if self.base else ""
-        recipe = {key: value for key, value in self.run.recipe.items() if key not in NO_MATTER}
+        recipe = {
+            key: value for key, value in self.run.recipe.items() if key not in NO_MATTER and not _usual(key, value)
+        }
         return {"recipe": recipe, "seed": self.seed, self.run.starts: base, "data": dict(self.data), **self.held}
 
     @property
@@ -62,6 +64,14 @@ class Job:
     def name(self) -> str:
         """Say which it is."""
         return f"{self.run.name}, seed {self.seed}"
+
+
+def _usual(key: str, value: Any) -> bool:
+    """Whether a recipe that leaves this out is the same."""
+    from vap_gym.train.video_recipe import VideoRecipe
+
+    field = VideoRecipe.__dataclass_fields__.get(key)
+    return field is not None and type(field.default) is type(value) and bool(field.default == value)
 
 
 def jobs_of(plan: Plan, folder: Path) -> list[Job]:
