@@ -103,7 +103,7 @@ def main(
         execute: control steps that are done before the next plan.
         plans: at most so many in an episode.
         budget_s: seconds for one plan; 0: as long as it takes.
-        oracle_candidates: instead of candidates where the simulator plans: its steps cost a hundred times as much.
+        oracle_candidates: instead of candidates where the simulator plans: its steps cost about forty times as much.
         oracle_iterations: likewise.
         oracle_budget_s: likewise.
         steps: after so many an episode has failed.

@@ -184,9 +184,7 @@ def test_a_changed_recipe_is_not_taken_for_a_done_one(runs: Path, plan_file: Pat
     earlier = changed(plan_file, tmp_path, "warmup_steps = 1", "warmup_steps = 2")
     assert {state_of(job) for job in jobs_of(load_plan(earlier).only(["1"]), runs)} == {OTHER}
     usual = changed(plan_file, tmp_path, "warmup_steps = 1", "warmup_steps = 1\npure_noise = 0.5\nbf16 = true")
-    assert {state_of(job) for job in jobs_of(load_plan(usual).only(["1"]), runs)} == {
-        DONE
-    }  # as where they are left out
+    assert {state_of(job) for job in jobs_of(load_plan(usual).only(["1"]), runs)} == {DONE}
     noisy = changed(plan_file, tmp_path, "warmup_steps = 1", "warmup_steps = 1\npure_noise = 0.9")
     assert {state_of(job) for job in jobs_of(load_plan(noisy).only(["1"]), runs)} == {OTHER}
     quiet = changed(plan_file, tmp_path, "log_every = 1", "log_every = 2")

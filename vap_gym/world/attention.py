@@ -44,8 +44,7 @@ class PlainAttention:
 def _softmax(scores: Float[Tensor, "B N Q K"]) -> Float[Tensor, "B N Q K"]:
     """Attention's weights, in float32; while training, of bfloat16 scores, rounded to it at once.
 
-    The sum is in float32 either way, but the backward pass then reads and writes half as much: a training step of
-    `tiny` on one core takes a fifth less.
+    The sum is in float32 either way, but the backward pass then reads and writes half as much.
     """
     if scores.dtype != torch.bfloat16 or not scores.requires_grad:
         return scores.float().softmax(-1)
