@@ -43,7 +43,7 @@ def main(out: Path = Path("out/evaluate"), task: str = "reach", starts: int = 16
     # 2. The same starts and the same noise for all of them; a run that was stopped goes on when it is called again.
     reports = {}
     for name, env_id in (("imagined", "VAP-DROID-v0"), ("true", "VAP-DROID-Oracle-v0")):
-        reports[name] = vap_gym.evaluate_policies(
+        reports[name] = vap_gym.evaluate(
             policies, env_id, out=out / name, starts=starts, task=task, steps=steps, clips=40
         )
         print(f"{name}: {out / name / 'report.html'}\n{reports[name]}\n")

@@ -168,3 +168,15 @@ def test_mistake_in_an_env_card_is_refused(tmp_path: Path, old: str, new: str, m
     card.write_text(text.replace(old, new))
     with pytest.raises(CardError, match=message):
         load_env(card)
+
+
+def test_an_env_card_of_ones_own_finds_a_robot_beside_it(robot_folder: Path, tmp_path: Path) -> None:
+    text = (envs_dir() / "VAP-DROID-v0.toml").read_text().replace('"VAP-DROID-v0"', '"My-v0"')
+    card = tmp_path / "My-v0.toml"
+    card.write_text(text.replace('robot = "panda_robotiq"', 'robot = "./mine"'))
+    assert load_env(card).folder == tmp_path
+    assert load_robot(load_env(card).robot).folder == robot_folder.resolve()
+    assert load_env("VAP-DROID-v0").robot == "panda_robotiq"
+    card.write_text('folder = "here"\n' + text)
+    with pytest.raises(CardError, match=r"'folder' is not set in a card"):
+        load_env(card)

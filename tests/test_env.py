@@ -1,5 +1,6 @@
 """VapEnv: what a step gives, chunks, snapshots, branches, clipping, and what it refuses."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from gymnasium.utils.env_checker import data_equivalence
 
 from vap_gym import VapEnv, read_state, write_state
+from vap_gym.assets import robots_dir
 from vap_gym.errors import ActionError, CheckpointError, VapError
 
 ID = "VAP-DROID-v0"
@@ -233,8 +235,12 @@ def test_the_world_model_is_loaded_once_for_all_envs() -> None:
     assert made().stage.imagination.world is made().stage.imagination.world
 
 
-def test_a_robot_without_a_body_is_none_whose_gripper_the_judge_knows() -> None:
-    env = made(robot="panda_hand")
+def test_a_robot_without_a_body_is_told_of_and_is_none_whose_gripper_the_judge_knows(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(robots_dir() / "panda_hand", tmp_path / "bare"))
+    card = (folder / "robot.toml").read_text()
+    (folder / "robot.toml").write_text("\n".join(row for row in card.splitlines() if not row.startswith("body")))
+    with pytest.warns(UserWarning, match=r"'panda_hand' has no body, so that imagined frames do not show it move"):
+        env = made(robot=str(folder))
     assert not env.stage.rig.body.links
     assert env.step(some_actions(env, 1)[0])[4]["trust"] == {}
     with pytest.raises(VapError, match="needs a judge to see the gripper, got one that never saw a 'panda_hand'"):

@@ -3,6 +3,7 @@
 import copy
 import pickle
 import sys
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -13,8 +14,10 @@ from gymnasium.utils.env_checker import check_env, data_equivalence
 from gymnasium.utils.env_match import check_environments_match
 
 import vap_gym
+from vap_gym.assets import envs_dir
 from vap_gym.errors import UnknownNameError, VapError
 from vap_gym.registry import oracle_id
+from vap_gym.starts import Start, StartSet, starts_path
 
 ID = "VAP-DROID-v0"
 ORACLE = oracle_id(ID)
@@ -186,6 +189,36 @@ def test_the_time_limit_is_the_cards() -> None:
     env.reset(seed=0)
     assert env.step(env.action_space.sample())[3] is False
     assert env.step(env.action_space.sample())[3] is True
+
+
+def test_a_card_of_ones_own_is_registered_with_its_oracle_and_its_starts(tmp_path: Path) -> None:
+    text = (envs_dir() / f"{ID}.toml").read_text().replace(f'"{ID}"', '"Shelf-v0"').replace('"reach"', '"push"')
+    card = tmp_path / "Shelf-v0.toml"
+    card.write_text(text.replace("max_episode_steps = 100", "max_episode_steps = 3"))
+    try:
+        assert vap_gym.register_env(card) == "Shelf-v0" == vap_gym.register_env(card)  # again: the same
+        with pytest.raises(VapError, match=r"No start states at '.*Shelf-v0\.starts\.npz'"):
+            gym.make("Shelf-v0", judge=None).reset(seed=0)
+        vap_gym.save_starts(tmp_path / "Shelf-v0.starts.npz", [next(iter(_starts_of("push")))])
+        env, true = gym.make("Shelf-v0", judge=None), gym.make("Shelf-Oracle-v0")
+        frame, info = env.reset(seed=0)
+        assert np.array_equal(frame, true.reset(seed=0)[0])
+        assert info["task_description"].startswith("push")
+        assert [env.step(env.action_space.sample())[3] for _ in range(3)] == [False, False, True]
+        assert gym.make_vec("Shelf-v0", num_envs=2, judge=None).reset(seed=0)[0].shape == (2, 96, 144, 3)
+        (tmp_path / "other").mkdir()
+        other = tmp_path / "other" / "Shelf-v0.toml"
+        other.write_text(card.read_text())
+        with pytest.raises(VapError, match="'Shelf-v0' is an env already"):
+            vap_gym.register_env(other)
+    finally:
+        for name in ("Shelf-v0", "Shelf-Oracle-v0"):
+            gym.registry.pop(name, None)
+
+
+def _starts_of(task: str) -> list[Start]:
+    shipped = StartSet(starts_path(ID))
+    return [shipped[number] for number in shipped.of_task(task)]
 
 
 @pytest.mark.parametrize(

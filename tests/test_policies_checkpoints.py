@@ -188,6 +188,26 @@ def test_a_lerobot_policy_is_named_by_the_function_that_makes_it(
     assert [(row.fault, row.steps) for row in report.rows["mine"] if row] == [(None, 2)]
 
 
+# --- plain functions ---
+
+
+def test_a_plain_function_is_a_policy_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "vap_gym_plain.py").write_text(
+        "import numpy as np\n\n\ndef still(observation, instruction):\n"
+        "    assert observation['pixels'].shape == (96, 144, 3)\n    assert isinstance(instruction, str)\n"
+        "    return np.zeros(7)\n\n\ndef three(a, b, c):\n    return a\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    card = vap_gym.load_env("VAP-DROID-v0")
+    policies = named_policies(["still=python:vap_gym_plain:still"], card)
+    report = vap_gym.evaluate(
+        policies, "VAP-DROID-Oracle-v0", 1, out=tmp_path / "out", task="reach", steps=2, act_timeout_s=None, clips=0
+    )
+    assert [(row.fault, row.steps) for row in report.rows["still"] if row] == [(None, 2)]
+    with pytest.raises(PolicyError, match=r"'python:vap_gym_plain:three' needs a, b, c, which nobody gives it"):
+        named_policies(["python:vap_gym_plain:three"], card)
+
+
 # --- others ---
 
 

@@ -82,6 +82,11 @@ def inside(card: RobotCard) -> float:
     return float((is_bone & shapes.any(-1)).sum() / is_bone.sum())
 
 
+def overlap(a: np.ndarray, b: np.ndarray) -> float:
+    """Intersection over union of two masks."""
+    return float((a & b).sum() / (a | b).sum())
+
+
 def test_arm_and_gripper_are_told_apart(toy: Draft) -> None:
     card = toy.card
     assert card.name == "toy"
@@ -143,13 +148,22 @@ def test_a_drafted_robot_is_imagined_from_a_picture(toy: Draft) -> None:
     env = VapEnv("VAP-DROID-v0", robot=str(toy.card.folder), judge=None)
     points = Skeleton(toy.card).at_joints(torch.tensor([toy.card.home_q_rad]), torch.zeros(1))
     camera = overview(points)
-    picture = np.full((camera.frame_size_px[1], camera.frame_size_px[0], 3), 200, np.uint8)
+    shapes = draw_mesh(torch.tensor([toy.card.home_q_rad]), torch.zeros(1), camera, Mesh(toy.card))[0]
+    grey = shapes.mean(-1, keepdims=True) / 3  # no colour of the things that it might be taken for
+    picture = np.where(shapes.any(-1, keepdims=True), np.repeat(grey, 3, -1), 200).astype(np.uint8)
     state = {"joint_position": toy.card.home_q_rad, "gripper_position": 0.0}
-    _, info = env.reset(options={"image": picture, "state": state, "camera": camera})
+    begun, info = env.reset(options={"image": picture, "state": state, "camera": camera})
     first = info["prompt"]
-    for _ in range(2):
+    for _ in range(8):
         frame, *_, info = env.step(np.array([0, 0, 1, 0, 0, 0, 1], np.float32))
-    assert frame.shape == (96, 144, 3)
+    assert isinstance(frame, np.ndarray)
+    assert isinstance(begun, np.ndarray)
+    q = torch.from_numpy(info["proprioception"]["joint_position"])[None]
+    closed = torch.tensor([info["proprioception"]["gripper_position"]])
+    now = draw_mesh(q, closed, env.stage.imagination.camera(env.state), Mesh(toy.card))[0].any(-1)
+    is_robot = np.abs(frame.astype(int) - 200).max(-1) > 40
+    was_robot = np.abs(begun.astype(int) - 200).max(-1) > 40
+    assert overlap(is_robot, now) > 0.8 > overlap(was_robot, now)  # its own surface has moved, in the picture
     assert first.any()
     assert (info["prompt"] != first).any()
     env.close()

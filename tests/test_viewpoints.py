@@ -12,6 +12,7 @@ import torch
 import vap_gym
 from vap_gym.errors import VapError
 from vap_gym.geometry import CameraMount, pose, rotation_from_rotvec
+from vap_gym.metrics import psnr
 from vap_gym.starts import StartSet, save_starts
 
 ID = "VAP-DROID-v0"
@@ -257,6 +258,31 @@ def test_envs_of_other_robots_imagine_beside_their_oracle(env_id: str) -> None:
     assert np.median(errors) < 0.04
     reached = step.oracle_info["proprioception"]["joint_position"]
     assert np.abs(reached - step.imagined_info["proprioception"]["joint_position"]).max() < 0.12
+    twin.close()
+
+
+def test_a_gripper_never_seen_moves_as_its_surface_does() -> None:
+    pytest.importorskip("pybullet")
+    twin = vap_gym.Twin("VAP-DROID-v0", robot="panda_hand", judge=None)
+    first = twin.reset(seed=2).oracle
+    for _ in range(12):
+        step = twin.step(np.array([0.4, 0.6, 0.3, 0, 0, 0, 0], np.float32))
+    frozen = psnr(first[None], step.oracle[None])  # type: ignore[index, call-overload]
+    assert step.divergence.psnr_db > frozen + 4
+    twin.close()
+
+
+def test_links_that_training_never_showed_are_not_black() -> None:
+    """RT-1's camera sees the arm from the head; a second camera sees the robot's torso, too."""
+    pytest.importorskip("pybullet")
+    twin = vap_gym.Twin("VAP-RT1-v0", views=["second"], judge=None)
+    first = twin.reset(seed=0).oracle["pixels"]["second"]
+    for _ in range(3):
+        step = twin.step(np.array([0.05, 0, 0, 0, 0, 0, 0], np.float32))
+    imagined, true = step.imagined["pixels"]["second"], step.oracle["pixels"]["second"]
+    dark = (imagined.max(-1) < 20) & (true.max(-1) > 60)
+    assert dark.mean() < 0.002
+    assert psnr(imagined[None], true[None]) > psnr(first[None], true[None])
     twin.close()
 
 

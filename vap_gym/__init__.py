@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from vap_gym.cards import known_envs, known_robots, load_env, load_robot
 from vap_gym.errors import VapError
-from vap_gym.registry import register_envs
+from vap_gym.registry import register_env, register_envs
 
 if TYPE_CHECKING:
     from vap_gym.env import VapEnv
     from vap_gym.evaluate.agreement_reports import agreement
-    from vap_gym.evaluate.policies import evaluate_policies
     from vap_gym.evaluate.policies import evaluate_policies as evaluate
+    from vap_gym.evaluate.policies import evaluate_policies as evaluate_policies
     from vap_gym.geometry import Camera
     from vap_gym.imagine import Imagination, read_state, write_state
     from vap_gym.judge import Judge
@@ -31,15 +31,16 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Camera", "Controller", "Imagination", "Judge", "OracleEnv", "Rig", "Skeleton", "Start", "StartSet", "Twin",
-    "VapEnv", "VapError", "VapVectorEnv", "WorldModel", "agreement", "evaluate", "evaluate_policies", "known_envs",
-    "known_robots", "load_env", "load_robot", "load_world_model", "read_state", "save_starts", "write_state",
+    "VapEnv", "VapError", "VapVectorEnv", "WorldModel", "agreement", "evaluate", "known_envs",
+    "known_robots", "load_env", "load_robot", "load_world_model", "read_state", "register_env",
+    "save_starts", "write_state",
 ]  # fmt: skip
 
 _HOME = {
     "Camera": "geometry", "Controller": "kinematics", "Imagination": "imagine", "Judge": "judge",
     "OracleEnv": "oracle_env", "Rig": "imagine", "Skeleton": "prompts.skeleton", "Start": "starts",
     "StartSet": "starts", "Twin": "twin", "VapEnv": "env", "VapVectorEnv": "vector", "WorldModel": "world.model",
-    "agreement": "evaluate.agreement_reports", "evaluate_policies": "evaluate.policies",
+    "agreement": "evaluate.agreement_reports", "evaluate_policies": "evaluate.policies",  # as `evaluate`
     "load_world_model": "video.worlds",
     "read_state": "imagine", "save_starts": "starts", "write_state": "imagine",
 }  # fmt: skip

@@ -125,7 +125,8 @@ class EnvCard:
     """One registered env id and its defaults."""
 
     id: str
-    robot: str
+    robot: str  # a shipped robot's name, or the path of a folder, relative to the card's
+    folder: Path  # where the card lies; its start states lie beside it
     frame_size_px: tuple[int, int] = (144, 96)  # (width, height)
     fps: float = 15.0
     action_mode: ActionMode = "cartesian_velocity"
@@ -173,7 +174,12 @@ def load_robot(name_or_path: str | Path) -> RobotCard:
 def load_env(id_or_path: str | Path) -> EnvCard:
     """Read a shipped env card by id, or anyone's by the path of its TOML file."""
     path = _card_path(id_or_path, "env", known_envs(), lambda name: envs_dir() / f"{name}.toml")
-    card = _build(EnvCard, _read_toml(path), where=str(path))
+    table = _read_toml(path)
+    if "folder" in table:
+        raise CardError(f"{path}: 'folder' is not set in a card; it is where the card lies.")
+    card = _build(EnvCard, table, where=str(path), given={"folder": path.parent})
+    if "/" in card.robot or "\\" in card.robot:
+        card = dataclasses.replace(card, robot=str(path.parent / card.robot))
     if card.id != path.stem:
         raise CardError(f"{path}: id is '{card.id}', but the file is named '{path.stem}.toml'. Make the two the same.")
     if min(card.frame_size_px) < 1 or card.fps <= 0 or card.max_episode_steps < 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
@@ -72,6 +73,12 @@ def build_stage(
     }
     rig = Rig(card_of_robot, **settings)
     world_of_robot = fitted(world, rig)
+    if not rig.body.links and hasattr(world, "for_robot"):
+        warnings.warn(
+            f"The robot '{card_of_robot.name}' has no body, so that imagined frames do not show it move. Make one: "
+            f'vap-gym body {card_of_robot.folder}, and name it in its robot.toml: body = "body.npz"',
+            stacklevel=2,
+        )
     known = world_of_robot is world or bool(getattr(world_of_robot, "learned", False))
     if not known:  # things were learned to move with another gripper: it stands in for this one
         rig = Rig(card_of_robot, **settings, stand_in=load_robot(TRAINED_ON))
@@ -164,9 +171,13 @@ def _load_starts(path: str, changed_ns: int) -> StartSet:
     return StartSet(path)
 
 
-def load_starts(card_id: str, path: str | Path | None) -> StartSet:
-    """Return the start states of `path`, or the card's own where it is None; read again only where they changed."""
-    file = starts_path(card_id) if path is None else Path(path)
+def load_starts(card: str | EnvCard, path: str | Path | None) -> StartSet:
+    """Return the start states of `path`, or where it is None those beside the card (by id: a shipped one); read again
+    only where they changed."""
+    if path is not None:
+        file = Path(path)
+    else:
+        file = starts_path(card) if isinstance(card, str) else card.folder / starts_path(card.id).name
     return _load_starts(str(file), file.stat().st_mtime_ns if file.is_file() else 0)
 
 
@@ -247,7 +258,7 @@ class StartSource:
         if isinstance(wanted, Start):
             start = wanted
         else:
-            file: StartSet = load_starts(self._card.id, self._path)
+            file: StartSet = load_starts(self._card, self._path)
             if wanted is None:
                 numbers = task_starts(file, self._task)
                 start = file[numbers[int(rng.integers(len(numbers)))]]

@@ -114,7 +114,7 @@ def drawn(card: EnvCard, task: str, *, seed: int, start: int, episodes: int) -> 
     from vap_gym.evaluate.policies_trials import Trial
     from vap_gym.loading import load_starts, task_starts
 
-    shipped = load_starts(card.id, None)
+    shipped = load_starts(card, None)
     numbers = task_starts(shipped, task)
     if start >= 0:
         shipped[start]  # says what is known

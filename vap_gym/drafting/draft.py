@@ -27,9 +27,10 @@ from vap_gym.kinematics import load_chain, read_urdf
 from vap_gym.kinematics.chain import Chain
 from vap_gym.photo import read_camera
 from vap_gym.pictures import write_png
+from vap_gym.prompts.body import sampled_body
 from vap_gym.prompts.simplified import simplified_mesh
 
-PICTURE, MESH = "check.png", "mesh.npz"
+PICTURE, MESH, BODY = "check.png", "mesh.npz", "body.npz"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +53,8 @@ def draft_robot(
     camera: Camera | None = None,
     replace: bool = False,
 ) -> Draft:
-    """Write a folder that `load_robot` and `gym.make` take: robot.toml, robot.urdf, its meshes, mesh.npz, check.png.
+    """Write a folder that `load_robot` and `gym.make` take: robot.toml, robot.urdf, its meshes, body.npz, mesh.npz,
+    check.png.
 
     Args:
         urdf: any URDF; xacro files must be expanded first.
@@ -88,7 +90,11 @@ def draft_robot(
         load_chain(card)
         if robot.find("link/visual") is not None:
             np.savez_compressed(folder / MESH, **simplified_mesh(card))  # type: ignore[arg-type]
-            told = f'urdf = "robot.urdf"\nmesh = "{MESH}"                         # its shapes as few triangles\n'
+            np.savez_compressed(folder / BODY, **sampled_body(card))  # type: ignore[arg-type]
+            told = (
+                f'urdf = "robot.urdf"\nbody = "{BODY}"                         # its shapes as points\n'
+                f'mesh = "{MESH}"                         # the same as few triangles\n'
+            )
             (folder / "robot.toml").write_text(text.replace('urdf = "robot.urdf"\n', told), encoding="utf-8")
             card = load_robot(folder)
         write_png(folder / PICTURE, check_picture(card, camera))

@@ -114,7 +114,7 @@ def evaluate_policies(
         claim(root, name, policy)
     items = {f"{name}/{part[0]}": (name, part) for name in policies for part in parts}
     about = common.to_json() | {"batch": batch, "trials": [[trial.start, trial.seed] for trial in trials]}
-    about["starts_digest"] = file_digest(load_starts(card.id, common.starts_file or None).path)
+    about["starts_digest"] = file_digest(load_starts(card, common.starts_file or None).path)
     if not oracle:
         about["weights"] = weights_digest(common.world_model or card.world_model)
         about["judge_weights"] = judge_digest(common.judge)

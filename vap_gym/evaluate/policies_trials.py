@@ -77,7 +77,7 @@ def trials_of(
     """
     from vap_gym.loading import load_starts, task_starts
 
-    known = load_starts(card.id, starts_file or None)
+    known = load_starts(card, starts_file or None)
     if isinstance(starts, int):
         numbers = task_starts(known, task)
         if not 1 <= starts <= len(numbers):

@@ -6,6 +6,7 @@ import importlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,9 @@ HELP = """random | expert[:noise=0.2,bias_m=0.02] | failing | play | clumsy | no
 mpc[:candidates=128,iterations=5,planner=icem,dynamics=imagination|oracle|none,goal=PICTURE.png]: the planner itself
 sb3:PATH.zip,algorithm=ppo[,action_mode=…]   replay:FOLDER of episodes that an evaluation kept
 things:FOLDER of an agent that vap-gym train-rl wrote[,sees=truth]
-openpi:HOST:PORT[,execute=8]   http://HOST:PORT   python:MODULE:NAME (a Policy, or a function that makes one)"""
+openpi:HOST:PORT[,execute=8]   http://HOST:PORT
+python:MODULE:NAME (a Policy, a function without arguments that makes one, or one of an observation and its instruction
+that returns an action as the env takes it)"""
 
 
 def named_policies(texts: Sequence[str], card: EnvCard) -> dict[str, Policy]:
@@ -144,10 +147,32 @@ def _python(rest: str, card: EnvCard) -> Policy:
             "a module of this folder be found."
         ) from error
     if isinstance(found, type) or not isinstance(found, Policy):
-        found = found() if callable(found) else found
+        found = _made(found, f"python:{rest}", card)
     if not isinstance(found, Policy):
         raise PolicyError(
             f"'python:{rest}' must be a Policy or make one, got a {type(found).__name__}. A policy has conventions, "
             f"reset(episodes) and act(observations, instructions); {FunctionPolicy.__name__} makes one of a function."
         )
     return found
+
+
+def _made(found: Any, text: str, card: EnvCard) -> Any:
+    """What a class or function without arguments makes; of a function of two, a policy that says as the card does."""
+    if not callable(found):
+        return found
+    try:
+        needed = [
+            one
+            for one in signature(found).parameters.values()
+            if one.default is one.empty and one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)
+        ]
+    except ValueError:  # some built-in ones do not tell
+        needed = []
+    if len(needed) == 2 and not isinstance(found, type):
+        return FunctionPolicy(found, card_conventions(card))
+    if needed:
+        raise PolicyError(
+            f"'{text}' needs {', '.join(one.name for one in needed)}, which nobody gives it. Name a function without "
+            "arguments that makes the policy, or one of an observation and its instruction that returns an action."
+        )
+    return found()

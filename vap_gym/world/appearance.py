@@ -114,6 +114,16 @@ class RobotAppearance(ModelMixin, ConfigMixin):
         other.current = self.names.index(robot)
         return other
 
+    def painted(self, colour: Float[Tensor, "P 3"]) -> RobotAppearance:
+        """Return the same, those of the robot's points that no training has shown in these colours, in [0, 1]."""
+        blank = (self.look == 0.0).all(1, keepdim=True)
+        if not bool(blank.any()):
+            return self
+        other, whole = copy(self), self.colour.clone()
+        whole[self.part] = torch.where(blank, colour.to(whole), self.look)
+        other._buffers = {**self._buffers, "colour": whole}
+        return other
+
     def named(self, surfels: Surfels, links: int) -> str | None:
         """Return which of the robots has this surface, or None."""
         for name in self.names:

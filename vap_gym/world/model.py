@@ -122,14 +122,14 @@ class WorldModel:
                 things were learned to move with; none: things do not move.
             motion_steps: in how many steps of the trained rate things move while the robot makes one.
         """
-        known = self.appearance.named(surfels, links)
-        if links == 0 or known == self.appearance.name:
+        known = self.appearance.named(surfels, links) if links else None
+        look = self.appearance if known is None else self.appearance.of(known).painted(colour)
+        if links == 0 or (known == self.appearance.name and look.colour is self.appearance.colour):
             return self
         other = copy(self)
         other.motion_steps = motion_steps
         if known is not None:
-            other.appearance = self.appearance.of(known)
-            other.jaws = None
+            other.appearance, other.jaws = look, None
             if known in self.motion.names:
                 other.motion = self.motion.of(known)
                 other.jaws = other._own_jaws()
