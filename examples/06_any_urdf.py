@@ -1,7 +1,9 @@
-"""Any robot: from a URDF that we do not ship to a card, a picture to check it by, and prompts of a motion.
+"""Any robot: from a URDF that we do not ship to a card, a picture to check it by, prompts of a motion, and a video that
+is imagined from one picture of it.
 
 The robot is an xArm 6 with its gripper, as the pybullet package describes it; give another with --urdf. What the URDF
-does not say (which joints grasp, where home is, how wide the limbs are) is guessed: look at check.png first.
+does not say (which joints grasp, where home is, how wide the limbs are) is guessed: look at check.png first. There is
+no photograph of an xArm here, so the picture to begin from is drawn; take one of yours, with its camera.
 
     python examples/06_any_urdf.py --out out/any_urdf.mp4
 """
@@ -12,12 +14,15 @@ from pathlib import Path
 import numpy as np
 import torch
 import tyro
+from PIL import Image
 
 from vap_gym.data.video import write_video
 from vap_gym.drafting import draft_robot
 from vap_gym.drafting.picture import overview
+from vap_gym.env import VapEnv
 from vap_gym.errors import require
 from vap_gym.kinematics import Controller
+from vap_gym.pictures import write_png
 from vap_gym.prompts.mesh import Mesh, draw_mesh
 from vap_gym.prompts.raster import draw, overlay
 from vap_gym.prompts.skeleton import Skeleton
@@ -26,7 +31,7 @@ from vap_gym.prompts.skeleton import Skeleton
 def main(
     urdf: Path | None = None, tip: str | None = None, out: Path = Path("out/any_urdf.mp4"), steps: int = 75
 ) -> None:
-    """Write shapes | skeleton prompt | both, side by side, and the robot's folder beside it.
+    """Write shapes | skeleton prompt | imagined, side by side; three moments as a png, and the robot's folder.
 
     Args:
         urdf: the robot; xArm 6 of the pybullet package if none is given.
@@ -48,12 +53,13 @@ def main(
     # 2. A motion, as actions: the tip goes round in an upright circle, while the gripper closes and opens.
     controller = Controller(robot, "cartesian_velocity")
     state = controller.start(torch.tensor(robot.home_q_rad), torch.tensor(0.0))
-    states = [state]
+    states, actions = [state], []
     for t in range(steps):
         turn = 2 * math.pi * t / steps
         action = torch.zeros(controller.action_size)
         action[1], action[2], action[-1] = 0.6 * math.cos(turn), 0.6 * math.sin(turn), math.sin(2 * turn)
         state, _ = controller.step(state, action)
+        actions.append(action.numpy())
         states.append(state)
     q, gripper = torch.stack([s.q for s in states]), torch.stack([s.gripper for s in states])
 
@@ -66,9 +72,22 @@ def main(
     grey = (
         np.where(shapes.any(-1, keepdims=True), shapes.max(-1, keepdims=True), 238).astype(np.uint8).repeat(3, axis=-1)
     )
-    strip = np.concatenate([grey, prompts, overlay(grey, prompts, alpha=0.65)], axis=2)
+
+    # 4. The same motion imagined: one picture, the robot's state in it and its camera; then nothing but actions.
+    env = VapEnv("VAP-DROID-v0", robot=robot.folder, judge=None)
+    pose = {"joint_position": robot.home_q_rad, "gripper_position": 0.0}
+    frame, _ = env.reset(options={"image": grey[0], "state": pose, "camera": camera})
+    frames = [frame, *(env.step(action)[0] for action in actions)]
+    env.close()
+    width, height = camera.frame_size_px
+    imagined = np.full_like(grey, 238)  # frames are 3:2: the middle of the picture
+    top, rows = (height - 2 * width // 3) // 2, 2 * width // 3
+    for k, frame in enumerate(frames):
+        imagined[k, top : top + rows] = np.array(Image.fromarray(frame).resize((width, rows)))
+    strip = np.concatenate([grey, overlay(grey, prompts, alpha=0.65), imagined], axis=2)
     write_video(out, strip, fps=15)
-    print(f"{out}: {len(strip)} frames, shapes | skeleton | both")
+    write_png(out.with_suffix(".png"), np.concatenate([strip[k * steps // 4] for k in range(3)]))
+    print(f"{out}: {len(strip)} frames, shapes | with the skeleton | imagined from the first of them")
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ CASES = {
     ),
     "06_any_urdf": Case(
         words="--out OUT/arm.mp4 --steps 3",
-        writes=("arm.mp4", "arm/robot.toml", "arm/check.png"),
+        writes=("arm.mp4", "arm.png", "arm/robot.toml", "arm/check.png"),
         says="joint1",
         frames=4,
         simulator=True,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import zipfile
 import zlib
@@ -130,9 +131,14 @@ def sampled_body(robot: RobotCard) -> dict[str, np.ndarray]:
 
     urdf = URDF.load(str(robot.urdf_path), load_meshes=False, build_scene_graph=False)
     fine = gripper_links(robot, urdf)
+    logger = logging.getLogger("trimesh")
+    level = logger.level
     for name, (solid, paint) in _solids(robot, urdf).items():
         gap = max(SPACING_M * (FINE if name in fine else 1.0), math.sqrt(solid.area / MOST_POINTS))
-        where, faces = trimesh.sample.sample_surface_even(solid, max(40, int(solid.area / gap**2)), 0.6 * gap, seed=0)
+        count = max(40, int(solid.area / gap**2))
+        logger.setLevel(logging.ERROR)  # it warns where fewer points are enough
+        where, faces = trimesh.sample.sample_surface_even(solid, count, 0.6 * gap, seed=0)
+        logger.setLevel(level)
         points.append(where)
         normals.append(solid.face_normals[faces])
         link.append(np.full(len(where), len(links)))
