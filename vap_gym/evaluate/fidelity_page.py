@@ -151,6 +151,11 @@ evaluation(s) per frame. Bootstrap intervals of 95 %.{told}
 
 {table(["figure", "must", "aim", *measured], asked)}
 
+Must and aim are what the project asks of itself. Frozen: the first frame throughout. Codec: the true frames through the
+codec, the most that latents can tell. Gap closed: how far the imagined frames' PSNR is from the frozen one's to the
+codec's. ST-IoU: intersection over union, in space and time, of the pixels that move in the true and in the imagined
+frames (as in Physics-IQ). Adherence: how far from where kinematics puts the gripper the judge sees it, at 144 × 96 px.
+
 After each figure what its value meets, whatever its interval: the aim, the must, or neither (missed).
 
 Beside it:
@@ -162,7 +167,8 @@ true first and last frame: what the robot hides at first, no model can know of (
 Untouched: seen within 1.5 cm + the judge's own error on the true frame. Moved: where the judge last was sure of them.
 An error counts as 1 m at most. n/a: the judge does not know this gripper, or there is nothing to measure.
 
-By kind (no-op episodes, and those with novel things or skills, are not in the tables above):
+By kind (no-op episodes, and those with novel things or skills, are not in the tables above; where nothing moves, frozen
+and codec are nearly the same, and the gap's share says little):
 
 {_by_kind(measured)}
 
