@@ -68,6 +68,7 @@ Likewise the mean PSNR of the episode [dB]:
 How well single signals rank the errors of frames: Spearman's ρ with the picture's error and with that of the
 objects; and what is gained by leaving out episodes by them ("spread over samples": {samples} roll-outs with other
 noise, the only one that costs much).
+
 Signals: `step`, since the start; `changed`, by how much the picture has since then (in latents); `thing_spread_m`, how
 far the things of an ensemble have come apart, whose members begin as far beside each other as the finder errs;
 `thing_moved_m`, how far a thing was moved; `near_m`, how near the gripper ever came to one; `filled`, the share of the
