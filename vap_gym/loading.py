@@ -172,12 +172,13 @@ def _load_starts(path: str, changed_ns: int) -> StartSet:
 
 
 def load_starts(card: str | EnvCard, path: str | Path | None) -> StartSet:
-    """Return the start states of `path`, or where it is None those beside the card (by id: a shipped one); read again
-    only where they changed."""
+    """Return the start states of `path`, or where it is None those beside the card (or the card of that id or path);
+    read again only where they changed."""
     if path is not None:
         file = Path(path)
     else:
-        file = starts_path(card) if isinstance(card, str) else card.folder / starts_path(card.id).name
+        card = load_env(card) if isinstance(card, str) else card
+        file = card.folder / starts_path(card.id).name
     return _load_starts(str(file), file.stat().st_mtime_ns if file.is_file() else 0)
 
 
