@@ -14,8 +14,8 @@ from __future__ import annotations
 import hashlib
 import json as json_text
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -32,6 +32,7 @@ from vap_gym.evaluate.agreement_scatter import draw
 from vap_gym.evaluate.agreement_starts import FIRST_SEED, starts_file
 from vap_gym.evaluate.agreement_study import graded
 from vap_gym.evaluate.policies import evaluate_policies
+from vap_gym.evaluate.policies_report import Report
 from vap_gym.loading import build_stage
 from vap_gym.policies import Policy, ReplayPolicy
 from vap_gym.policies.known import weights_digest
@@ -278,13 +279,10 @@ def play(
         print(f"{task}, {condition.name}: {', '.join(names)}")
         tried = {name: made[name] for name in names}
         if condition.kind == "replay":
-            tried = dict(replays(run, task, made, names))
-            if lacking := [name for name in names if name not in tried]:
-                print(f"Not replayed, since their true episodes are not in '{run.out}': {', '.join(lacking)}. "
-                      "Play them here first: --forget oracle.")  # fmt: skip
-        if tried:
-            evaluated(run, outcomes, condition, task, tried, played(run, condition, task, looks(made[names[0]])), path)
-            save()
+            tried = replays(run, task, tried, condition.starts, path)
+        folder = played(run, condition, task, looks(made[names[0]]))
+        add(outcomes, condition, task, *evaluated(run, condition, task, tried, folder, path))
+        save()
     if condition.name == "screen":
         warn(outcomes, task)
     return not missing(run, outcomes, condition, task)
@@ -302,10 +300,9 @@ def together(names: Sequence[str], policies: dict[str, Policy]) -> list[list[str
 
 
 def evaluated(
-    run: Run, outcomes: Outcomes, condition: Condition, task: str, policies: dict[str, Policy], folder: Path,
-    starts: Path,
-) -> None:  # fmt: skip
-    """Try policies and keep what became of them."""
+    run: Run, condition: Condition, task: str, policies: dict[str, Policy], folder: Path, starts: Path
+) -> tuple[Report, float | None]:  # fmt: skip
+    """Try policies. Returns what became of them, and the seconds of a trial where that can be told."""
     fresh = not any((folder / "episodes" / name).exists() for name in policies)  # or the time says nothing
     began = time.monotonic()
     found = evaluate_policies(
@@ -314,11 +311,15 @@ def evaluated(
         world_model=condition.world_model or None, judge=run.judge, device=run.device, batch=run.batch,
         executor="processes" if run.workers > 1 else "serial", workers=run.workers, clips=0,
     )  # fmt: skip
-    seconds = (time.monotonic() - began) / (len(policies) * condition.starts)
+    return found, (time.monotonic() - began) / (len(policies) * condition.starts) if fresh else None
+
+
+def add(outcomes: Outcomes, condition: Condition, task: str, found: Report, seconds: float | None) -> None:
+    """Keep what became of policies that were tried whole."""
     for name, rows in found.rows.items():
         whole = [row for row in rows if row is not None]
         if len(whole) == len(rows):
-            outcomes.add(condition.name, task, name, whole, seconds if fresh else None)
+            outcomes.add(condition.name, task, name, whole, seconds)
         else:
             print(f"{name}: {len(rows) - len(whole)} trials were not played: {found.lost.get(name, 'unknown')}")
 
@@ -341,19 +342,19 @@ def played(run: Run, condition: Condition, task: str, looking: bool) -> Path:
     own = "" if condition.oracle and not looking else weights_digest(run.card.world_model)
     model = "" if condition.oracle else weights_digest(condition.world_model or run.card.world_model)
     told = [own, model, run.judge, run.steps, run.first_seed, run.env]
-    digest = hashlib.sha256(json_text.dumps(told).encode()).hexdigest()[:8]
-    return run.out / "played" / f"{condition.name}-{condition.starts}-{digest}" / task
+    digest = hashlib.sha256(json_text.dumps(told).encode()).hexdigest()
+    return run.out / "played" / f"{condition.name}-{condition.starts}-{digest[:8]}" / task
 
 
-def replays(
-    run: Run, task: str, policies: dict[str, Policy], names: Sequence[str]
-) -> Iterator[tuple[str, ReplayPolicy]]:
-    """Yield the policies whose true episodes are kept here, as replays of their actions."""
-    oracle = Condition(name="oracle", part="main", starts=run.starts, oracle=True)
-    for name in names:
-        folder = played(run, oracle, task, looks(policies[name])) / "episodes" / name
-        if folder.is_dir():
-            yield name, ReplayPolicy.from_set(folder)
+def replays(run: Run, task: str, policies: dict[str, Policy], starts: int, path: Path) -> dict[str, Policy]:
+    """Return policies as replays of what they did in the simulator. Whose true episodes are not in `--out`, since their
+    outcomes were made in another checkout, plays as many of them here as are replayed."""
+    whole = Condition(name="oracle", part="main", starts=run.starts, oracle=True)
+    first = replace(whole, starts=starts)
+    long, short = (played(run, one, task, looks(next(iter(policies.values())))) / "episodes" for one in (whole, first))
+    if lacking := {name: policy for name, policy in policies.items() if not (long / name).is_dir()}:
+        evaluated(run, first, task, lacking, short.parent, path)
+    return {name: ReplayPolicy.from_set((short if name in lacking else long) / name) for name in policies}
 
 
 def warn(outcomes: Outcomes, task: str) -> None:

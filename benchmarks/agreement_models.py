@@ -1,10 +1,11 @@
 """World models of other qualities, for the trust-region curve of benchmarks/agreement.py.
 
-    python benchmarks/agreement_models.py                     # 20 minutes on one core; goes on where it was stopped
+    python benchmarks/agreement_models.py                     # goes on where it was stopped
     python benchmarks/agreement.py --keep --parts models --checkpoints $(cat out/agreement/models/checkpoints.txt)
 
-Each is the shipped model but for how things move: that network is trained anew, by the shipped recipe, for a few steps
-only. Codec, pictures and judge are the shipped ones, so that what differs is what verdicts rest on.
+Each is the shipped model but for how things move: that network is trained anew, for a few steps only and from the
+recordings of one robot (benchmarks/agreement_motion.toml). Codec, pictures and judge are the shipped ones, so that what
+differs is what verdicts rest on.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from vap_gym.world.model import INDEX
 
 def main(
     out: Path = Path("out/agreement/models"), *, steps: tuple[int, ...] = (25, 80, 250, 800),
-    recipe: str = "tiny_motion", model: str = "tiny", threads: int = 1,
+    recipe: str = "benchmarks/agreement_motion.toml", model: str = "tiny", threads: int = 1,
 ) -> list[str]:  # fmt: skip
     """Train and publish what is not there yet; write checkpoints.txt, which benchmarks/agreement.py takes.
 

@@ -103,3 +103,107 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Print the number of skipped tests, none included, so that a silent skip is seen."""
     skipped = len(terminalreporter.stats.get("skipped", []))
     terminalreporter.write_line(f"skipped tests: {skipped}")
+
+
+# --- the paper's tables ---
+
+TABLES_PLAN = """
+judge = "tiny"
+seeds = [3]
+clips = 3
+batch = 2
+evaluations = 1
+held_out = 1
+[sets.droid]
+title = "DROID-like"
+env = "VAP-DROID-v0"
+data = "{data}"
+novel = "lab"
+[recipe]
+codec = "{codec}"
+cache = "{cache}"
+steps = 2
+batch_size = 1
+frames = 13
+parts = "branches"
+lora_rank = 2
+warmup_steps = 1
+log_every = 1
+score_clips = 1
+[recipe.model]
+control_layers = 1
+stem_width = 8
+trajectory_width = 8
+base_config = {{ num_attention_heads = 1, attention_head_dim = 16, in_channels = 16, out_channels = 16, num_layers = 1, time_embed_dim = 16, text_embed_dim = 16 }}
+[runs.base]
+on = "joint"
+recipe = {{ parts = "full", lora_rank = 0, model = {{ condition = "none" }} }}
+[runs.text]
+base = "base"
+recipe = {{ model = {{ condition = "text" }} }}
+[runs.skeleton]
+base = "base"
+recipe = {{ model = {{ condition = "skeleton" }} }}
+[runs.mesh]
+init = "skeleton"
+recipe = {{ model = {{ condition = "mesh" }} }}
+[tables.1]
+title = "conditions"
+metrics = ["psnr", "st_iou", "adherence_px", "j_and_f"]
+rows = {{ text = "text", skeleton = "skeleton" }}
+[[tables.1.orderings]]
+claim = "Skeleton above text"
+source = "here"
+order = ["skeleton", "text"]
+metrics = ["psnr"]
+[tables.3]
+title = "prompts"
+metrics = ["ssim"]
+rows = {{ mesh = "mesh" }}
+"""  # noqa: E501
+
+
+@pytest.fixture(scope="session")
+def tables_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three short episodes."""
+    pytest.importorskip("pybullet", reason="held-out clips are played in the oracle")
+    from vap_gym.cards import load_robot
+    from vap_gym.data import EpisodeWriter, finalise
+    from vap_gym.sim.layouts import draw_scene
+    from vap_gym.sim.rollout import NominalRobot, record
+    from vap_gym.sim.scene import Scene
+
+    folder, card = tmp_path_factory.mktemp("data") / "droid", load_robot("panda_robotiq")
+    writer, nominal = EpisodeWriter(folder, fps=15, robot_type=card.name), NominalRobot(card)
+    with Scene(card) as scene:
+        for i in range(3):
+            writer.write(i, record(scene, nominal, draw_scene(i), "play", frames=14))
+    finalise(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tables_plan(tables_data: Path, repo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A plan of the paper's tables, as small as can be."""
+    folder = tmp_path_factory.mktemp("plan")
+    codec = repo / "vap_gym" / "weights" / "tiny" / "codec"
+    path = folder / "plan.toml"
+    path.write_text(TABLES_PLAN.format(data=tables_data, codec=codec, cache=folder / "cache"))
+    return path
+
+
+@pytest.fixture(scope="session")
+def tables_runs(tables_plan: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of trainings after Table 1 was made."""
+    from vap_gym.commands.telling import json_text
+    from vap_gym.evaluate import tables
+    from vap_gym.evaluate.tables_clips import held_out_clips
+    from vap_gym.evaluate.tables_plan import load_plan
+
+    folder = tmp_path_factory.mktemp("runs")
+    # Played here, not in processes beside: they would have to import everything again.
+    held_out_clips(load_plan(tables_plan).sets["droid"], "known", 3, folder=folder / "heldout", workers=1)
+    told = json.loads(json_text(tables.main(plan=tables_plan, runs=folder, only=("1",))))
+    assert told["page"] == str(folder / "tables.md")
+    assert [one["claim"] for one in told["verdicts"]["1"]]
+    return folder

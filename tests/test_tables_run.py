@@ -10,9 +10,7 @@ import pytest
 
 pytest.importorskip("pybullet", reason="held-out clips are played in the oracle")
 
-from vap_gym.cards import load_robot
-from vap_gym.commands.telling import json_text
-from vap_gym.data import EpisodeSet, EpisodeWriter, finalise
+from vap_gym.data import EpisodeSet, EpisodeWriter
 from vap_gym.errors import CheckpointError, UnknownNameError, VapError
 from vap_gym.evaluate import tables
 from vap_gym.evaluate.tables_clips import HeldOutClips, chosen, held_out_clips
@@ -21,104 +19,14 @@ from vap_gym.evaluate.tables_runs import DONE, MISSING, OTHER, Job, claimed, dat
 from vap_gym.evaluate.tables_scores import frozen, is_known_gripper, score_clips
 from vap_gym.evaluate.tables_train import logged_steps, recipe_of, seconds_of, steps_of
 from vap_gym.judge import Judge
-from vap_gym.sim.layouts import draw_scene
-from vap_gym.sim.rollout import NominalRobot, record
-from vap_gym.sim.scene import Scene
 from vap_gym.train.video_parts import build_network, save_model
 from vap_gym.world.codec import FrameCodec
 
-PLAN = """
-judge = "tiny"
-seeds = [3]
-clips = 3
-batch = 2
-evaluations = 1
-held_out = 1
-[sets.droid]
-title = "DROID-like"
-env = "VAP-DROID-v0"
-data = "{data}"
-novel = "lab"
-[recipe]
-codec = "{codec}"
-cache = "{cache}"
-steps = 2
-batch_size = 1
-frames = 13
-parts = "branches"
-lora_rank = 2
-warmup_steps = 1
-log_every = 1
-score_clips = 1
-[recipe.model]
-control_layers = 1
-stem_width = 8
-trajectory_width = 8
-base_config = {{ num_attention_heads = 1, attention_head_dim = 16, in_channels = 16, out_channels = 16, num_layers = 1, time_embed_dim = 16, text_embed_dim = 16 }}
-[runs.base]
-on = "joint"
-recipe = {{ parts = "full", lora_rank = 0, model = {{ condition = "none" }} }}
-[runs.text]
-base = "base"
-recipe = {{ model = {{ condition = "text" }} }}
-[runs.skeleton]
-base = "base"
-recipe = {{ model = {{ condition = "skeleton" }} }}
-[runs.mesh]
-init = "skeleton"
-recipe = {{ model = {{ condition = "mesh" }} }}
-[tables.1]
-title = "conditions"
-metrics = ["psnr", "st_iou", "adherence_px", "j_and_f"]
-rows = {{ text = "text", skeleton = "skeleton" }}
-[[tables.1.orderings]]
-claim = "Skeleton above text"
-source = "here"
-order = ["skeleton", "text"]
-metrics = ["psnr"]
-[tables.3]
-title = "prompts"
-metrics = ["ssim"]
-rows = {{ mesh = "mesh" }}
-"""  # noqa: E501
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder, card = tmp_path_factory.mktemp("data") / "droid", load_robot("panda_robotiq")
-    writer, nominal = EpisodeWriter(folder, fps=15, robot_type=card.name), NominalRobot(card)
-    with Scene(card) as scene:
-        for i in range(3):
-            writer.write(i, record(scene, nominal, draw_scene(i), "play", frames=14))
-    finalise(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def plan_file(data: Path, repo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("plan")
-    codec = repo / "vap_gym" / "weights" / "tiny" / "codec"
-    path = folder / "plan.toml"
-    path.write_text(PLAN.format(data=data, codec=codec, cache=folder / "cache"))
-    return path
-
-
-@pytest.fixture(scope="module")
-def runs(plan_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of trainings after Table 1 was made."""
-    folder = tmp_path_factory.mktemp("runs")
-    # Played here, not in processes beside: they would have to import everything again.
-    held_out_clips(load_plan(plan_file).sets["droid"], "known", 3, folder=folder / "heldout", workers=1)
-    told = json.loads(json_text(tables.main(plan=plan_file, runs=folder, only=("1",))))
-    assert told["page"] == str(folder / "tables.md")
-    assert [one["claim"] for one in told["verdicts"]["1"]]
-    return folder
-
 
 def test_a_dry_run_says_what_there_is_to_do_and_does_nothing(
-    plan_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tables_plan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    told = tables.main(plan=plan_file, runs=tmp_path / "none", dry_run=True)
+    told = tables.main(plan=tables_plan, runs=tmp_path / "none", dry_run=True)
     said = capsys.readouterr().out
     assert [line.split("|")[1].strip() for line in said.splitlines()[2:6]] == [
         "base", "text-droid", "skeleton-droid", "mesh-droid",
@@ -129,8 +37,8 @@ def test_a_dry_run_says_what_there_is_to_do_and_does_nothing(
     assert not (tmp_path / "none").exists()
 
 
-def test_the_page_has_a_row_for_each_model_and_each_reference(runs: Path) -> None:
-    page = (runs / "tables.md").read_text()
+def test_the_page_has_a_row_for_each_model_and_each_reference(tables_runs: Path) -> None:
+    page = (tables_runs / "tables.md").read_text()
     block = page.split("**DROID-like, known**")[1].split("\n\n")[1].splitlines()
     assert [line.split("|")[1].strip() for line in block[2:]] == [
         "text", "skeleton", "first frame, frozen", "true frames through the codec", "judge on true frames",
@@ -141,72 +49,72 @@ def test_the_page_has_a_row_for_each_model_and_each_reference(runs: Path) -> Non
     assert all(
         f"| {name} " in page.split("## What was trained")[1] for name in ("base", "text-droid", "skeleton-droid")
     )
-    assert (runs / "sheets" / "droid-known.png").stat().st_size > 1000
+    assert (tables_runs / "sheets" / "droid-known.png").stat().st_size > 1000
 
 
-def test_a_training_says_what_it_is_made_of(runs: Path) -> None:
-    told = json.loads((runs / "skeleton-droid" / "3" / "manifest.json").read_text())
+def test_a_training_says_what_it_is_made_of(tables_runs: Path) -> None:
+    told = json.loads((tables_runs / "skeleton-droid" / "3" / "manifest.json").read_text())
     assert told["done"] is True
     assert told["steps"] == told["samples"] == 2
     assert told["hours"] > 0
     assert told["recipe"]["model"]["condition"] == "skeleton"
-    base = json.loads((runs / "base" / "3" / "manifest.json").read_text())
+    base = json.loads((tables_runs / "base" / "3" / "manifest.json").read_text())
     assert told["base"] == base["key"]
 
 
 def test_what_is_trained_and_scored_is_not_done_again(
-    runs: Path, plan_file: Path, capsys: pytest.CaptureFixture[str]
+    tables_runs: Path, tables_plan: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    before = {path: path.stat().st_mtime_ns for path in runs.rglob("*.npz")}
-    tables.main(plan=plan_file, runs=runs, only=("1",))
-    assert before == {path: path.stat().st_mtime_ns for path in runs.rglob("*.npz")}
+    before = {path: path.stat().st_mtime_ns for path in tables_runs.rglob("*.npz")}
+    tables.main(plan=tables_plan, runs=tables_runs, only=("1",))
+    assert before == {path: path.stat().st_mtime_ns for path in tables_runs.rglob("*.npz")}
     said = capsys.readouterr().out
     assert "Training: about 0 minutes (as trainings here took)" in said
     assert "scoring" not in said
     assert "video step" not in said
 
 
-def changed(plan_file: Path, tmp_path: Path, old: str, new: str) -> Path:
-    text = plan_file.read_text()
+def changed(tables_plan: Path, tmp_path: Path, old: str, new: str) -> Path:
+    text = tables_plan.read_text()
     assert old in text
     (tmp_path / "changed.toml").write_text(text.replace(old, new))
     return tmp_path / "changed.toml"
 
 
-def test_a_changed_recipe_is_not_taken_for_a_done_one(runs: Path, plan_file: Path, tmp_path: Path) -> None:
-    other = changed(plan_file, tmp_path, "lora_rank = 2", "lora_rank = 4")
+def test_a_changed_recipe_is_not_taken_for_a_done_one(tables_runs: Path, tables_plan: Path, tmp_path: Path) -> None:
+    other = changed(tables_plan, tmp_path, "lora_rank = 2", "lora_rank = 4")
     with pytest.raises(CheckpointError, match=r"text-droid.*lora_rank 2 \(now 4\).*--retrain"):
-        tables.main(plan=other, runs=runs, only=("1",))
-    jobs = {job.run.name: job for job in jobs_of(load_plan(other), runs)}
+        tables.main(plan=other, runs=tables_runs, only=("1",))
+    jobs = {job.run.name: job for job in jobs_of(load_plan(other), tables_runs)}
     assert state_of(jobs["text-droid"]) == OTHER
     assert state_of(jobs["base"]) == DONE  # its own recipe is the same
     assert state_of(jobs["mesh-droid"]) == MISSING
-    earlier = changed(plan_file, tmp_path, "warmup_steps = 1", "warmup_steps = 2")
-    assert {state_of(job) for job in jobs_of(load_plan(earlier).only(["1"]), runs)} == {OTHER}
-    usual = changed(plan_file, tmp_path, "warmup_steps = 1", "warmup_steps = 1\npure_noise = 0.5\nbf16 = true")
-    assert {state_of(job) for job in jobs_of(load_plan(usual).only(["1"]), runs)} == {DONE}
-    noisy = changed(plan_file, tmp_path, "warmup_steps = 1", "warmup_steps = 1\npure_noise = 0.9")
-    assert {state_of(job) for job in jobs_of(load_plan(noisy).only(["1"]), runs)} == {OTHER}
-    quiet = changed(plan_file, tmp_path, "log_every = 1", "log_every = 2")
-    assert {state_of(job) for job in jobs_of(load_plan(quiet).only(["1"]), runs)} == {DONE}
+    earlier = changed(tables_plan, tmp_path, "warmup_steps = 1", "warmup_steps = 2")
+    assert {state_of(job) for job in jobs_of(load_plan(earlier).only(["1"]), tables_runs)} == {OTHER}
+    usual = changed(tables_plan, tmp_path, "warmup_steps = 1", "warmup_steps = 1\npure_noise = 0.5\nbf16 = true")
+    assert {state_of(job) for job in jobs_of(load_plan(usual).only(["1"]), tables_runs)} == {DONE}
+    noisy = changed(tables_plan, tmp_path, "warmup_steps = 1", "warmup_steps = 1\npure_noise = 0.9")
+    assert {state_of(job) for job in jobs_of(load_plan(noisy).only(["1"]), tables_runs)} == {OTHER}
+    quiet = changed(tables_plan, tmp_path, "log_every = 1", "log_every = 2")
+    assert {state_of(job) for job in jobs_of(load_plan(quiet).only(["1"]), tables_runs)} == {DONE}
 
 
-def test_another_base_makes_another_training(plan_file: Path, tmp_path: Path) -> None:
+def test_another_base_makes_another_training(tables_plan: Path, tmp_path: Path) -> None:
     def key(path: Path) -> str:
         return next(job.key for job in jobs_of(load_plan(path), tmp_path) if job.run.name == "mesh-droid")
 
     old = 'recipe = { parts = "full"'
-    assert key(changed(plan_file, tmp_path, old, 'recipe = { steps = 3, parts = "full"')) != key(plan_file)
+    assert key(changed(tables_plan, tmp_path, old, 'recipe = { steps = 3, parts = "full"')) != key(tables_plan)
 
 
 def test_no_training_begins_that_would_end_after_the_budget(
-    runs: Path, plan_file: Path, capsys: pytest.CaptureFixture[str]
+    tables_runs: Path, tables_plan: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tables.main(plan=plan_file, runs=runs, only=("3",), budget=1e-6)
+    tables.main(plan=tables_plan, runs=tables_runs, only=("3",), budget=1e-6)
     assert "1 training(s) are left for another time: mesh-droid, seed 3" in capsys.readouterr().out
-    page = (runs / "tables.md").read_text()
+    page = (tables_runs / "tables.md").read_text()
     assert "Not trained yet, and so missing below: mesh-droid, seed 3." in page
-    assert not (runs / "mesh-droid" / "3" / "manifest.json").exists()
+    assert not (tables_runs / "mesh-droid" / "3" / "manifest.json").exists()
 
 
 def _try(job: Job, said: object) -> None:
@@ -214,8 +122,8 @@ def _try(job: Job, said: object) -> None:
         said.put(is_mine)  # type: ignore[attr-defined]
 
 
-def test_a_training_belongs_to_one_process_at_a_time(plan_file: Path, tmp_path: Path) -> None:
-    job = jobs_of(load_plan(plan_file), tmp_path)[0]
+def test_a_training_belongs_to_one_process_at_a_time(tables_plan: Path, tmp_path: Path) -> None:
+    job = jobs_of(load_plan(tables_plan), tmp_path)[0]
     context = multiprocessing.get_context("fork")
     said = context.Queue()
     with claimed(job) as is_mine:
@@ -228,39 +136,39 @@ def test_a_training_belongs_to_one_process_at_a_time(plan_file: Path, tmp_path: 
         assert is_mine
 
 
-def test_what_cannot_be_is_refused_before_anything_is_trained(plan_file: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_is_refused_before_anything_is_trained(tables_plan: Path, tmp_path: Path) -> None:
     folder = tmp_path / "none"
-    unknown = changed(plan_file, tmp_path, "lora_rank = 2", "lora_rang = 2")
+    unknown = changed(tables_plan, tmp_path, "lora_rank = 2", "lora_rang = 2")
     with pytest.raises(UnknownNameError, match=r"'lora_rang'. Did you mean 'lora_rank'\?"):
         tables.main(plan=unknown, runs=folder)
     with pytest.raises(VapError, match="follows from the rest of the plan"):
-        tables.main(plan=changed(plan_file, tmp_path, "lora_rank = 2", "seed = 2"), runs=folder)
+        tables.main(plan=changed(tables_plan, tmp_path, "lora_rank = 2", "seed = 2"), runs=folder)
     with pytest.raises(VapError, match="budget must be minutes"):
-        tables.main(plan=plan_file, runs=folder, budget=-1.0)
+        tables.main(plan=tables_plan, runs=folder, budget=-1.0)
     with pytest.raises(UnknownNameError, match="No table named '9'"):
-        tables.main(plan=plan_file, runs=folder, only=("9",))
+        tables.main(plan=tables_plan, runs=folder, only=("9",))
     assert not folder.exists()
 
 
 # --- data and clips ---
 
 
-def test_the_digest_of_a_set_follows_its_content(data: Path, tmp_path: Path) -> None:
-    assert data_digest(data) == data_digest(data, 3) != data_digest(data, 2)
+def test_the_digest_of_a_set_follows_its_content(tables_data: Path, tmp_path: Path) -> None:
+    assert data_digest(tables_data) == data_digest(tables_data, 3) != data_digest(tables_data, 2)
     writer = EpisodeWriter(tmp_path / "copy", fps=15)
-    for episode in EpisodeSet(data):
+    for episode in EpisodeSet(tables_data):
         writer.append(replace(episode, frames={"front": 255 - episode.frames["front"]}))
-    assert data_digest(tmp_path / "copy") != data_digest(data)
+    assert data_digest(tmp_path / "copy") != data_digest(tables_data)
 
 
 @pytest.fixture(scope="module")
-def clips(plan_file: Path, runs: Path) -> HeldOutClips:
-    return held_out_clips(load_plan(plan_file).sets["droid"], "known", 3, folder=runs / "heldout", workers=1)
+def clips(tables_plan: Path, tables_runs: Path) -> HeldOutClips:
+    return held_out_clips(load_plan(tables_plan).sets["droid"], "known", 3, folder=tables_runs / "heldout", workers=1)
 
 
-def test_clips_are_told_by_what_they_show(plan_file: Path, clips: HeldOutClips, tmp_path: Path) -> None:
+def test_clips_are_told_by_what_they_show(tables_plan: Path, clips: HeldOutClips, tmp_path: Path) -> None:
     (tmp_path / "droid-known.npz").write_bytes(b"damaged")  # is played again
-    again = held_out_clips(load_plan(plan_file).sets["droid"], "known", 3, folder=tmp_path, workers=1)
+    again = held_out_clips(load_plan(tables_plan).sets["droid"], "known", 3, folder=tmp_path, workers=1)
     assert again.key == clips.key
     np.testing.assert_array_equal(again.frames, clips.frames)
     assert len({*clips.kinds}) > 1  # of every kind in proportion
@@ -299,8 +207,8 @@ def test_true_frames_score_best_and_the_frozen_frame_worse(clips: HeldOutClips) 
     assert not is_known_gripper(still)
 
 
-def test_manifest_that_is_no_json_says_so(plan_file: Path, tmp_path: Path) -> None:
-    job = jobs_of(load_plan(plan_file), tmp_path)[0]
+def test_manifest_that_is_no_json_says_so(tables_plan: Path, tmp_path: Path) -> None:
+    job = jobs_of(load_plan(tables_plan), tmp_path)[0]
     job.folder.mkdir(parents=True)
     (job.folder / "manifest.json").write_text("{")
     with pytest.raises(CheckpointError, match="must be JSON"):
@@ -336,7 +244,7 @@ def test_every_training_of_the_committed_plan_can_start_from_its_base(repo: Path
 
 
 def test_a_training_that_was_killed_counts_its_hours_and_the_steps_it_need_not_do_again(
-    runs: Path, tmp_path: Path
+    tables_runs: Path, tmp_path: Path
 ) -> None:
     [job] = [Job(run=RunPlan(name="a", sets=(), base="", recipe={"steps": 400, "save_every": 100}), seed=0,
                  folder=tmp_path, base=None, data={}, held={})]  # fmt: skip
@@ -346,18 +254,18 @@ def test_a_training_that_was_killed_counts_its_hours_and_the_steps_it_need_not_d
     assert (steps_of(job), logged_steps(job), seconds_of(job)) == (100, 160, 215.0)
 
 
-def test_seeds_are_trained_one_after_the_other_and_scored_as_far_as_they_are(plan_file: Path, tmp_path: Path) -> None:
-    plan = load_plan(plan_file).smaller(seeds=2).only(("1",))
+def test_seeds_are_trained_one_after_the_other_and_scored_as_far_as_they_are(tables_plan: Path, tmp_path: Path) -> None:
+    plan = load_plan(tables_plan).smaller(seeds=2).only(("1",))
     order = [(job.run.name, job.seed) for job in jobs_of(plan, tmp_path)]
     assert order == [("base", 3), ("text-droid", 3), ("skeleton-droid", 3), ("text-droid", 4), ("skeleton-droid", 4)]
     assert {job.base.seed for job in jobs_of(plan, tmp_path) if job.base is not None} == {3}
 
 
 def test_the_first_seed_is_scored_while_the_second_is_not_trained(
-    plan_file: Path, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tables_plan: Path, tables_runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     page = tmp_path / "page.md"
-    tables.main(plan=plan_file, runs=runs, only=("1",), seeds=2, budget=1e-9, out=page)
+    tables.main(plan=tables_plan, runs=tables_runs, only=("1",), seeds=2, budget=1e-9, out=page)
     text = page.read_text()
     assert "Not trained yet, and so missing below: text-droid, seed 4, skeleton-droid, seed 4." in text
     block = text.split("**DROID-like, known**")[1].split("\n\n")[1].splitlines()

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+import tyro
 
 from vap_gym.cards import load_env
 from vap_gym.errors import VapError
 from vap_gym.evaluate.report import plain, table, write
-from vap_gym.evaluate.tables_clips import HeldOutClips, held_out_clips
+from vap_gym.evaluate.tables_clips import HeldOutClips, chosen, held_out_clips
+from vap_gym.evaluate.tables_kept import Kept
 from vap_gym.evaluate.tables_page import REFERENCES, Results, page, verdicts
 from vap_gym.evaluate.tables_plan import Plan, load_plan
 from vap_gym.evaluate.tables_runs import (
@@ -24,7 +26,7 @@ from vap_gym.evaluate.tables_runs import (
     OTHER,
     Job,
     claimed,
-    facts_of,
+    fact_of,
     jobs_of,
     manifest,
     put_aside,
@@ -48,6 +50,7 @@ from vap_gym.world.codec import FrameCodec
 PLAN = Path("benchmarks/tables.toml")
 PAGE = Path("docs/tables.md")
 WAIT_S = 10.0
+ELSEWHERE = "scored elsewhere"
 
 
 def main(
@@ -63,12 +66,14 @@ def main(
     plan: Path = PLAN,
     runs: Path = Path("runs/tables"),
     out: Path | None = None,
+    source: Annotated[Path | None, tyro.conf.arg(name="from")] = None,
     device: str = "cpu",
     threads: int = 0,
 ) -> dict[str, Any]:
     """Train what the tables need, one after the other, score it, and write the page; call it again to go on.
 
     Several of these commands may run at once, on the same folder: each takes trainings that no other one is at.
+    Scores are kept beside the page (docs/tables.json): what was scored in another checkout is not trained again.
 
     Args:
         only: names of tables, e.g. --only 1 3; all where left out.
@@ -82,6 +87,7 @@ def main(
         plan: the plan of the tables.
         runs: folder of the trainings.
         out: the page; docs/tables.md, or for anything less than the plan tables.md in the folder of the trainings.
+        source: scores to make the page from, such as docs/tables.json, without data, trainings or models.
         device: cpu or cuda.
         threads: CPU threads; 0 leaves torch's choice.
     """
@@ -93,38 +99,83 @@ def main(
     settings = "" if plan.resolve() == PLAN.resolve() else f"plan {plan}"
     small = whole.smaller(seeds=seeds, steps=steps, clips=clips, episodes=episodes, settings=settings)
     small = small.only(only) if only else small
+    path = out or (runs / PAGE.name if small.reduced or only else PAGE)
+    if source:
+        if not source.is_file():
+            raise VapError(
+                f"'{source}' must hold scores of the tables, got no such file. Leave --from out to make some."
+            )
+        results = Kept.load(source).results(small)
+        return _written(small, results, path, [])
+    store = (path if out or small.reduced else PAGE).with_suffix(".json")
+    kept = Kept.load(store)
     jobs = jobs_of(small, runs)
     _check(small, jobs)
-    print(estimate(small, jobs))
+    elsewhere = kept_elsewhere(small, jobs, kept)
+    print(estimate(small, jobs, elsewhere))
     if dry_run:
-        return {"page": None, "trainings": states(jobs)}
+        return {"page": None, "trainings": states(jobs, elsewhere)}
     if retrain:
         for job in jobs:
             if state_of(job) == OTHER:
                 print(f"{job.name}: put aside as {put_aside(job)}")
     refuse_others(jobs)
-    train_all(small, jobs, budget_s=60 * budget, device=device)
-    results = measure(small, jobs, runs, device=device)
-    text = page(small, results)
-    path = out or (runs / PAGE.name if small.reduced or only else PAGE)
+    train_all(small, jobs, budget_s=60 * budget, device=device, elsewhere=elsewhere)
+    results = measure(small, jobs, runs, kept, device=device)
+    kept.save(store)
+    print(f"Scores are kept in {store}; pictures are in {runs / 'sheets'}.")
+    return _written(small, results, path, states(jobs, elsewhere))
+
+
+def _written(plan: Plan, results: Results, path: Path, trainings: list[dict[str, Any]]) -> dict[str, Any]:
+    text = page(plan, results)
     write(path, text)
-    print(f"{text}\n\nWritten to {path}; pictures are in {runs / 'sheets'}.")
-    said = {name: [plain(one) for one in verdicts(small, table, results)] for name, table in small.tables.items()}
-    return {"page": path, "trainings": states(jobs), "verdicts": said}
+    print(f"{text}\n\nWritten to {path}.")
+    said = {name: [plain(one) for one in verdicts(plan, table, results)] for name, table in plan.tables.items()}
+    return {"page": path, "trainings": trainings, "verdicts": said}
 
 
-def states(jobs: Sequence[Job]) -> list[dict[str, Any]]:
+def cells_of(plan: Plan, job: Job) -> dict[str, int]:
+    """Where a training is scored, as "set/split", and on how many episodes."""
+    found = (
+        (name, split) for one in plan.tables.values() for split in one.splits
+        for row in one.rows for name, run in row.runs.items() if run == job.run.name
+    )  # fmt: skip
+    return {f"{name}/{split}": len(chosen(plan.sets[name], split, plan.clips)) for name, split in dict.fromkeys(found)}
+
+
+def kept_elsewhere(plan: Plan, jobs: Sequence[Job], kept: Kept) -> frozenset[str]:
+    """The names of trainings that need not be done here: scored elsewhere, and no start of anything to be trained."""
+    found: set[str] = set()
+    needed: set[str] = set()
+    for job in reversed(jobs):  # each after all that start from it
+        cells = cells_of(plan, job)
+        is_kept = kept.covers(job, cells) if cells else job.name not in needed
+        if state_of(job) not in (DONE, BEGUN) and job.name not in needed and is_kept:
+            found.add(job.name)
+        elif state_of(job) != DONE and job.base is not None:
+            needed.add(job.base.name)
+    return frozenset(found)
+
+
+def states(jobs: Sequence[Job], elsewhere: Collection[str] = ()) -> list[dict[str, Any]]:
     """Return what there is to train and how it stands, as plain JSON."""
     return [
-        {"training": job.run.name, "seed": job.seed, "steps": job.run.steps, "state": state_of(job)} for job in jobs
-    ]
+        {
+            "training": job.run.name, "seed": job.seed, "steps": job.run.steps,
+            "state": ELSEWHERE if job.name in elsewhere else state_of(job),
+        }
+        for job in jobs
+    ]  # fmt: skip
 
 
-def estimate(plan: Plan, jobs: Sequence[Job]) -> str:
+def estimate(plan: Plan, jobs: Sequence[Job], elsewhere: Collection[str] = ()) -> str:
     """Say what there is to do and how long it will take, by trainings of the same folder or else by the plan."""
     rows, seconds, measured = [], 0.0, _seconds_per_step(jobs)
     for job in jobs:
         state, todo = state_of(job), _seconds_left(plan, job, measured)
+        if job.name in elsewhere:
+            state, todo = ELSEWHERE, 0.0
         seconds += todo
         rows.append([job.run.name, str(job.seed), f"{job.run.steps:,}", state, f"{todo / 60:.0f}"])
     cells = {(run, name, split) for one in plan.tables.values() for row in one.rows for name, run in row.runs.items()
@@ -137,14 +188,16 @@ def estimate(plan: Plan, jobs: Sequence[Job]) -> str:
     )
 
 
-def train_all(plan: Plan, jobs: Sequence[Job], *, budget_s: float, device: str) -> None:
+def train_all(
+    plan: Plan, jobs: Sequence[Job], *, budget_s: float, device: str, elsewhere: Collection[str] = ()
+) -> None:
     """Do the trainings that are not done, each after the one that it starts from; wait for those of other processes."""
     from vap_gym.evaluate.tables_train import train
 
     began = time.monotonic()
     told = False
     while True:
-        todo = [job for job in jobs if state_of(job) != DONE]
+        todo = [job for job in jobs if state_of(job) != DONE and job.name not in elsewhere]
         ready = [job for job in todo if job.base is None or state_of(job.base) == DONE]
         if budget_s:
             per_step = _seconds_per_step(jobs)
@@ -167,9 +220,10 @@ def train_all(plan: Plan, jobs: Sequence[Job], *, budget_s: float, device: str) 
             time.sleep(WAIT_S)
 
 
-def measure(plan: Plan, jobs: Sequence[Job], folder: Path, *, device: str) -> Results:
-    """Score all that is trained on the held-out clips; what was scored before is read."""
-    scorer = _Scorer(plan=plan, folder=folder, judge=Judge.from_pretrained(plan.judge, device=device), device=device)
+def measure(plan: Plan, jobs: Sequence[Job], folder: Path, kept: Kept, *, device: str) -> Results:
+    """Score all that is trained on the held-out clips; what was scored before, here or elsewhere, is read."""
+    judge = Judge.from_pretrained(plan.judge, device=device)
+    scorer = _Scorer(plan=plan, folder=folder, judge=judge, kept=kept, device=device)
     wanted = dict.fromkeys((name, split) for one in plan.tables.values() for name in one.sets for split in one.splits)
     measured: dict[tuple[str, str, str], Sequence[Scores]] = {}
     moving: dict[str, bool] = {}
@@ -177,6 +231,7 @@ def measure(plan: Plan, jobs: Sequence[Job], folder: Path, *, device: str) -> Re
     for name, split in wanted:
         clips = held_out_clips(plan.sets[name], split, plan.clips, folder=folder / "heldout", workers=0)
         counts[name, split] = len(clips)
+        kept.sets[f"{name}/{split}"] = {"episodes": len(clips), "moving": clips.has_moving_camera}
         moving[name] = moving.get(name, False) or clips.has_moving_camera
         for key in REFERENCES:
             measured[key, name, split] = [scorer.reference(key, name, split, clips, jobs)]
@@ -189,13 +244,19 @@ def measure(plan: Plan, jobs: Sequence[Job], folder: Path, *, device: str) -> Re
         }
         for row in rows.values():
             seeds = [job for job in jobs if job.run.name == row.runs.get(name)]
-            of_row = list(takewhile(lambda job: state_of(job) == DONE, seeds))
-            if of_row:
-                measured[row.name, name, split] = [scorer.of_job(job, name, split, clips) for job in of_row]
-                sheet[row.title] = scorer.shown(of_row[0], name, split)
+            told = (scorer.of_job(job, name, split, clips) for job in seeds)
+            if of_row := [scores for scores in takewhile(lambda scores: scores is not None, told) if scores]:
+                measured[row.name, name, split] = of_row
+                if (shown := scorer.shown(seeds[0], name, split)) is not None:
+                    sheet[row.title] = shown
         write_sheet(folder / "sheets" / f"{name}-{split}.png", sheet)
-    skipped = [job.name for job in jobs if state_of(job) != DONE]
-    return Results(measured=measured, moving=moving, episodes=counts, facts=facts_of(jobs), skipped=skipped)
+    for job in jobs:
+        if state_of(job) == DONE:
+            kept.note(job)
+    facts = [fact_of(job) if state_of(job) == DONE else kept.fact(job) for job in jobs]
+    skipped = [job.name for job, fact in zip(jobs, facts, strict=True) if fact is None and cells_of(plan, job)]
+    told_facts = [fact for fact in facts if fact is not None]
+    return Results(measured=measured, moving=moving, episodes=counts, facts=told_facts, skipped=skipped)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,6 +266,7 @@ class _Scorer:
     plan: Plan
     folder: Path
     judge: Judge
+    kept: Kept
     device: str
 
     def reference(self, key: str, name: str, split: str, clips: HeldOutClips, jobs: Sequence[Job]) -> Scores:
@@ -213,8 +275,10 @@ class _Scorer:
 
         codec = FrameCodec.from_pretrained(recipe_of(self.plan, jobs[0]).codec).eval() if key == "codec" else ""
         mark = fingerprint(key, clips.key, self._judge, codec)
-        path = self.folder / "references" / f"{key}-{name}-{split}.npz"
+        path, cell = self.folder / "references" / f"{key}-{name}-{split}.npz", f"{name}/{split}"
         scores = read_scores(path, mark)
+        if scores is None and (scores := self.kept.of_reference(key, cell, mark)) is not None:
+            return scores
         if scores is None:
             if key == "true":
                 scores = judged(clips.frames, clips, self.judge)
@@ -222,14 +286,18 @@ class _Scorer:
                 made = frozen(clips) if isinstance(codec, str) else through_codec(clips, codec)
                 scores = score_clips(made, clips, self.judge)
             write_scores(path, mark, scores)
+        self.kept.add_reference(key, cell, mark, scores)
         return scores
 
-    def of_job(self, job: Job, name: str, split: str, clips: HeldOutClips) -> Scores:
-        """A trained model's scores."""
+    def of_job(self, job: Job, name: str, split: str, clips: HeldOutClips) -> Scores | None:
+        """A trained model's scores; None where it is neither trained here nor scored elsewhere on the same clips."""
         from vap_gym.evaluate.tables_generate import generate, told_of
         from vap_gym.evaluate.tables_train import conditions_of, model_of, recipe_of
 
         sampled = f"{self.plan.batch} {self.plan.evaluations}"
+        cell, shown_to = f"{name}/{split}", fingerprint(clips.key, self._judge, sampled)
+        if state_of(job) != DONE:
+            return self.kept.of_job(job, cell, shown_to)
         mark = fingerprint(job.key, str((manifest(job) or {}).get("finished")), clips.key, self._judge, sampled)
         path = self._path(job, name, split)
         scores = read_scores(path, mark)
@@ -244,11 +312,13 @@ class _Scorer:
             np.save(path.with_suffix(".npy"), made[0])
             scores = score_clips(made, clips, self.judge)
             write_scores(path, mark, scores)
+        self.kept.add(job, cell, shown_to, scores)
         return scores
 
-    def shown(self, job: Job, name: str, split: str) -> np.ndarray:
-        """The first clip as the model told it when it was scored."""
-        return np.asarray(np.load(self._path(job, name, split).with_suffix(".npy")))
+    def shown(self, job: Job, name: str, split: str) -> np.ndarray | None:
+        """The first clip as the model told it when it was scored; None where that was elsewhere."""
+        path = self._path(job, name, split).with_suffix(".npy")
+        return np.asarray(np.load(path)) if path.is_file() else None
 
     def _path(self, job: Job, name: str, split: str) -> Path:
         return job.folder / f"scores-{name}-{split}.npz"

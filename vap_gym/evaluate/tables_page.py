@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from vap_gym.evaluate.report import stamp, table
 from vap_gym.evaluate.tables_plan import OrderingPlan, Plan, TablePlan
@@ -24,6 +25,11 @@ class RunFact:
     samples: int
     hours: float
     recipe: str  # the first digits of its hash
+    started_from: str = ""  # when the training ended whose weights it began with
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all of it as plain JSON."""
+        return asdict(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +122,17 @@ def _warning(plan: Plan, results: Results) -> list[str]:
         )
     if results.skipped:
         said.append(f"> Not trained yet, and so missing below: {', '.join(results.skipped)}.")
+    for one in plan.tables.values():
+        names = {run for row in one.rows for run in row.runs.values()}
+        begun: dict[tuple[str, int], set[str]] = {}
+        for fact in results.facts:
+            if fact.name in names and fact.started_from:
+                begun.setdefault((plan.runs[fact.name].base, fact.seed), set()).add(fact.started_from)
+        for base, seed in (key for key, ends in begun.items() if len(ends) > 1):
+            said.append(
+                f"> Table {one.name}, seed {seed}: `{base}` was trained {len(begun[base, seed])} times by the same "
+                "recipe, and not all rows start from the same one of these."
+            )
     return said
 
 

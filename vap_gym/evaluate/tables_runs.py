@@ -177,6 +177,7 @@ def begin(job: Job) -> None:
         return
     job.folder.mkdir(parents=True, exist_ok=True)
     about = {"key": job.key, "name": job.run.name, **job.told, "done": False, "started": _now(), "hours": 0.0}
+    about["started_from"] = str((manifest(job.base) or {}).get("finished", "")) if job.base else ""
     write_json(job.folder / MANIFEST, about | {"machine": machine(), "commit": commit(), "pid": os.getpid()})
 
 
@@ -189,10 +190,12 @@ def note(job: Job, *, hours: float, samples: int, done: bool) -> None:
 
 def facts_of(jobs: Sequence[Job]) -> list[RunFact]:
     """What the trainings that are done cost."""
-    return [_fact(job, manifest(job) or {}) for job in jobs if state_of(job) == DONE]
+    return [fact_of(job) for job in jobs if state_of(job) == DONE]
 
 
-def _fact(job: Job, told: Mapping[str, Any]) -> RunFact:
+def fact_of(job: Job) -> RunFact:
+    """What a training that is done cost."""
+    told = manifest(job) or {}
     return RunFact(
         name=job.run.name,
         seed=job.seed,
@@ -200,6 +203,7 @@ def _fact(job: Job, told: Mapping[str, Any]) -> RunFact:
         samples=int(told["samples"]),
         hours=float(told["hours"]),
         recipe=job.key[:8],
+        started_from=str(told.get("started_from", "")),
     )
 
 
