@@ -90,7 +90,7 @@ def test_a_segmenter_below_what_it_must_have_is_said_beside_the_masks(plan: Plan
 def test_a_smaller_run_says_that_it_is_no_result(plan: Plan) -> None:
     small = plan.smaller(steps=10).only(["3"])
     text = page(small, replace(results(small), skipped=["mesh-droid, seed 0"]))
-    assert "**A trial run, no result: 10 steps instead of 1200.**" in text
+    assert "**A trial run, no result: 10 steps instead of 1800.**" in text
     assert "Not trained yet, and so missing below: mesh-droid, seed 0." in text
 
 

@@ -151,8 +151,8 @@ def _about(plan: Plan, results: Results) -> str:
         "the training."
     )
     return (
-        f"`vap-gym bench tables` trains models that differ in one thing, from the same base ({bases}), for the same "
-        f"steps, each on its own set (a joint one on all sets, so that each set gives it a share of the steps), and "
+        f"`vap-gym bench tables` trains models that differ in one thing, from the same base ({bases}), each on its own "
+        f"set (a joint one on all sets, each of which gives it an equal share of its clips; steps stand below), and "
         f"scores them on held-out oracle episodes ({counts}; 24 steps from the first frame). Intervals are bootstrap "
         f"over episodes, 95 %. {chance} Adherence and masks are read by the judge of `{plan.judge}`; where it cannot "
         "find a robot's gripper in true frames, no adherence is given."
