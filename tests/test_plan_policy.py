@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from vap_gym.assets import envs_dir
 from vap_gym.cards import load_env
 from vap_gym.cli import main as vap_gym
 from vap_gym.env import VapEnv
@@ -272,3 +273,14 @@ def test_a_goal_picture_is_planned_for(tmp_path: Path, capsys: pytest.CaptureFix
         policy_of(f"mpc:goal={tmp_path / 'none.png'}", load_env(ID))
     with pytest.raises(VapError, match=r"it differs in goal\."):
         claim(tmp_path, "p", policy_of(f"mpc:goal={here}", load_env(ID)))
+
+
+def test_a_planner_of_a_card_of_ones_own_plans_for_that_card(tmp_path: Path) -> None:
+    text = (envs_dir() / f"{ID}.toml").read_text().replace(f'"{ID}"', '"Shelf-v0"')
+    path = tmp_path / "Shelf-v0.toml"
+    path.write_text(text)
+    own = load_env(path)
+    policy = policy_of("mpc:candidates=8", own)
+    assert isinstance(policy, PlannedPolicy)
+    assert (own.source, load_env(ID).source) == (str(path.resolve()), ID)
+    assert load_env(policy.settings.card) == own

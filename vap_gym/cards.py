@@ -140,6 +140,11 @@ class EnvCard:
     terminate_on_success: bool = True
     description: str = ""
 
+    @property
+    def source(self) -> str:
+        """What `load_env` reads it again by: the id of a shipped card, the path of anyone else's."""
+        return self.id if self.folder.resolve() == envs_dir().resolve() else str(self.folder / f"{self.id}.toml")
+
 
 def known_robots() -> tuple[str, ...]:
     """Return the names of the shipped robots, sorted."""

@@ -130,7 +130,7 @@ def load_bench(env: str, *, heldout: Path | None = None, cache: Path | None = Pa
         few = _long(items)
         kept = None if stem is None else stem.with_name(f"{stem.name}_long.npz")
         further = played(few, robot=card.robot, steps=LONG_STEPS, cache=kept)
-    return Bench(env=card.id, clips=clips, kinds=np.array([item.kind for item in items]), long=further)
+    return Bench(env=card.source, clips=clips, kinds=np.array([item.kind for item in items]), long=further)
 
 
 def measure(

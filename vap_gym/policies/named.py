@@ -103,7 +103,7 @@ def _mpc(rest: str, card: EnvCard) -> Policy:
     given = read_settings(keys, {**words, **lengths, "candidates": int, "iterations": int}, "mpc")
     horizon = Horizon(budget_s=None, **{key: given.pop(key) for key in lengths if key in given})
     seen = {"foresight": "latents"} if "goal" in given else {}
-    return PlannedPolicy(PlanSettings(**{"card": card.id, **seen, **given}, horizon=horizon))
+    return PlannedPolicy(PlanSettings(**{"card": card.source, **seen, **given}, horizon=horizon))
 
 
 def _sb3(rest: str, card: EnvCard) -> Policy:
