@@ -101,6 +101,19 @@ def test_rows_that_start_from_two_trainings_of_a_base_say_so(tables_runs: Path, 
     assert "Table 1, seed 3: `base` was trained 2 times" in page(plan, kept.results(plan))
 
 
+def test_what_two_processes_score_is_kept_together(tables_runs: Path, tmp_path: Path) -> None:
+    whole, path = Kept.load(tables_runs / "tables.json"), tmp_path / "tables.json"
+    one, two = (Kept.load(tables_runs / "tables.json") for _ in range(2))
+    del one.trainings["text-droid/3"], two.trainings["skeleton-droid/3"], two.references["frozen/droid/known"]
+    two.trainings["text-droid/3"]["scores"] = {}
+    for part in (one, two, Kept(trainings={"text-droid/3": whole.trainings["text-droid/3"]})):
+        part.save(path)
+    assert path.read_bytes() == (tables_runs / "tables.json").read_bytes()
+    other = {**whole.trainings["text-droid/3"], "finished": "later", "scores": {}}
+    Kept(trainings={"text-droid/3": other}).save(path)
+    assert Kept.load(path).trainings["text-droid/3"]["scores"] == {}  # of another training: those before are of no use
+
+
 def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "tables.json"
     for text in ("[1]", "{", '{"format": "another"}', json.dumps({"format": "vap_gym tables 1"})):

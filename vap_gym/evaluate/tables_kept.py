@@ -55,13 +55,23 @@ class Kept:
             ) from error
 
     def save(self, path: Path) -> None:
-        """Write everything, whole or not at all; a line for each training, so that changes can be read."""
+        """Write everything, and what the file has beside, whole or not at all; a line for each training."""
+        self._take(Kept.load(path))
         parts = []
         for name in ("trainings", "references", "sets"):
             held = getattr(self, name)
             rows = ",\n".join(f"{json.dumps(key)}: {_compact(held[key])}" for key in sorted(held))
             parts.append(f'"{name}": {{\n{rows}\n}}')
         write(path, f'{{"format": "{FORMAT}",\n' + ",\n".join(parts) + "\n}")
+
+    def _take(self, other: Kept) -> None:
+        """Add what another process kept in the meantime."""
+        for name, told in other.trainings.items():
+            own = self.trainings.setdefault(name, told)
+            if all(own[key] == told[key] for key in ("key", "finished")):
+                own["scores"] = {**told["scores"], **own["scores"]}
+        self.references = {**other.references, **self.references}
+        self.sets = {**other.sets, **self.sets}
 
     def note(self, job: Job) -> None:
         """Keep what a training that is done cost; scores of another one under its name are dropped."""
