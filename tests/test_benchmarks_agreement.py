@@ -162,7 +162,7 @@ def test_the_page_tells_every_figure_and_its_bounds(tmp_path: Path) -> None:
     text = tables(outcomes, [one])
     assert one.main.agreement is not None
     assert str(one.main.agreement.pearson) in text
-    assert list(one.models) == ["imagined", "early"]
+    assert list(one.models) == ["early", "imagined"]  # the worse one first
     assert one.models["imagined"].trials == 100  # of the same starts as the others
     assert "aim" in text
     assert "≥ 0.85" in text
@@ -186,6 +186,19 @@ def test_the_page_tells_every_figure_and_its_bounds(tmp_path: Path) -> None:
         filled("# Page", "agreement", "new")
     with pytest.raises(VapError, match="must hold"):
         filled("# Page\n<!-- agreement -->\nnever closed", "agreement", "new")
+
+
+def test_models_of_other_qualities_are_compared_over_the_policies_that_all_of_them_had() -> None:
+    outcomes = made_up()
+    for name in ("best", "worst"):
+        del outcomes.units[f"model-early/push/{name}"]
+    one = study(outcomes, "push", true_trials=(8,))
+    assert {name: (found.policies, found.trials) for name, found in one.models.items()} == {
+        "early": (3, 60), "imagined": (3, 60),
+    }  # fmt: skip
+    assert one.main.policies == 5
+    outcomes.forget(["model-early"])
+    assert study(outcomes, "push", true_trials=(8,)).models == {}
 
 
 def test_other_models_stand_beside_the_own_one_over_the_same_starts() -> None:

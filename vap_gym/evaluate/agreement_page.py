@@ -70,7 +70,10 @@ def study(outcomes: Outcomes, task: str, *, true_trials: Sequence[int] = (8, 15,
     """Return all figures of a task from what there is."""
     curve = outcomes.settings.get("curve_starts")
     models = {name.partition("-")[2]: name for name in outcomes.conditions() if name.startswith("model-")}
-    models = {name: key for name, key in models.items() if outcomes.names(task, key)}
+    models = {"imagined": "imagined"} | {name: key for name, key in models.items() if outcomes.names(task, key)}
+    tried = outcomes.names(task, "oracle", *models.values())  # by all of them, or qualities could not be compared
+    qualities = [(name, compared(outcomes, task, key, trials=curve, only=tried)) for name, key in models.items()]
+    qualities.sort(key=lambda row: -1.0 if row[1].right is None else row[1].right.value)
     least = believed(outcomes, task)
     others = {key: compared(outcomes, task, key) if outcomes.names(task, key) else None for key in OTHERS}
     replay = compared(outcomes, task, "replay", trials=curve) if outcomes.names(task, "replay") else None
@@ -85,8 +88,7 @@ def study(outcomes: Outcomes, task: str, *, true_trials: Sequence[int] = (8, 15,
         others=others,
         curve=curve,
         same=same if replay or any(others.values()) else None,
-        models=({"imagined": same} if models else {})
-        | {name: compared(outcomes, task, key, trials=curve) for name, key in models.items()},
+        models=dict(qualities) if len(qualities) > 1 else {},
         corrections=corrections(outcomes, task, true_trials),
         strange=[found for kind in STRANGE if (found := strange(outcomes, task, kind)) is not None],
     )
@@ -227,9 +229,9 @@ def _models(outcomes: Outcomes, studies: Sequence[Study]) -> str:
         for name, found in one.models.items():
             key = name if name == "imagined" else f"model-{name}"
             told = outcomes.weights.get(key, {"name": "", "digest": ""})
-            rows.append((one.task, told["name"] if name == "imagined" else name, told["digest"], *_cells(found)))
-    rows.sort(key=lambda row: [one.task for one in studies].index(row[0]))
-    return table(("task", "model", "weights", "Pearson", "Spearman", "MMRV", "verdicts right"), rows)
+            shown = told["name"] if name == "imagined" else name
+            rows.append((one.task, shown, told["digest"], str(found.policies), *_cells(found)))
+    return table(("task", "model", "weights", "policies", "Pearson", "Spearman", "MMRV", "verdicts right"), rows)
 
 
 def _strange(rows: Sequence[tuple[Study, Strange]]) -> str:

@@ -59,7 +59,7 @@ class Strange:
 
 def compared(
     outcomes: Outcomes, task: str, imagined: str, true: str = "oracle", *, least_trust: float | None = None,
-    trials: int | None = None, section: str = "",
+    trials: int | None = None, section: str = "", only: Sequence[str] = (),
 ) -> Compared:  # fmt: skip
     """Compare an imagined condition with a true one, over the policies and first starts that both have.
 
@@ -67,8 +67,9 @@ def compared(
         least_trust: leave out imagined verdicts that are trusted less.
         trials: at most so many, from the first start on.
         section: of the policies, see `Outcomes.claim_policies`.
+        only: these policies; all where it is empty.
     """
-    names = outcomes.names(task, imagined, true, section=section)
+    names = [name for name in outcomes.names(task, imagined, true, section=section) if not only or name in only]
     sim, real = _pair(outcomes, task, names, imagined, true, trials)
     if least_trust is not None:
         trust = outcomes.trust(imagined, task, names)[:, : sim.shape[1]]
