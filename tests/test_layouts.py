@@ -86,7 +86,7 @@ def test_the_robot_stands_where_the_scene_says_and_is_seen(layout: str, workplac
 
 
 SOLVED = [  # seeds at which the script is known to solve the task: none would, were the task infeasible
-    ("kitchen", "lift", 500), ("kitchen", "push", 501), ("kitchen", "knock_over", 500), ("kitchen", "open_drawer", 500),
+    ("kitchen", "lift", 500), ("kitchen", "push", 501), ("kitchen", "knock_over", 500), ("kitchen", "open_drawer", 503),
     ("kitchen", "close_drawer", 501), ("kitchen", "place_upright", 502), ("bridge", "push", 500),
     ("bridge", "lift", 501), ("desk", "reach", 500), ("desk", "push", 501), ("desk", "knock_over", 500),
 ]  # fmt: skip
@@ -97,14 +97,10 @@ def test_a_script_solves_the_task_and_the_start_is_not_solved(
     layout: str, task: str, seed: int, workplaces: dict[str, Workplace]
 ) -> None:
     scene, nominal = workplaces[layout]
-    solved = False
-    for other in range(4):  # processors round differently, and contacts follow: on some the next seeds are solved
-        spec = draw_scene(seed + other, layout=layout, task=task)
-        episode = record(scene, nominal, spec, "expert", frames=80, render=False)
-        assert not episode.columns["next.success"][0]
-        if solved := bool(episode.info["success"]):
-            break
-    assert solved
+    spec = draw_scene(seed, layout=layout, task=task)
+    episode = record(scene, nominal, spec, "expert", frames=80, render=False)
+    assert not episode.columns["next.success"][0]
+    assert episode.info["success"]
 
 
 def test_a_drawer_is_labelled_and_its_handle_moves_with_it(workplaces: dict[str, Workplace]) -> None:

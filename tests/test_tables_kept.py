@@ -12,6 +12,7 @@ pytest.importorskip("pybullet", reason="held-out clips are played in the oracle"
 from vap_gym.errors import CheckpointError, VapError
 from vap_gym.evaluate import tables
 from vap_gym.evaluate.report import stamp
+from vap_gym.evaluate.tables_clips import held_out_clips
 from vap_gym.evaluate.tables_kept import Kept
 from vap_gym.evaluate.tables_page import page
 from vap_gym.evaluate.tables_plan import load_plan
@@ -55,6 +56,11 @@ def test_the_page_is_made_from_the_scores_alone(tables_runs: Path, tables_plan: 
     given: dict[str, Any] = {"plan": tables_plan, "only": ("1",), "out": tmp_path / "page.md"}
     told = tables.main(runs=tmp_path / "none", source=tables_runs / "tables.json", **given)
     assert figures(tmp_path / "page.md") == figures(tables_runs / "tables.md")
+    kept = Kept.load(tables_runs / "tables.json")
+    kept.origin = "Measured elsewhere."
+    kept.save(tmp_path / "other.json")
+    tables.main(runs=tmp_path / "none", source=tmp_path / "other.json", **given)
+    assert (tmp_path / "page.md").read_text().endswith("Measured elsewhere.\n")
     assert told["trainings"] == []
     assert not (tmp_path / "none").exists()
     with pytest.raises(VapError, match="no such file"):
@@ -68,7 +74,7 @@ def test_only_what_nothing_else_needs_is_left_untrained(
         plan = load_plan(path).only(tables_)
         jobs = jobs_of(plan, elsewhere)
         assert {state_of(job) for job in jobs} == {MISSING}
-        found = tables.kept_elsewhere(plan, jobs, Kept.load(elsewhere / "tables.json"))
+        found = tables.kept_elsewhere(plan, jobs, Kept.load(elsewhere / "tables.json"), elsewhere)
         return [job.run.name for job in jobs if job.name not in found]
 
     assert todo(tables_plan, ("1",)) == []
@@ -76,9 +82,9 @@ def test_only_what_nothing_else_needs_is_left_untrained(
     other = changed(tables_plan, tmp_path, "lora_rank = 2", "lora_rank = 4")
     assert todo(other, ("1",)) == ["base", "text-droid", "skeleton-droid"]
     more = load_plan(tables_plan).only(("1",)).smaller(clips=4)  # three episodes were scored, of 256
-    jobs = jobs_of(more, elsewhere)
+    held_out_clips(more.sets["droid"], "known", 4, folder=elsewhere / "heldout", workers=1)
     kept = Kept.load(elsewhere / "tables.json")
-    assert tables.kept_elsewhere(more, jobs, kept) == frozenset()
+    assert tables.kept_elsewhere(more, jobs_of(more, elsewhere), kept, elsewhere) == frozenset()
 
 
 def test_scores_on_other_clips_are_not_taken(tables_runs: Path, tables_plan: Path, elsewhere: Path) -> None:
@@ -91,6 +97,9 @@ def test_scores_on_other_clips_are_not_taken(tables_runs: Path, tables_plan: Pat
     assert scores is not None
     assert len(scores["psnr"]) == 3
     assert np.isfinite(scores["psnr"]).all()
+    tables.main(plan=tables_plan, runs=elsewhere, only=("1",), budget=1e-9)  # as if another judge had scored them
+    said = (elsewhere / "tables.md").read_text()
+    assert "Not trained yet, and so missing below: text-droid, seed 3, skeleton-droid, seed 3." in said
 
 
 def test_rows_that_start_from_two_trainings_of_a_base_say_so(tables_runs: Path, tables_plan: Path) -> None:
@@ -106,7 +115,7 @@ def test_what_two_processes_score_is_kept_together(tables_runs: Path, tmp_path: 
     one, two = (Kept.load(tables_runs / "tables.json") for _ in range(2))
     del one.trainings["text-droid/3"], two.trainings["skeleton-droid/3"], two.references["frozen/droid/known"]
     two.trainings["text-droid/3"]["scores"] = {}
-    for part in (one, two, Kept(trainings={"text-droid/3": whole.trainings["text-droid/3"]})):
+    for part in (one, two, Kept(trainings={"text-droid/3": whole.trainings["text-droid/3"]}, origin=whole.origin)):
         part.save(path)
     assert path.read_bytes() == (tables_runs / "tables.json").read_bytes()
     other = {**whole.trainings["text-droid/3"], "finished": "later", "scores": {}}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import takewhile
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,8 +16,8 @@ import tyro
 
 from vap_gym.cards import load_env
 from vap_gym.errors import VapError
-from vap_gym.evaluate.report import plain, table, write
-from vap_gym.evaluate.tables_clips import HeldOutClips, chosen, held_out_clips
+from vap_gym.evaluate.report import plain, stamp, table, write
+from vap_gym.evaluate.tables_clips import HeldOutClips, held_out_clips
 from vap_gym.evaluate.tables_kept import Kept
 from vap_gym.evaluate.tables_page import REFERENCES, Results, page, verdicts
 from vap_gym.evaluate.tables_plan import Plan, load_plan
@@ -111,7 +112,7 @@ def main(
     kept = Kept.load(store)
     jobs = jobs_of(small, runs)
     _check(small, jobs)
-    elsewhere = kept_elsewhere(small, jobs, kept)
+    elsewhere = kept_elsewhere(small, jobs, kept, runs, device=device)
     print(estimate(small, jobs, elsewhere))
     if dry_run:
         return {"page": None, "trainings": states(jobs, elsewhere)}
@@ -121,7 +122,8 @@ def main(
                 print(f"{job.name}: put aside as {put_aside(job)}")
     refuse_others(jobs)
     train_all(small, jobs, budget_s=60 * budget, device=device, elsewhere=elsewhere)
-    results = measure(small, jobs, runs, kept, device=device)
+    results = measure(small, jobs, runs, kept, device=device, elsewhere=elsewhere)
+    kept.origin = stamp()
     kept.save(store)
     print(f"Scores are kept in {store}; pictures are in {runs / 'sheets'}.")
     return _written(small, results, path, states(jobs, elsewhere))
@@ -135,27 +137,45 @@ def _written(plan: Plan, results: Results, path: Path, trainings: list[dict[str,
     return {"page": path, "trainings": trainings, "verdicts": said}
 
 
-def cells_of(plan: Plan, job: Job) -> dict[str, int]:
-    """Where a training is scored, as "set/split", and on how many episodes."""
+def cells_of(plan: Plan, job: Job) -> list[tuple[str, str]]:
+    """On which sets and splits a training is scored."""
     found = (
         (name, split) for one in plan.tables.values() for split in one.splits
         for row in one.rows for name, run in row.runs.items() if run == job.run.name
     )  # fmt: skip
-    return {f"{name}/{split}": len(chosen(plan.sets[name], split, plan.clips)) for name, split in dict.fromkeys(found)}
+    return list(dict.fromkeys(found))
 
 
-def kept_elsewhere(plan: Plan, jobs: Sequence[Job], kept: Kept) -> frozenset[str]:
-    """The names of trainings that need not be done here: scored elsewhere, and no start of anything to be trained."""
+def kept_elsewhere(plan: Plan, jobs: Sequence[Job], kept: Kept, folder: Path, *, device: str = "cpu") -> frozenset[str]:
+    """The names of trainings that need not be done here: scored elsewhere on the same clips, by the same judge, and no
+    start of anything to be trained. Held-out clips are played where anything is kept of these trainings."""
+    known = any(kept.fact(job) for job in jobs)
+    judge = Judge.from_pretrained(plan.judge, device=device) if known else None
+
+    @cache
+    def mark(name: str, split: str) -> str:
+        assert judge is not None
+        return mark_of(plan, judge, held_out_clips(plan.sets[name], split, plan.clips, folder=folder / "heldout"))
+
+    def is_scored(job: Job, cells: Sequence[tuple[str, str]]) -> bool:
+        return bool(kept.fact(job)) and all(kept.of_job(job, f"{a}/{b}", mark(a, b)) is not None for a, b in cells)
+
     found: set[str] = set()
     needed: set[str] = set()
     for job in reversed(jobs):  # each after all that start from it
+        if state_of(job) == DONE:
+            continue
         cells = cells_of(plan, job)
-        is_kept = kept.covers(job, cells) if cells else job.name not in needed
-        if state_of(job) not in (DONE, BEGUN) and job.name not in needed and is_kept:
+        if state_of(job) != BEGUN and job.name not in needed and (is_scored(job, cells) if cells else True):
             found.add(job.name)
-        elif state_of(job) != DONE and job.base is not None:
+        elif job.base is not None:
             needed.add(job.base.name)
     return frozenset(found)
+
+
+def mark_of(plan: Plan, judge: Judge, clips: HeldOutClips) -> str:
+    """A hash of all that a model's scores follow from, beside its training."""
+    return fingerprint(clips.key, fingerprint(judge.network, judge.codec), f"{plan.batch} {plan.evaluations}")
 
 
 def states(jobs: Sequence[Job], elsewhere: Collection[str] = ()) -> list[dict[str, Any]]:
@@ -220,7 +240,9 @@ def train_all(
             time.sleep(WAIT_S)
 
 
-def measure(plan: Plan, jobs: Sequence[Job], folder: Path, kept: Kept, *, device: str) -> Results:
+def measure(
+    plan: Plan, jobs: Sequence[Job], folder: Path, kept: Kept, *, device: str, elsewhere: Collection[str] = ()
+) -> Results:
     """Score all that is trained on the held-out clips; what was scored before, here or elsewhere, is read."""
     judge = Judge.from_pretrained(plan.judge, device=device)
     scorer = _Scorer(plan=plan, folder=folder, judge=judge, kept=kept, device=device)
@@ -253,7 +275,9 @@ def measure(plan: Plan, jobs: Sequence[Job], folder: Path, kept: Kept, *, device
     for job in jobs:
         if state_of(job) == DONE:
             kept.note(job)
-    facts = [fact_of(job) if state_of(job) == DONE else kept.fact(job) for job in jobs]
+    facts = [
+        fact_of(job) if state_of(job) == DONE else kept.fact(job) if job.name in elsewhere else None for job in jobs
+    ]
     skipped = [job.name for job, fact in zip(jobs, facts, strict=True) if fact is None and cells_of(plan, job)]
     told_facts = [fact for fact in facts if fact is not None]
     return Results(measured=measured, moving=moving, episodes=counts, facts=told_facts, skipped=skipped)
@@ -295,7 +319,7 @@ class _Scorer:
         from vap_gym.evaluate.tables_train import conditions_of, model_of, recipe_of
 
         sampled = f"{self.plan.batch} {self.plan.evaluations}"
-        cell, shown_to = f"{name}/{split}", fingerprint(clips.key, self._judge, sampled)
+        cell, shown_to = f"{name}/{split}", mark_of(self.plan, self.judge, clips)
         if state_of(job) != DONE:
             return self.kept.of_job(job, cell, shown_to)
         mark = fingerprint(job.key, str((manifest(job) or {}).get("finished")), clips.key, self._judge, sampled)

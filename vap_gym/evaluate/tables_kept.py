@@ -5,6 +5,7 @@ neither trained nor scored again, and the page can be made anew without any mode
 trainings   by name and seed: recipe's key, cost, which training of its base it started from, and scores
 references  by kind: scores of frozen frame, codec and judge
 sets        by set and split: how many episodes, and whether the camera moves
+origin      where and when the last of it was measured
 ```
 Scores stand under "set/split", a figure an episode (null where it does not apply), beside what decides them: the judge,
 the way of sampling and a hash of the clips.
@@ -38,6 +39,7 @@ class Kept:
     trainings: dict[str, dict[str, Any]] = field(default_factory=dict)
     references: dict[str, dict[str, Any]] = field(default_factory=dict)
     sets: dict[str, dict[str, Any]] = field(default_factory=dict)
+    origin: str = ""
 
     @classmethod
     def load(cls, path: Path) -> Kept:
@@ -48,7 +50,8 @@ class Kept:
             held = json.loads(path.read_text(encoding="utf-8"))
             if held["format"] != FORMAT:
                 raise KeyError(f"format '{FORMAT}', got '{held['format']}'")
-            return cls(**{name: dict(held[name]) for name in ("trainings", "references", "sets")})
+            parts = {name: dict(held[name]) for name in ("trainings", "references", "sets")}
+            return cls(**parts, origin=str(held["origin"]))
         except (ValueError, KeyError, TypeError) as error:
             raise CheckpointError(
                 f"'{path}' holds no scores of the tables: {error}. vap-gym bench tables writes them."
@@ -62,7 +65,8 @@ class Kept:
             held = getattr(self, name)
             rows = ",\n".join(f"{json.dumps(key)}: {_compact(held[key])}" for key in sorted(held))
             parts.append(f'"{name}": {{\n{rows}\n}}')
-        write(path, f'{{"format": "{FORMAT}",\n' + ",\n".join(parts) + "\n}")
+        head = f'"format": "{FORMAT}",\n"origin": {_compact(self.origin)}'
+        write(path, "{" + ",\n".join([head, *parts]) + "\n}")
 
     def _take(self, other: Kept) -> None:
         """Add what another process kept in the meantime."""
@@ -96,11 +100,6 @@ class Kept:
     def of_reference(self, key: str, cell: str, mark: str) -> Scores | None:
         """A reference's scores; None likewise."""
         return _scores(self.references.get(f"{key}/{cell}"), mark)
-
-    def covers(self, job: Job, cells: Mapping[str, int]) -> bool:
-        """Whether a training need not be done to fill these cells, each with so many episodes."""
-        held = self._of(job).get("scores", {})
-        return bool(cells) and all(cell in held and len(held[cell]["psnr"]) == n for cell, n in cells.items())
 
     def fact(self, job: Job) -> RunFact | None:
         """What a training that is kept here cost."""
@@ -140,7 +139,9 @@ class Kept:
             name, split = cell.split("/")
             moving[name] = moving.get(name, False) or bool(told["moving"])
             episodes[name, split] = int(told["episodes"])
-        return Results(measured=measured, moving=moving, facts=facts, skipped=skipped, episodes=episodes)
+        return Results(
+            measured=measured, moving=moving, facts=facts, skipped=skipped, episodes=episodes, origin=self.origin
+        )  # fmt: skip
 
 
 def _name(job: Job) -> str:

@@ -41,6 +41,7 @@ class Results:
     episodes: Mapping[tuple[str, str], int]  # by set and split
     facts: Sequence[RunFact]
     skipped: Sequence[str] = ()  # trainings that are not done
+    origin: str = ""  # where and when it was measured; here and now where it is left out
 
 
 def page(plan: Plan, results: Results) -> str:
@@ -56,7 +57,7 @@ def page(plan: Plan, results: Results) -> str:
         *(_section(plan, one, results, said[name]) for name, one in plan.tables.items()),
         _verdicts([one for of_table in said.values() for one in of_table]),
         _costs(results.facts),
-        stamp(),
+        results.origin or stamp(),
     ]
     return "\n\n".join(parts)
 

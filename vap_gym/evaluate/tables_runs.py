@@ -188,11 +188,6 @@ def note(job: Job, *, hours: float, samples: int, done: bool) -> None:
     write_json(job.folder / MANIFEST, told | more | ({"finished": _now()} if done else {}))
 
 
-def facts_of(jobs: Sequence[Job]) -> list[RunFact]:
-    """What the trainings that are done cost."""
-    return [fact_of(job) for job in jobs if state_of(job) == DONE]
-
-
 def fact_of(job: Job) -> RunFact:
     """What a training that is done cost."""
     told = manifest(job) or {}
