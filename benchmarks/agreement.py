@@ -35,7 +35,7 @@ from vap_gym.evaluate.policies import evaluate_policies
 from vap_gym.evaluate.policies_report import Report
 from vap_gym.loading import build_stage
 from vap_gym.policies import Policy, ReplayPolicy
-from vap_gym.policies.known import weights_digest
+from vap_gym.policies.known import familiar_digest, weights_digest
 from vap_gym.policies.things import ThingsPolicy
 from vap_gym.rl import clone_agent
 
@@ -270,7 +270,7 @@ def play(
         print(f"{task}: tried anew, since they are other policies now: {', '.join(forgotten)}")
     if not condition.oracle:
         name = condition.world_model or run.card.world_model
-        outcomes.claim_weights(condition.name, Path(name).name, weights_digest(name))
+        outcomes.claim_weights(condition.name, Path(name).name, weights_digest(name), familiar_digest(name))
     path = starts_file(run.out, condition.split, task, condition.starts, env=run.env, first_seed=run.first_seed)
     todo = missing(run, outcomes, condition, task)
     for names in together(todo, made):
@@ -340,10 +340,10 @@ def played(run: Run, condition: Condition, task: str, looking: bool) -> Path:
         looking: the policies look, see `looks`.
     """
     own = "" if condition.oracle and not looking else weights_digest(run.card.world_model)
-    model = "" if condition.oracle else weights_digest(condition.world_model or run.card.world_model)
-    told = [own, model, run.judge, run.steps, run.first_seed, run.env]
-    digest = hashlib.sha256(json_text.dumps(told).encode()).hexdigest()
-    return run.out / "played" / f"{condition.name}-{condition.starts}-{digest[:8]}" / task
+    name = condition.world_model or run.card.world_model
+    model = "" if condition.oracle else f"{weights_digest(name)}{familiar_digest(name)}"
+    told = json_text.dumps([own, model, run.judge, run.steps, run.first_seed, run.env]).encode()
+    return run.out / "played" / f"{condition.name}-{condition.starts}-{hashlib.sha256(told).hexdigest()[:8]}" / task
 
 
 def replays(run: Run, task: str, policies: dict[str, Policy], starts: int, path: Path) -> dict[str, Policy]:

@@ -104,7 +104,7 @@ def test_without_a_judge_there_is_no_reward_and_info_says_so() -> None:
     env = made(judge=None)
     _, reward, terminated, _, info = env.step(some_actions(env, 1)[0])
     assert (reward, terminated, info["is_success"]) == (0.0, False, False)
-    assert info["trust"].keys() == {"expected_psnr_db", "object_risk"}  # which ask no judge
+    assert info["trust"].keys() == {"expected_psnr_db", "object_risk", "unfamiliar"}  # which ask no judge
     assert info["reward_source"] == "none: made with judge=None"
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from vap_gym.assets import weights_dir
-from vap_gym.cards import EnvCard, load_env, load_robot
+from vap_gym.cards import EnvCard, RobotCard, load_env, load_robot
 from vap_gym.errors import VapError, unknown_name
 from vap_gym.imagine import Imagination
 from vap_gym.interfaces import Judge, World
@@ -22,7 +22,7 @@ from vap_gym.photo import RESET_OPTIONS, check_names, read_camera, start_from_ph
 from vap_gym.rig import Rig
 from vap_gym.stage import Stage
 from vap_gym.starts import Seen, Start, StartSet, starts_path
-from vap_gym.trust import Doubt
+from vap_gym.trust import Doubt, familiar
 from vap_gym.trust.calibration import read
 from vap_gym.viewpoints import Viewpoint, completed, photographed, read_viewpoints
 
@@ -94,7 +94,7 @@ def build_stage(
         obs_type=obs_type or env_card.obs_type,
         trust_samples=trust_samples,
         max_adherence_px=max_adherence_px,
-        doubt=load_doubt(named, world_of_robot, card_of_robot.name, min_trust),
+        doubt=load_doubt(named, world_of_robot, card_of_robot, min_trust),
         viewpoints=read_viewpoints(views, env_card, world.frame_size_px),
         knows_gripper=card_of_robot.name in trained_on or _poses(world, world_of_robot, rig),
     )
@@ -126,19 +126,20 @@ def fitted(world: World, rig: Rig) -> World:
     )
 
 
-def load_doubt(named: object, world: World, robot: str, min_trust: float | None) -> Doubt | None:
+def load_doubt(named: object, world: World, robot: RobotCard, min_trust: float | None) -> Doubt | None:
     """Return what tells how far the frames of a world model may be off, where its folder holds a calibration for the
     robot. Raises VapError where `min_trust` is asked for and there is none."""
     calibration = None
     if isinstance(named, str | Path):
         folder = Path(named) if Path(named).is_dir() else weights_dir() / named
-        calibration = read(folder, robot)
+        calibration = read(folder, robot.name)
     if calibration is not None:
-        return Doubt(world, calibration, min_trust=min_trust)
+        familiarity = familiar.read(folder, robot.name, table_m=robot.skeleton.drop_to_z_m)
+        return Doubt(world, calibration, min_trust=min_trust, familiarity=familiarity)
     if min_trust is not None:
         raise VapError(
-            f"min_trust needs a world model whose trust is calibrated for a '{robot}', got '{named}'. Calibrate it: "
-            "vap-gym bench trust --world-model FOLDER --write-calibration, or leave min_trust out."
+            f"min_trust needs a world model whose trust is calibrated for a '{robot.name}', got '{named}'. "
+            "Calibrate it: vap-gym bench trust --world-model FOLDER --write-calibration, or leave min_trust out."
         )
     return None
 

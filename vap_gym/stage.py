@@ -31,7 +31,7 @@ from vap_gym.rig import Motion, mapped
 from vap_gym.sim.spec import SceneSpec
 from vap_gym.sim.tasks import progress
 from vap_gym.starts import Start
-from vap_gym.trust import Doubt, SampleSpread
+from vap_gym.trust import UNFAMILIAR, Doubt, SampleSpread
 from vap_gym.viewpoints import ExtraViews, ViewFrames, Viewpoint, sways, view_key, without_other_views
 from vap_gym.whereabouts import OBJECT_KEYS, Sight, find_object, follow_object
 
@@ -236,7 +236,7 @@ class Stage:
         row: dict[str, Any] = {
             "frames": state["frame"].numpy(), "reward": np.zeros(B), "progress": np.zeros(B),
             "success": np.zeros(B, bool), "adherence_px": None, "gripper_confidence": None, "spread_grey": None,
-            "untrusted": np.zeros(B, bool), "expected_psnr_db": None, "object_risk": None,
+            "untrusted": np.zeros(B, bool), "expected_psnr_db": None, "object_risk": None, "unfamiliar": None,
         }  # fmt: skip
         if self.judge is None:
             return row
@@ -326,7 +326,7 @@ class Stage:
                     "adherence_px": float(outcome.adherence_px[i, k]),
                     "gripper_confidence": float(outcome.gripper_confidence[i, k]),
                 }
-            for name in ("spread_grey", "expected_psnr_db", "object_risk"):
+            for name in ("spread_grey", "expected_psnr_db", "object_risk", "unfamiliar"):
                 if (told := getattr(outcome, name)) is not None:
                     info["trust"][name] = float(told[i, k])
         return info
@@ -376,7 +376,8 @@ def fitting_snapshot(snapshot: TensorDict | str | Path, stage: Stage, *, slots: 
         )
     missing = [key for key in stage.state_keys if key not in state.keys()]  # noqa: SIM118
     is_older = stage.doubt is not None and missing == list(stage.doubt.state_keys)
-    missing = [] if is_older else missing
+    is_old = missing == [UNFAMILIAR]  # saved before it was told
+    missing = [] if is_older or is_old else missing
     if missing or state["robot_q"].shape[-1] != len(stage.rig.robot.arm_joints):
         more = f" and {len(missing) - 4} more" if len(missing) > 4 else ""
         lacks = f"it lacks {missing[:4]}{more}"
@@ -390,4 +391,6 @@ def fitting_snapshot(snapshot: TensorDict | str | Path, stage: Stage, *, slots: 
         state[key] = state[key].to(stage.imagination.device)
     if is_older and stage.doubt is not None:
         stage.doubt.start_late(state)
+    elif is_old and stage.doubt is not None:
+        stage.doubt.meet(state)
     return state

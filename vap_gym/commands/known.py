@@ -109,6 +109,11 @@ COMMANDS: dict[str, Command] = {
         summary="train how things move when touched",
         example="tiny_motion --out runs/motion",
     ),
+    "train familiar": Command(
+        module="vap_gym.train.familiar",
+        summary="train what tells which starts are strange",
+        example="tiny_familiar --out runs/familiar",
+    ),
     "train judge": Command(
         module="vap_gym.train.judge",
         summary="train the judge that reads gripper and objects",
@@ -168,6 +173,11 @@ COMMANDS: dict[str, Command] = {
         module="vap_gym.evaluate.trust",
         summary="how far trust in a frame can be trusted",
         example="--env VAP-DROID-v0 --limit 16",
+    ),
+    "bench familiar": Command(
+        module="vap_gym.evaluate.familiar",
+        summary="measure how strange starts are told from usual ones",
+        example="--workers 2",
     ),
     "bench speed": Command(
         module="vap_gym.evaluate.speed",

@@ -76,15 +76,23 @@ class Outcomes:
                 f"The outcomes that are kept are of other settings: {told}. Give the same ones, or another --page."
             )
 
-    def claim_weights(self, condition: str, name: str, digest: str) -> None:
-        """Note with which weights a condition is imagined. Raises VapError where it holds trials of others."""
+    def claim_weights(self, condition: str, name: str, digest: str, familiar: str = "") -> None:
+        """Note with which weights a condition is imagined, and by what strange starts are told (`familiar_digest`).
+
+        Raises VapError where it holds trials of others.
+        """
         before = self.weights.get(condition)
         if before is not None and before["digest"] != digest and self.tasks(condition):
             raise VapError(
                 f"'{condition}' holds trials that were imagined by other weights: {before['name']} "
                 f"{before['digest']}, got {name} {digest}. Drop them with --forget {condition}, or give another --page."
             )
-        self.weights[condition] = {"name": name, "digest": digest}
+        if before is not None and before.get("familiar", "") != familiar and self.tasks(condition):
+            raise VapError(
+                f"'{condition}' holds trials whose strange starts were told otherwise ('{before.get('familiar', '')}', "
+                f"got '{familiar}'). Bring them up to date: python benchmarks/agreement_familiar.py."
+            )
+        self.weights[condition] = {"name": name, "digest": digest} | ({"familiar": familiar} if familiar else {})
 
     def claim_policies(
         self, task: str, policies: Mapping[str, Any], everyone: Sequence[str], *, section: str = ""
@@ -162,6 +170,45 @@ class Outcomes:
         units = [self._unit(condition, task, name) for name in names]
         told = [unit["trust"] or [None] * len(unit["verdicts"]) for unit in units]
         return _even([[np.nan if value is None else value for value in row] for row in told])
+
+    def meet(self, condition: str, unfamiliar: Mapping[str, Sequence[float]], familiar: str) -> int:
+        """Bring the trust of trials that were tried before strange starts were told up to what is told now.
+
+        A step's risk is raised towards one half by as much as its start is unfamiliar, so the mean trust of a trial
+        falls towards one half by as much: exactly what trials would have that were tried anew, where no risk was above
+        one half (of the shipped world model none is).
+
+        Args:
+            condition: worlds whose trials are imagined; those that have been brought up to date are left alone.
+            unfamiliar: of each task's starts, 0 to 1, in their order.
+            familiar: by what it is told (`familiar_digest`).
+
+        Returns:
+            how many trials' trust has changed.
+
+        Raises:
+            VapError: the condition's trust was told by something else before, or starts are missing.
+        """
+        weights, changed = self.weights[condition], 0
+        if before := weights.get("familiar"):
+            if before != familiar:
+                told = f"Strange starts of '{condition}' were told by '{before}' before, now by '{familiar}'."
+                raise VapError(f"{told} Try them anew: --forget {condition}.")
+            return 0
+        for key, unit in self.units.items():
+            own, task, _ = key.split("/")
+            if own != condition or unit["trust"] is None:
+                continue
+            if len(unfamiliar[task]) < len(unit["trust"]):
+                raise VapError(f"{len(unit['trust'])} starts of '{task}' are needed, got {len(unfamiliar[task])}.")
+            kept = unit["trust"]
+            unit["trust"] = [
+                value if value is None or not u else round(value + float(u) * min(0.5 - value, 0.0), 3)
+                for value, u in zip(kept, unfamiliar[task], strict=False)
+            ]
+            changed += sum(x != y for x, y in zip(kept, unit["trust"], strict=True))
+        weights["familiar"] = familiar
+        return changed
 
     def seconds(self, condition: str) -> float | None:
         """Median seconds that a trial of a condition took; None where it was not measured."""

@@ -47,7 +47,8 @@ own, of the same kinds as the held-out ones that it is checked on; 24 steps from
 `info["trust"]` carries what is expected of each frame: `expected_psnr_db`, its PSNR against the truth, and
 `object_risk`, how likely an object is off by more than {100 * OFF_M:.0f} cm. `gym.make(…, min_trust=0.7)` ends an
 episode where 1 − `object_risk` falls below that. An object's place is the world model's own, one that was not found in
-the first picture counts as left where it was.
+the first picture counts as left where it was. All of this holds for starts like those of training: of others the risk
+is raised towards one half by `info["trust"]["unfamiliar"]` ([familiar.md](familiar.md)).
 
 ![What is expected and what happens, and the error of what is kept](img/{picture})
 

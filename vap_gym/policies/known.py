@@ -15,7 +15,8 @@ from vap_gym.cards import load_env
 DIGITS = 16
 BLOCK_BYTES = 2**20
 FEW = 64  # numbers of each tensor that are looked at: training changes them all
-SAID_OF_A_MODEL = ("README.md", "scores.json")  # in a folder of weights, but not what they do
+FAMILIAR = "familiar.json"  # in a folder of weights; it names the sha256 of the network that it tells by
+SAID_OF_A_MODEL = ("README.md", "scores.json", FAMILIAR, "oddness")  # likewise, but not what the weights do
 ENDS_BYTES = 65536  # of each end of a file of weights, by which it is known again
 
 
@@ -54,10 +55,18 @@ def module_digest(module: Any) -> str:
 def weights_digest(world_model: str | Path) -> str:
     """Return what a model's folder is known by: names, sizes and both ends of its files; "" where there is none.
 
-    What is only said of a model (its README.md and scores.json) does not count.
+    What is only said of a model (its README.md and scores.json), and by what strange starts are told, does not count.
     """
     folder = _folder(world_model)
-    return _ends_digest(folder, [path for path in _files(folder) if path.name not in SAID_OF_A_MODEL])
+    counts = [path for path in _files(folder) if path.relative_to(folder).parts[0] not in SAID_OF_A_MODEL]
+    return _ends_digest(folder, counts)
+
+
+def familiar_digest(world_model: str | Path) -> str:
+    """Return what is known of a model's telling of strange starts (`trust.familiar`), which its weights leave out; ""
+    where it tells none."""
+    path = _folder(world_model) / FAMILIAR
+    return file_digest(path) if path.is_file() else ""
 
 
 def judge_digest(judge: str | Path) -> str:

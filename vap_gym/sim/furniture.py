@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from vap_gym.sim.odd import PREFIX, Solid, odd_solids
 from vap_gym.sim.spec import GOAL_COLOUR, HANDLE_M, PALETTE, DrawerSpec, ObjectSpec, SceneSpec
 from vap_gym.sim.textures import table_texture
 
@@ -60,7 +62,7 @@ class Builder:
         """Build a thing that stands, or lies, on the table; return its body."""
         b, c = self._bullet, self._client
         hx, hy, hz = item.half_extents_m
-        colour = (*PALETTE[item.colour], 1)
+        colour = (*PALETTE[item.colour], 1.0)
         place = (*item.xy_m, (hx if item.lying else hz) + 0.001 + table_z_m)
         turn = b.getQuaternionFromEuler((0, math.pi / 2 if item.lying else 0, item.yaw_rad))
         if item.shape in ("cylinder", "disc", "bottle"):
@@ -69,6 +71,8 @@ class Builder:
         elif item.shape == "ball":
             shape = b.createCollisionShape(b.GEOM_SPHERE, radius=hx, physicsClientId=c)
             visual = b.createVisualShape(b.GEOM_SPHERE, radius=hx, rgbaColor=colour, physicsClientId=c)
+        elif item.shape.startswith(PREFIX):
+            shape, visual = self._union(odd_solids(item.shape, item.half_extents_m), colour)
         elif item.shape == "cross":
             bars = [(hx, hy, hz), (hy, hx, hz)]
             shape = b.createCollisionShapeArray([b.GEOM_BOX] * 2, halfExtents=bars, physicsClientId=c)
@@ -83,9 +87,24 @@ class Builder:
             body, -1, lateralFriction=item.friction, rollingFriction=0.002, spinningFriction=0.002,
             linearDamping=0.1, angularDamping=0.2, physicsClientId=c,
         )  # fmt: skip
-        if item.shape == "cross":
+        if item.shape == "cross" or item.shape.startswith(PREFIX):
             b.changeVisualShape(body, -1, rgbaColor=colour, physicsClientId=c)
         return int(body)
+
+    def _union(self, solids: Sequence[Solid], colour: tuple[float, ...]) -> tuple[int, int]:
+        """The collision and the visual shape of several solids as one."""
+        b, c = self._bullet, self._client
+        kinds = [{"box": b.GEOM_BOX, "cylinder": b.GEOM_CYLINDER, "ball": b.GEOM_SPHERE}[s.kind] for s in solids]
+        radii, tall = [s.half_m[0] for s in solids], [2 * s.half_m[2] for s in solids]
+        half, at = [list(s.half_m) for s in solids], [list(s.at_m) for s in solids]
+        shape = b.createCollisionShapeArray(
+            kinds, radii=radii, halfExtents=half, lengths=tall, collisionFramePositions=at, physicsClientId=c
+        )
+        visual = b.createVisualShapeArray(
+            kinds, radii=radii, halfExtents=half, lengths=tall, rgbaColors=[colour] * len(kinds),
+            visualFramePositions=at, physicsClientId=c,
+        )  # fmt: skip
+        return int(shape), int(visual)
 
     def cabinet(self, drawer: DrawerSpec) -> int:
         """Build a cabinet with a drawer, opened as far as it is at first; return its body. Joint 0 is the opening."""
