@@ -105,12 +105,11 @@ def test_what_is_stranger_than_nearly_all_of_training_is_strange() -> None:
     things = np.where(np.arange(400) % 10 == 0, -np.inf, np.linspace(-4.0, 0.0, 400))
     usual = usual_of(some_cameras(400), things)
     fresh = usual.camera(usual.cameras(some_cameras(2000, seed=1)))
-    assert 0.01 < (fresh > 0).mean() < 0.12
-    assert 0.0 < (fresh == 1).mean() < 0.04
-    assert (usual.camera(usual.cameras(some_cameras(50) + np.eye(8)[1])) == 1.0).all()
-    assert usual.things(np.array([-np.inf, -4.0, -0.3, -0.1, 0.0, 5.0])) == pytest.approx(
-        [0, 0, 0, 0.625, 1, 1], abs=0.1
-    )
+    assert 0.01 < (fresh > 0).mean() < 0.06
+    assert 0.0 < (fresh == 1).mean() < 0.03
+    assert (usual.camera(usual.cameras(some_cameras(50) + 2.0 * np.eye(8)[1])) == 1.0).all()
+    told = usual.things(np.array([-np.inf, -4.0, -0.3, -0.065, 0.0, 5.0]))
+    assert told == pytest.approx([0, 0, 0, 0.5, 1, 1], abs=0.1)
     with pytest.raises(VapError, match="20 starts or more are needed to tell what is usual, got 3"):
         Scale.of(np.zeros(3))
 
@@ -195,7 +194,7 @@ def starts() -> dict[str, list[Start]]:
 def test_strange_starts_are_unfamiliar_and_usual_ones_are_not(stage: Stage, starts: dict[str, list[Start]]) -> None:
     told = {name: stage.begin(some, range(10))[UNFAMILIAR] for name, some in starts.items()}
     assert (told["usual"] < 0.5).float().mean() >= 0.8
-    assert (told["cameras"] == 1.0).all()
+    assert (told["cameras"] > 0.9).all()
     assert told["shapes"].mean() > told["usual"].mean() + 0.3
 
 

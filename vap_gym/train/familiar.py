@@ -19,6 +19,7 @@ from vap_gym.train.familiar_data import Looks, looks
 from vap_gym.train.fit import fit
 from vap_gym.train.run import Run, Schedule, autocast, initialised_with, load_recipe, seeded
 from vap_gym.train.things_data import recoloured
+from vap_gym.trust.calibration import FILE as CALIBRATION
 from vap_gym.trust.familiar import FILE, Usual, usual_of, write
 from vap_gym.trust.oddness import CROP_PX, Oddness
 
@@ -109,6 +110,9 @@ def main(
         folder = Path(world_model) if Path(world_model).is_dir() else weights_dir() / world_model
         write(folder, trained, robots)
         print(f"Wrote {folder / FILE}.")
+        if not (folder / CALIBRATION).is_file():
+            print(f"Envs tell it once trust is calibrated: vap-gym bench trust --world-model {world_model} "
+                  "--write-calibration.")  # fmt: skip
     return run.told()
 
 
