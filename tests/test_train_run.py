@@ -55,7 +55,7 @@ def test_shipped_recipes_are_read_by_name_and_by_path(kind: type, name: str) -> 
 
 def test_every_shipped_recipe_is_one_of_a_training() -> None:
     shipped = {path.stem for path in recipes_dir().glob("*.toml")}
-    names = "codec encoder appearance background things motion world judge judge_more stream"
+    names = "codec encoder appearance background things motion world judge judge_more stream familiar"
     parts = {f"tiny_{part}" for part in names.split()}
     videos = {f"tiny_video_{part}" for part in ("base", "skeleton", "unified")} | {"small_video"}
     large = {"cogvideox_5b", "cogvideox_5b_stream"}

@@ -33,6 +33,8 @@ FIGURES = ("elevation_rad", "roll_rad", "log_distance", "target_x_m", "target_y_
            "log_focal")  # fmt: skip
 FAR_M = 5.0  # no camera looks at anything further away
 SHRUNK = 0.1  # of the correlations of cameras' figures
+LEAST_SCALE = 0.02  # of each figure (rad, m, or a share): where all cameras of training stand alike, others may by that
+LEAST_APART = 3.0, 4.0  # likewise, of the distance from which a camera is strange, and at which it is wholly so
 DIGITS = 3  # of what is told: who else is in a batch changes later ones
 LEAST = 20  # starts, of which quantiles can be told
 
@@ -75,9 +77,10 @@ class Cameras:
     @staticmethod
     def of(figures: Float[np.ndarray, "N 8"]) -> Cameras:
         """Return what is usual by the cameras of N starts of training."""
-        mean, scale = figures.mean(0), figures.std(0) + 1e-3
+        mean, scale = figures.mean(0), np.maximum(figures.std(0), LEAST_SCALE)
         off = (figures - mean) / scale
-        correlations = (1.0 - SHRUNK) * off.T @ off / len(off) + SHRUNK * np.eye(len(FIGURES))
+        correlations = (1.0 - SHRUNK) * off.T @ off / len(off)
+        np.fill_diagonal(correlations, 1.0)
         return Cameras(mean=mean, scale=scale, precision=np.linalg.inv(correlations))
 
 
@@ -148,7 +151,9 @@ def usual_of(figures: Float[np.ndarray, "N 8"], things: Float[np.ndarray, " N"])
     """
     halves = figures[::2], figures[1::2]
     apart = np.concatenate([Cameras.of(one)(other) for one, other in (halves, halves[::-1])])
-    return Usual(cameras=Cameras.of(figures), camera=Scale.of(apart), things=Scale.of(things))
+    found = Scale.of(apart)
+    camera = Scale(usual=max(found.usual, LEAST_APART[0]), rare=max(found.rare, LEAST_APART[1]))
+    return Usual(cameras=Cameras.of(figures), camera=camera, things=Scale.of(things))
 
 
 def read(folder: Path, robot: str, *, table_m: float = 0.0) -> Familiarity | None:
