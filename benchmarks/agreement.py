@@ -270,7 +270,7 @@ def play(
         print(f"{task}: tried anew, since they are other policies now: {', '.join(forgotten)}")
     if not condition.oracle:
         name = condition.world_model or run.card.world_model
-        outcomes.claim_weights(condition.name, Path(name).name, weights_digest(name), familiar_digest(name))
+        outcomes.claim_weights(condition.name, name, weights_digest(name), familiar_digest(name, run.card.robot))
     path = starts_file(run.out, condition.split, task, condition.starts, env=run.env, first_seed=run.first_seed)
     todo = missing(run, outcomes, condition, task)
     for names in together(todo, made):
@@ -341,7 +341,7 @@ def played(run: Run, condition: Condition, task: str, looking: bool) -> Path:
     """
     own = "" if condition.oracle and not looking else weights_digest(run.card.world_model)
     name = condition.world_model or run.card.world_model
-    model = "" if condition.oracle else f"{weights_digest(name)}{familiar_digest(name)}"
+    model = "" if condition.oracle else weights_digest(name) + familiar_digest(name, run.card.robot)
     told = json_text.dumps([own, model, run.judge, run.steps, run.first_seed, run.env]).encode()
     return run.out / "played" / f"{condition.name}-{condition.starts}-{hashlib.sha256(told).hexdigest()[:8]}" / task
 

@@ -39,7 +39,7 @@ def main(
     """
     outcomes, changed = Outcomes.load(page), {}
     env, first_seed = str(outcomes.settings["env"]), int(outcomes.settings["first_seed"])
-    digest, familiar = weights_digest(world_model), familiar_digest(world_model)
+    digest, familiar = weights_digest(world_model), familiar_digest(world_model, load_env(env).robot)
     if not familiar:
         raise VapError(f"'{world_model}' does not tell strange starts. Teach it: vap-gym train familiar --help.")
     conditions = [name for name, told in outcomes.weights.items() if told["digest"] == digest and outcomes.tasks(name)]

@@ -18,7 +18,7 @@ from vap_gym.policies import ScriptedExpert
 from vap_gym.policies.known import familiar_digest, weights_digest
 from vap_gym.trust.familiar import FILE, PART
 
-ENV, FIRST_SEED = "VAP-DROID-v0", 5_000_000
+ENV, ROBOT, FIRST_SEED = "VAP-DROID-v0", "panda_robotiq", 5_000_000
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,7 @@ def test_what_is_written_is_what_trials_tried_anew_have(bench: Any, tmp_path: Pa
     unaware = tmp_path / "unaware"
     shutil.copytree(weights_dir() / "tiny", unaware, ignore=shutil.ignore_patterns(FILE, PART))
     assert weights_digest(str(unaware)) == weights_digest("tiny")
-    assert familiar_digest(str(unaware)) == ""
+    assert familiar_digest(str(unaware), ROBOT) == ""
 
     def tried(model: str) -> list[float]:
         report = evaluate_policies(
@@ -92,7 +92,7 @@ def test_what_is_written_is_what_trials_tried_anew_have(bench: Any, tmp_path: Pa
     assert max(anew) < min(before) - 0.1
     outcomes = kept()
     outcomes.add("cameras-imagined", "push", "expert", rows(*before))
-    digest, familiar = weights_digest("tiny"), familiar_digest("tiny")
+    digest, familiar = weights_digest("tiny"), familiar_digest("tiny", ROBOT)
     outcomes.claim_weights("cameras-imagined", "tiny", digest)
     outcomes.save(page)
     assert bench.main(page, out=out) == {"cameras-imagined": 2}

@@ -1,5 +1,6 @@
 """What is kept of a played episode."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ from vap_gym.evaluate.policies_arena import Moment
 from vap_gym.evaluate.policies_keep import row_of
 from vap_gym.evaluate.policies_play import Played
 from vap_gym.evaluate.policies_trials import Trial
-from vap_gym.policies.known import weights_digest
+from vap_gym.policies.known import familiar_digest, weights_digest
 
 
 def played(*trust: dict[str, float]) -> Played:
@@ -53,6 +54,17 @@ def test_weights_are_known_by_what_they_do_not_by_what_is_said_of_them(tmp_path:
     before = weights_digest(str(tmp_path))
     (tmp_path / "README.md").write_text("A good model.")
     (tmp_path / "scores.json").write_text("{}")
+    (tmp_path / "oddness").mkdir()
+    (tmp_path / "oddness" / "model.safetensors").write_bytes(b"5")
+    table = {"sha256": "1", "quantiles": [0.9], "robots": {"one": {"camera": 1}, "two": {"camera": 2}}}
+    (tmp_path / "familiar.json").write_text(json.dumps(table))
     assert weights_digest(str(tmp_path)) == before != ""
+    told = familiar_digest(str(tmp_path), "one")
+    assert len({told, familiar_digest(str(tmp_path), "two"), familiar_digest(str(tmp_path), "three"), ""}) == 3
+    table["robots"]["two"] = {"camera": 3}  # type: ignore[index]
+    (tmp_path / "familiar.json").write_text(json.dumps(table))
+    assert familiar_digest(str(tmp_path), "one") == told
+    (tmp_path / "familiar.json").write_text(json.dumps(table | {"sha256": "2"}))
+    assert familiar_digest(str(tmp_path), "one") != told
     (tmp_path / "motion" / "model.safetensors").write_bytes(b"1235")
     assert weights_digest(str(tmp_path)) != before

@@ -131,7 +131,7 @@ def test_crops_are_changed_as_scenes_might_be() -> None:
 
 def test_the_worst_thing_of_a_start_counts_and_scores_tell_order() -> None:
     some = Looks(pictures=torch.zeros(3, 6, 24, 24), told=torch.zeros(3, 8), odd=torch.tensor([True, False, True]),
-                 start=torch.tensor([0.0, 0.0, 2.0]), cameras=np.zeros((3, 8)))  # fmt: skip
+                 start=torch.tensor([0.0, 0.0, 2.0]), cameras=np.zeros((3, 8)), later=np.zeros((0, 8)))  # fmt: skip
     assert some.of_starts(np.array([1.0, 3.0, -2.0])).tolist() == [3.0, -np.inf, -2.0]
     things = {"pictures": torch.zeros(4, 6, 24, 24), "told": torch.zeros(4, 8), "odd": torch.tensor([True, False] * 2)}
     things["told"][::2, 0] = 1.0

@@ -114,6 +114,13 @@ def test_what_is_stranger_than_nearly_all_of_training_is_strange() -> None:
         Scale.of(np.zeros(3))
 
 
+def test_where_all_cameras_of_training_stand_alike_others_may_stand_a_little_elsewhere() -> None:
+    alike = np.tile(np.linspace(-0.5, 0.5, 8), (60, 1))
+    usual = usual_of(alike, np.linspace(-3.0, 1.0, 60))
+    for off, strange in ((1e-4, 0.0), (0.04, 0.0), (0.2, 1.0)):
+        assert (usual.camera(usual.cameras(alike[:5] + off * np.eye(8)[1])) == strange).all()
+
+
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     (tmp_path / INDEX).write_text(json.dumps({"sha256": {"things": "1", "appearance": "2", "judge": "3"}}))

@@ -77,10 +77,9 @@ class Outcomes:
             )
 
     def claim_weights(self, condition: str, name: str, digest: str, familiar: str = "") -> None:
-        """Note with which weights a condition is imagined, and by what strange starts are told (`familiar_digest`).
-
-        Raises VapError where it holds trials of others.
-        """
+        """Note with which weights a condition is imagined (a name or folder), and by what strange starts are told
+        (`familiar_digest`). Raises VapError where it holds trials of others."""
+        name = Path(name).name
         before = self.weights.get(condition)
         if before is not None and before["digest"] != digest and self.tasks(condition):
             raise VapError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -62,11 +63,15 @@ def weights_digest(world_model: str | Path) -> str:
     return _ends_digest(folder, counts)
 
 
-def familiar_digest(world_model: str | Path) -> str:
-    """Return what is known of a model's telling of strange starts (`trust.familiar`), which its weights leave out; ""
-    where it tells none."""
+def familiar_digest(world_model: str | Path, robot: str) -> str:
+    """Return what a model's telling of a robot's strange starts is known by (`trust.familiar`), which its weights leave
+    out; "" where it tells none."""
     path = _folder(world_model) / FAMILIAR
-    return file_digest(path) if path.is_file() else ""
+    table = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"robots": {}}
+    if robot not in table["robots"]:
+        return ""
+    told = json.dumps([table["sha256"], table["quantiles"], table["robots"][robot]])
+    return hashlib.sha256(told.encode()).hexdigest()[:DIGITS]
 
 
 def judge_digest(judge: str | Path) -> str:

@@ -20,7 +20,7 @@ from vap_gym.train.fit import fit
 from vap_gym.train.run import Run, Schedule, autocast, initialised_with, load_recipe, seeded
 from vap_gym.train.things_data import recoloured
 from vap_gym.trust.calibration import FILE as CALIBRATION
-from vap_gym.trust.familiar import FILE, Usual, usual_of, write
+from vap_gym.trust.familiar import FILE, Usual, finds, usual_of, write
 from vap_gym.trust.oddness import CROP_PX, Oddness
 
 HELD_OUT_EVERY = 10  # one start in so many is not trained on
@@ -71,13 +71,15 @@ def main(
     if len(settings.scenes) != len(settings.envs):
         raise VapError(f"scenes must be a number for each of {len(settings.envs)} envs, got {settings.scenes}.")
     run = Run(out, resume=resume)
+    folder = Path(world_model) if Path(world_model).is_dir() else weights_dir() / world_model
+    found = finds(folder)["things"][:8]  # another finder sees other things
     shown, usual = [], []
     for env, count in zip(settings.envs, settings.scenes, strict=True):
         name = load_env(env).id
-        kept = out / f"shown_{name}_{count}.npz", out / f"usual_{name}_{settings.usual}.npz"
+        kept = [out / f"{what}_{name}_{n}_{found}.npz" for what, n in (("shown", count), ("usual", settings.usual))]
         shown.append(looks(env, world_model, scenes=count, odd=True, cache=kept[0]))
         usual.append(looks(env, world_model, scenes=settings.usual, odd=False, cache=kept[1]))
-    apart = [look.start.long() % HELD_OUT_EVERY == 0 for look in shown]
+    apart = [look.start % HELD_OUT_EVERY == 0 for look in shown]
     train, held_out = (_joined(shown, [a == kept for a in apart]) for kept in (False, True))
     with initialised_with(settings.seed):
         model = Oddness(**settings.model)
@@ -107,7 +109,6 @@ def main(
     trained = Oddness.from_pretrained(out / "model", torch_dtype=torch.float32).eval()
     robots = {load_env(env).robot: _usual(trained, look) for env, look in zip(settings.envs, usual, strict=True)}
     if write_into:
-        folder = Path(world_model) if Path(world_model).is_dir() else weights_dir() / world_model
         write(folder, trained, robots)
         print(f"Wrote {folder / FILE}.")
         if not (folder / CALIBRATION).is_file():
@@ -157,4 +158,4 @@ def _joined(of: list[Looks], which: list[Tensor]) -> dict[str, Tensor]:
 @torch.no_grad()
 def _usual(model: Oddness, look: Looks) -> Usual:
     scores = model(look.pictures, look.told).double().numpy() if len(look) else np.zeros(0)
-    return usual_of(look.cameras, look.of_starts(scores))
+    return usual_of(np.concatenate([look.cameras, look.later]), look.of_starts(scores))

@@ -11,10 +11,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
+from tensordict import TensorDict
 from torch import Tensor
 
 from vap_gym.errors import CheckpointError, VapError
+from vap_gym.geometry import swayed
 from vap_gym.loading import build_stage
 from vap_gym.oracle_env import shown_start
 from vap_gym.sim.layouts import LAYOUTS, draw_scene
@@ -30,6 +32,7 @@ from vap_gym.world.model import WorldModel
 FIRST_SEED = 930_000  # below held-out lists, above the seeds of recipes and of trust's calibration
 USUAL_SEEDS = 30_000  # from the first seed of scenes with odd things to that of usual ones
 BATCH = 25
+LATEST_S = 6.0
 SAME_M = 0.05  # a thing found so near an object, seen from above, is that object
 
 
@@ -40,8 +43,9 @@ class Looks:
     pictures: Float[Tensor, "M 6 24 24"]
     told: Float[Tensor, "M 8"]
     odd: Bool[Tensor, " M"]
-    start: Float[Tensor, " M"]  # number of the start that it is seen in
+    start: Int64[Tensor, " M"]  # number of the start that it is seen in
     cameras: Float[np.ndarray, "N 8"]
+    later: Float[np.ndarray, "L 8"]  # those that ride on a head, some seconds later: recordings start anywhere
 
     def __len__(self) -> int:
         """Number of things."""
@@ -50,7 +54,7 @@ class Looks:
     def of_starts(self, scores: Float[np.ndarray, " M"]) -> Float[np.ndarray, " N"]:
         """Return the highest score of the things in each start, −inf where there is none."""
         worst = np.full(len(self.cameras), -np.inf)
-        np.maximum.at(worst, self.start.long().numpy(), scores)
+        np.maximum.at(worst, self.start.numpy(), scores)
         return worst
 
 
@@ -86,12 +90,13 @@ def _drawn(seed: int, *, layout: str, task: str, odd: bool) -> SceneSpec:
 
 
 def _looked(stage: Stage, starts: Iterator[Start], *, only_objects: bool) -> Looks:
-    pictures, told, odd, number, cameras = [], [], [], [], []
+    pictures, told, odd, number, cameras, later = [], [], [], [], [], []
     done = 0
     while batch := list(itertools.islice(starts, BATCH)):
         state = stage.begin(batch, range(len(batch)))
         crops = crops_of(state)
         cameras.append(camera_figures(state, table_m=stage.rig.robot.skeleton.drop_to_z_m))
+        later.append(_later(stage, state, first=done))
         is_odd, is_object = _known([start.scene for start in batch], state["world_thing_place_m"].cpu().numpy())
         wanted = crops.seen & torch.from_numpy(is_object) if only_objects else crops.seen
         pictures.append(crops.pictures[wanted].half())
@@ -100,8 +105,19 @@ def _looked(stage: Stage, starts: Iterator[Start], *, only_objects: bool) -> Loo
         number.append(done + wanted.nonzero()[:, 0])
         done += len(batch)
     joined = [torch.cat(parts) for parts in (pictures, told, odd, number)]
-    return Looks(pictures=joined[0].float(), told=joined[1], odd=joined[2], start=joined[3].float(),
-                 cameras=np.concatenate(cameras))  # fmt: skip
+    return Looks(pictures=joined[0].float(), told=joined[1], odd=joined[2], start=joined[3],
+                 cameras=np.concatenate(cameras), later=np.concatenate(later))  # fmt: skip
+
+
+def _later(stage: Stage, state: TensorDict, *, first: int) -> Float[np.ndarray, "L 8"]:
+    """Figures of the cameras that sway, each at a moment of its own."""
+    moved = state.select("camera_T_world_camera", "camera_K", "world_first_picture").clone()
+    seconds = np.random.default_rng([first, 7743]).uniform(0.0, LATEST_S, len(state))
+    moved["camera_T_world_camera"] = swayed(
+        state["camera_T_world_camera"], state["camera_sway"], torch.from_numpy(seconds).float()
+    )
+    figures = camera_figures(moved, table_m=stage.rig.robot.skeleton.drop_to_z_m)
+    return np.asarray(figures[(state["camera_sway"] != 0.0).any(-1).cpu().numpy()])
 
 
 def _known(scenes: list[SceneSpec | None], places_m: Float[np.ndarray, "B K 3"]) -> tuple[np.ndarray, np.ndarray]:
@@ -138,7 +154,8 @@ def _read(path: Path) -> Looks:
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-        tensors = {name: torch.from_numpy(value) for name, value in arrays.items() if name != "cameras"}
-        return Looks(**tensors | {"pictures": tensors["pictures"].float()}, cameras=arrays["cameras"])
+        cameras = {name: arrays.pop(name) for name in ("cameras", "later")}
+        held: dict[str, Any] = {name: torch.from_numpy(value) for name, value in arrays.items()} | cameras
+        return Looks(**held | {"pictures": held["pictures"].float()})
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise CheckpointError(f"'{path}' holds no looks of things: {error}. Remove it: it is made anew.") from error

@@ -166,7 +166,7 @@ def read(folder: Path, robot: str, *, table_m: float = 0.0) -> Familiarity | Non
         table = json.loads(path.read_text(encoding="utf-8"))
         if table["format"] != FORMAT or table["figures"] != list(FIGURES):
             raise KeyError(f"format {FORMAT!r} with figures {list(FIGURES)}")
-        if table["finds"] != _finds(folder):
+        if table["finds"] != finds(folder):
             raise KeyError("sha256 of what finds things in the model that lies beside it")
         if robot not in table["robots"]:
             return None
@@ -185,15 +185,15 @@ def write(folder: Path, oddness: Oddness, robots: Mapping[str, Usual]) -> None:
     if not (folder / INDEX).is_file():
         raise VapError(f"Familiarity is told of a world model, got '{folder}' without {INDEX}. Give a model's folder.")
     table = {
-        "format": FORMAT, "figures": list(FIGURES), "quantiles": [USUAL, RARE], "finds": _finds(folder),
+        "format": FORMAT, "figures": list(FIGURES), "quantiles": [USUAL, RARE], "finds": finds(folder),
         "sha256": save_part(oddness, folder, PART, torch.float16),
         "robots": {robot: _plain(usual) for robot, usual in robots.items()},
     }  # fmt: skip
     replaced_text(folder / FILE, json.dumps(table, indent=1) + "\n")
 
 
-def _finds(folder: Path) -> dict[str, str]:
-    """The hashes of what finds robot and things in first pictures."""
+def finds(folder: Path) -> dict[str, str]:
+    """Return the hashes of what finds robot and things in the first pictures of a world model of this folder."""
     told = json.loads((folder / INDEX).read_text(encoding="utf-8")).get("sha256", {})
     return {name: str(told.get(name, "")) for name in ("appearance", "things")}
 
