@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tensordict import TensorDict
 
 from vap_gym.assets import weights_dir
 from vap_gym.errors import CheckpointError, VapError
@@ -16,9 +17,9 @@ from vap_gym.sim.layouts import draw_scene
 from vap_gym.sim.odd import PREFIX
 from vap_gym.train import familiar as training
 from vap_gym.train.familiar import FamiliarRecipe, changed, score
-from vap_gym.train.familiar_data import Looks, _known, looks
+from vap_gym.train.familiar_data import Looks, _known, _later, looks
 from vap_gym.train.run import Run, load_recipe, seeded
-from vap_gym.trust.familiar import FILE, PART, read
+from vap_gym.trust.familiar import FILE, PART, camera_figures, read
 from vap_gym.trust.oddness import Oddness
 
 ENV = "VAP-DROID-v0"
@@ -116,6 +117,27 @@ def test_things_are_odd_where_an_odd_object_stands() -> None:
     assert _known([scene], there)[0].tolist() == [[False] * 3]
 
 
+def test_cameras_on_heads_are_looked_at_a_while_later_too() -> None:
+    pose = torch.eye(4)
+    pose[:3, :3] = torch.tensor([[0.0, -1.0, 0.0], [-1.0, 0.0, 0.0], [0.0, 0.0, -1.0]])
+    pose[2, 3] = 0.6
+    sway = torch.zeros(3, 8)
+    sway[1:] = torch.tensor([0.01, 0.01, 0.01, 0.02, 0.02, 0.02, 3.0, 0.5])
+    state = TensorDict(
+        {
+            "camera_T_world_camera": pose.expand(3, 4, 4).clone(), "camera_K": 60.0 * torch.eye(3).expand(3, 3, 3),
+            "camera_sway": sway, "world_first_picture": torch.zeros(3, 48, 72, 3, dtype=torch.uint8),
+        },
+        batch_size=[3],
+    )  # fmt: skip
+    later = _later(state, 0.0, first=0)
+    first = camera_figures(state)
+    assert later.shape == (2, 8)
+    moved = np.abs(later - first[1:])[:, :5].max(1)  # straight down there is no azimuth
+    assert (moved > 1e-3).all()
+    assert (moved < 0.2).all()
+
+
 def test_crops_are_changed_as_scenes_might_be() -> None:
     pictures = torch.zeros(64, 6, 24, 24)
     pictures[:, 3, 8:16, 6:10] = 1.0  # upright, left of the middle
@@ -131,7 +153,7 @@ def test_crops_are_changed_as_scenes_might_be() -> None:
 
 def test_the_worst_thing_of_a_start_counts_and_scores_tell_order() -> None:
     some = Looks(pictures=torch.zeros(3, 6, 24, 24), told=torch.zeros(3, 8), odd=torch.tensor([True, False, True]),
-                 start=torch.tensor([0.0, 0.0, 2.0]), cameras=np.zeros((3, 8)), later=np.zeros((0, 8)))  # fmt: skip
+                 start=torch.tensor([0, 0, 2]), cameras=np.zeros((3, 8)), later=np.zeros((0, 8)))  # fmt: skip
     assert some.of_starts(np.array([1.0, 3.0, -2.0])).tolist() == [3.0, -np.inf, -2.0]
     things = {"pictures": torch.zeros(4, 6, 24, 24), "told": torch.zeros(4, 8), "odd": torch.tensor([True, False] * 2)}
     things["told"][::2, 0] = 1.0

@@ -91,12 +91,12 @@ def _drawn(seed: int, *, layout: str, task: str, odd: bool) -> SceneSpec:
 
 def _looked(stage: Stage, starts: Iterator[Start], *, only_objects: bool) -> Looks:
     pictures, told, odd, number, cameras, later = [], [], [], [], [], []
-    done = 0
+    done, table_m = 0, stage.rig.robot.skeleton.drop_to_z_m
     while batch := list(itertools.islice(starts, BATCH)):
         state = stage.begin(batch, range(len(batch)))
         crops = crops_of(state)
-        cameras.append(camera_figures(state, table_m=stage.rig.robot.skeleton.drop_to_z_m))
-        later.append(_later(stage, state, first=done))
+        cameras.append(camera_figures(state, table_m=table_m))
+        later.append(_later(state, table_m, first=done))
         is_odd, is_object = _known([start.scene for start in batch], state["world_thing_place_m"].cpu().numpy())
         wanted = crops.seen & torch.from_numpy(is_object) if only_objects else crops.seen
         pictures.append(crops.pictures[wanted].half())
@@ -109,14 +109,14 @@ def _looked(stage: Stage, starts: Iterator[Start], *, only_objects: bool) -> Loo
                  cameras=np.concatenate(cameras), later=np.concatenate(later))  # fmt: skip
 
 
-def _later(stage: Stage, state: TensorDict, *, first: int) -> Float[np.ndarray, "L 8"]:
+def _later(state: TensorDict, table_m: float, *, first: int) -> Float[np.ndarray, "L 8"]:
     """Figures of the cameras that sway, each at a moment of its own."""
     moved = state.select("camera_T_world_camera", "camera_K", "world_first_picture").clone()
     seconds = np.random.default_rng([first, 7743]).uniform(0.0, LATEST_S, len(state))
     moved["camera_T_world_camera"] = swayed(
         state["camera_T_world_camera"], state["camera_sway"], torch.from_numpy(seconds).float()
     )
-    figures = camera_figures(moved, table_m=stage.rig.robot.skeleton.drop_to_z_m)
+    figures = camera_figures(moved, table_m=table_m)
     return np.asarray(figures[(state["camera_sway"] != 0.0).any(-1).cpu().numpy()])
 
 
