@@ -185,7 +185,7 @@ def starts() -> dict[str, list[Start]]:
     with Scene(load_robot(card.robot), frame_size_px=card.frame_size_px) as scene:
 
         def some(split: str, *, far: bool = False) -> Iterator[Start]:
-            for i in range(10):
+            for i in range(6):
                 drawn = (draw_scene(7_000_000 + 40 * i + j, split=split, task="lift") for j in range(40))
                 yield shown_start(scene, map(moved, drawn) if far else drawn)
 
@@ -199,7 +199,7 @@ def starts() -> dict[str, list[Start]]:
 
 
 def test_strange_starts_are_unfamiliar_and_usual_ones_are_not(stage: Stage, starts: dict[str, list[Start]]) -> None:
-    told = {name: stage.begin(some, range(10))[UNFAMILIAR] for name, some in starts.items()}
+    told = {name: stage.begin(some, range(6))[UNFAMILIAR] for name, some in starts.items()}
     assert (told["usual"] < 0.5).float().mean() >= 0.8
     assert (told["cameras"] > 0.9).all()
     assert told["shapes"].mean() > told["usual"].mean() + 0.3
@@ -260,7 +260,7 @@ def test_a_snapshot_of_before_is_told_when_it_is_loaded(tmp_path: Path, starts: 
 
 def test_familiarity_of_one_kind_is_enough(stage: Stage, starts: dict[str, list[Start]]) -> None:
     """Whichever of camera and things is stranger counts."""
-    state = stage.begin(starts["usual"], range(10))
+    state = stage.begin(starts["usual"], range(6))
     assert stage.doubt is not None
     known = stage.doubt.familiarity
     assert known is not None
