@@ -6,16 +6,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from pyarrow import parquet as pq
 
 from vap_gym.cards import load_robot
-from vap_gym.data import DataError, Episode, EpisodeWriter, finalise
+from vap_gym.data import DataError, Episode, EpisodeSet, EpisodeWriter, finalise
 from vap_gym.data.checkup import Sample, check_sample, check_set
 from vap_gym.data.checkup.sample import Looked, Pictures
 from vap_gym.data.conventions import ACTION, CARTESIAN, GRIPPER, JOINTS
+from vap_gym.data.tables import INFO_COLUMN
 from vap_gym.kinematics import load_chain
 
 CARD = load_robot("panda_robotiq")
@@ -93,3 +96,31 @@ def test_no_bytes_crash_it(whole: Path, data: st.DataObject) -> None:
         told = [str(error)]
     assert all(told)
     assert told
+
+
+@pytest.mark.parametrize(
+    "name", ["length", "episode_index", "data/file_index", "videos/observation.images.front/chunk_index"]
+)
+def test_a_damaged_name_of_a_column_is_told(whole: Path, name: str) -> None:
+    copy = whole.parent / "named"
+    shutil.rmtree(copy, ignore_errors=True)
+    shutil.copytree(whole, copy)
+    path = next((copy / "meta" / "episodes").glob("*/*.parquet"))
+    table = pq.read_table(path)
+    named = {name: "x" + name[1:]}
+    pq.write_table(table.rename_columns([named.get(column, column) for column in table.column_names]), path)
+    with pytest.raises(DataError, match=f"must hold a column '{name}'"):
+        EpisodeSet(copy).read(0)
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", "3"])
+def test_a_damaged_story_of_an_episode_is_told(whole: Path, text: str) -> None:
+    copy = whole.parent / "told"
+    shutil.rmtree(copy, ignore_errors=True)
+    shutil.copytree(whole, copy)
+    path = next((copy / "meta" / "episodes").glob("*/*.parquet"))
+    table = pq.read_table(path)
+    at = table.column_names.index(INFO_COLUMN)
+    pq.write_table(table.set_column(at, INFO_COLUMN, pa.array([text] * len(table), pa.string())), path)
+    with pytest.raises(DataError, match="must be a JSON object, got"):
+        EpisodeSet(copy).info(0)

@@ -69,7 +69,8 @@ class EpisodeSet:
         for folder, row in zip(
             pending.values(), tables.read_episode_rows(p / "episode.parquet" for p in pending.values()), strict=True
         ):
-            rows.append({**row, "pending": folder})
+            row["pending"] = folder
+            rows.append(row)
         self._rows = sorted(rows, key=lambda row: int(row["episode_index"]))
         self._first_rows = self._find_first_rows()
 
@@ -97,7 +98,14 @@ class EpisodeSet:
 
     def info(self, i: int) -> dict[str, Any]:
         """The free JSON that was stored with episode i ({} in other tools' sets)."""
-        return dict(json.loads(self._row(i).get(tables.INFO_COLUMN) or "{}"))
+        text = self._row(i).get(tables.INFO_COLUMN) or "{}"
+        try:
+            return dict(json.loads(text))
+        except (ValueError, TypeError) as error:
+            raise DataError(
+                f"What is stored with episode {i} of '{self.root}' must be a JSON object, got {text[:40]!r}. Write it "
+                "again."
+            ) from error
 
     def read(
         self,

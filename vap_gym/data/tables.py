@@ -46,11 +46,11 @@ def write_table(path: Path, tables: pa.Table | Sequence[pa.Table]) -> None:
 
 @contextmanager
 def opened(path: Path) -> Iterator[pq.ParquetFile]:
-    """Open one parquet file; whatever Arrow says about it becomes a DataError."""
+    """Open one parquet file; whatever Arrow says about it, or text that is none, becomes a DataError."""
     try:
         with pq.ParquetFile(path) as file:
             yield file
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         raise DataError(
             f"{path} must be a parquet file, got {error}. It is missing or damaged: write its episodes again."
         ) from error
@@ -119,6 +119,8 @@ def read_pictures(path: Path, first_row: int, length: int, name: str) -> list[by
 
 
 def _read_rows(path: Path, first_row: int, length: int, names: list[str]) -> pa.Table:
+    if first_row < 0 or length < 0:
+        raise DataError(f"{path} must be read forwards, got {length} rows from {first_row}. Write the set again.")
     with opened(path) as file:
         begin, skipped = 0, 0
         groups: list[int] = []
@@ -203,17 +205,25 @@ def episode_row(index: int, task: str, info: str, length: int, stats: Stats) -> 
     return pa.table(row)
 
 
-def read_episode_rows(paths: Iterable[Path]) -> list[dict[str, Any]]:
+class EpisodeRow(dict[str, Any]):
+    """What stands of an episode in a file of meta/episodes. Raises DataError for a column that is not there."""
+
+    def __missing__(self, name: str) -> Any:
+        held = ", ".join(map(str, self))
+        raise DataError(f"A file of meta/episodes must hold a column '{name}', got {held}. Write the set again.")
+
+
+def read_episode_rows(paths: Iterable[Path]) -> list[EpisodeRow]:
     """Rows of files of meta/episodes, without the statistics."""
-    rows: list[dict[str, Any]] = []
+    rows: list[EpisodeRow] = []
     for path in paths:
         with opened(path) as file:
             names = [name for name in file.schema_arrow.names if not name.startswith("stats/")]
-            rows += file.read(columns=names).to_pylist()
+            rows += map(EpisodeRow, file.read(columns=names).to_pylist())
     return rows
 
 
-def gathered_rows(root: Path) -> list[dict[str, Any]]:
+def gathered_rows(root: Path) -> list[EpisodeRow]:
     """Rows of meta/episodes of all gathered episodes, by index."""
     rows = read_episode_rows(sorted((root / "meta/episodes").glob("*/*.parquet")))
     return sorted(rows, key=lambda row: int(row["episode_index"]))
