@@ -78,12 +78,17 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+def copied(whole: Path, name: str) -> Path:
+    """A fresh copy of a set."""
+    copy = whole.parent / name
+    shutil.rmtree(copy, ignore_errors=True)
+    return Path(shutil.copytree(whole, copy))
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_no_bytes_crash_it(whole: Path, data: st.DataObject) -> None:
-    copy = whole.parent / "copy"
-    shutil.rmtree(copy, ignore_errors=True)
-    shutil.copytree(whole, copy)
+    copy = copied(whole, "copy")
     files = sorted(path for path in copy.rglob("*") if path.is_file())
     path = data.draw(st.sampled_from(files + [copy / "meta" / "info.json"] * 2))
     content = bytearray(path.read_bytes())
@@ -102,9 +107,7 @@ def test_no_bytes_crash_it(whole: Path, data: st.DataObject) -> None:
     "name", ["length", "episode_index", "data/file_index", "videos/observation.images.front/chunk_index"]
 )
 def test_a_damaged_name_of_a_column_is_told(whole: Path, name: str) -> None:
-    copy = whole.parent / "named"
-    shutil.rmtree(copy, ignore_errors=True)
-    shutil.copytree(whole, copy)
+    copy = copied(whole, "named")
     path = next((copy / "meta" / "episodes").glob("*/*.parquet"))
     table = pq.read_table(path)
     named = {name: "x" + name[1:]}
@@ -115,9 +118,7 @@ def test_a_damaged_name_of_a_column_is_told(whole: Path, name: str) -> None:
 
 @pytest.mark.parametrize("text", ["{", "[1]", "3"])
 def test_a_damaged_story_of_an_episode_is_told(whole: Path, text: str) -> None:
-    copy = whole.parent / "told"
-    shutil.rmtree(copy, ignore_errors=True)
-    shutil.copytree(whole, copy)
+    copy = copied(whole, "told")
     path = next((copy / "meta" / "episodes").glob("*/*.parquet"))
     table = pq.read_table(path)
     at = table.column_names.index(INFO_COLUMN)
