@@ -29,9 +29,7 @@ class Outcome:
     spread_grey: Float[np.ndarray, "B K"] | None  # None unless trust_samples are asked for
     expected_psnr_db: Float[np.ndarray, "B K"] | None  # None without a calibration, see `trust`
     object_risk: Float[np.ndarray, "B K"] | None  # how likely an object is off by more than 3 cm
-    unfamiliar: (
-        Float[np.ndarray, "B K"] | None
-    )  # how unlike those of training the start was, 0 to 1; None: nobody tells
+    unfamiliar: Float[np.ndarray, "B K"] | None  # how unlike training's the start was, 0 to 1; None: nobody tells
     views: Mapping[str, ViewFrames]  # frames and prompts (B, K, H, W, 3) of further views
     untrusted: Bool[np.ndarray, "B K"]  # the gripper is seen further from where it should be than is allowed
     timings: Timings

@@ -26,7 +26,7 @@ from vap_gym.sim.spec import SceneSpec
 from vap_gym.stage import Stage
 from vap_gym.starts import Start
 from vap_gym.trust.familiar import camera_figures
-from vap_gym.trust.oddness import Crops, crops_of
+from vap_gym.trust.oddness import crops_of
 from vap_gym.world.model import WorldModel
 
 FIRST_SEED = 930_000  # below held-out lists, above the seeds of recipes and of trust's calibration
@@ -131,15 +131,6 @@ def _known(scenes: list[SceneSpec | None], places_m: Float[np.ndarray, "B K 3"])
         there[b] = apart.min(1) < SAME_M
         odd[b] = there[b] & np.array([scene.objects[i].shape.startswith(PREFIX) for i in nearest])
     return odd, there
-
-
-def crops_batch(looks: Looks, which: Tensor) -> Crops:
-    """Some of the things, one in each picture."""
-    return Crops(
-        seen=torch.ones(len(which), 1, dtype=torch.bool),
-        pictures=looks.pictures[which][:, None],
-        told=looks.told[which][:, None],
-    )
 
 
 def _keep(path: Path, looks: Looks) -> None:

@@ -2,8 +2,8 @@
 
 What is expected of frames (`calibration`) was learned from starts like those of training, and says nothing of others.
 A start is as unfamiliar as it is rarely met there: 0 where 5 in 200 starts of training are as strange, 1 where at most
-1 in 200 is, on a straight line between; the stranger of camera and things counts, so that about 5 in 100 starts of
-training are strange at all.
+1 in 200 is, on a straight line between; the stranger of camera and things counts, which makes up to 5 in 100 starts of
+those that this was told by strange at all (docs/familiar.md has what it is of others).
 """
 
 from __future__ import annotations
